@@ -59,6 +59,8 @@ type Filter struct {
 	Outcome Outcome
 	From    time.Time // inclusive
 	To      time.Time // exclusive
+	// Account narrows the master database's trail to entries by or about one account.
+	Account ident.AccountID
 }
 
 // Store keeps the trail of one database.

@@ -1,0 +1,44 @@
+package conversation
+
+import (
+	"context"
+	"time"
+
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/words"
+)
+
+// Candidates asks the index for documents. Match is the parsed expression; the rest narrows.
+type Candidates struct {
+	Match   words.Match
+	Project ident.ProjectID
+	Role    Role      // messages only; a role excludes titles
+	From    time.Time // inclusive; zero: open
+	To      time.Time // exclusive; zero: open
+	Limit   int       // newest first, no more than this many
+	Before  int64     // only documents with a smaller Doc.N; 0: all
+}
+
+// Doc is one document of the index: a message, or a conversation's title (MessageID empty).
+type Doc struct {
+	N                 int64 // order of creation within messages, or within titles
+	ConversationID    ident.ConversationID
+	ConversationTitle string
+	ProjectID         ident.ProjectID
+	MessageID         ident.MessageID
+	Role              Role
+	Text              string // the message's content; for a title, the title
+	CreatedAt         time.Time
+}
+
+// Index finds messages and titles by their words. Both engines return the same documents for the same question.
+type Index interface {
+	// Frequencies returns for each term how many messages hold it (counting may stop at 20,000), and the number of
+	// messages in all, roughly.
+	Frequencies(ctx context.Context, terms []words.Term) (counts []int64, total int64, err error)
+	// FindMessages returns messages that match, newest first, bounded by Limit; its cost is bounded too, however
+	// common the words are.
+	FindMessages(ctx context.Context, c Candidates) ([]Doc, error)
+	// FindTitles is the same for titles of conversations.
+	FindTitles(ctx context.Context, c Candidates) ([]Doc, error)
+}
