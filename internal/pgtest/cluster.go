@@ -1,0 +1,373 @@
+package pgtest
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// patience is how long a cluster may take to answer. A recovery after Kill on a busy machine is the slow case.
+const patience = 60 * time.Second
+
+// keeperScript removes a cluster when its starter is gone: the pipe on standard input ends with that process, even
+// after SIGKILL. It trusts postmaster.pid only when that process stands in our data directory, since a pid may
+// have been given to somebody else after a crash.
+const keeperScript = `
+read -r _
+pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
+if [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1/data" ]; then
+	kill -QUIT "$pid"
+	tries=0
+	while kill -0 "$pid" 2>/dev/null && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries+1)); done
+fi
+rm -rf "$1"
+`
+
+// Options changes what Start builds. The zero value is right for nearly everything.
+type Options struct {
+	// Settings are added to postgresql.conf last, as in "max_connections": "20".
+	Settings map[string]string
+}
+
+// Cluster is one running PostgreSQL server with its own data directory.
+type Cluster struct {
+	// URL is the address of the database "postgres" for the superuser.
+	URL string
+
+	dir      string // holds data/, log and the password file; removed at the end
+	nonce    string // cluster_name: proves that the server behind the port is this one
+	postgres string // path of the server binary
+	as       *syscall.SysProcAttr
+	server   *exec.Cmd
+	keeper   *exec.Cmd
+	leash    *os.File // the pipe's end that keeps the keeper waiting
+}
+
+// Start makes a new cluster and waits until it answers. The caller must Stop it; should the process die first, the
+// keeper does.
+func Start(ctx context.Context, o Options) (*Cluster, error) {
+	bin, err := binaries()
+	if err != nil {
+		return nil, err
+	}
+	as, uid, gid, err := identity()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := folder(as, uid, gid)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{dir: dir, nonce: "pgtest-" + rand.Text(), postgres: filepath.Join(bin, "postgres"), as: as}
+	if err := c.keep(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	if err := c.build(ctx, filepath.Join(bin, "initdb"), uid, gid, o); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	// A port that was free a moment ago may be taken now, so a failed start is tried again with another one.
+	for range 5 {
+		if err = c.run(ctx); err == nil {
+			return c, nil
+		}
+	}
+	return nil, errors.Join(err, c.Stop())
+}
+
+// Kill ends the server as a power cut would: no checkpoint, no farewell to clients.
+func (c *Cluster) Kill() error {
+	if err := c.server.Process.Kill(); err != nil {
+		return fmt.Errorf("pgtest: killing the server: %w", err)
+	}
+	_ = c.server.Wait() // "signal: killed" is what was asked for
+	return nil
+}
+
+// Restart starts the server again on the data that Kill left, at the same address, and waits for its recovery.
+func (c *Cluster) Restart(ctx context.Context) error {
+	deadline := time.Now().Add(patience)
+	for {
+		err := c.launch(ctx)
+		// The dead server's children hold its shared memory for a moment; until they are gone a new one refuses.
+		if err == nil || time.Now().After(deadline) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// PID is the postmaster's process id.
+func (c *Cluster) PID() int { return c.server.Process.Pid }
+
+// Log returns what the server has written so far.
+func (c *Cluster) Log() string {
+	text, err := os.ReadFile(filepath.Join(c.dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// Stop ends the server and removes its data. It may be called twice.
+func (c *Cluster) Stop() error {
+	if c.leash == nil {
+		return nil
+	}
+	err := c.leash.Close()
+	c.leash = nil
+	if c.server != nil && c.server.ProcessState == nil {
+		// The keeper waits for the server to vanish, and a child that nobody waits for never does.
+		_ = c.server.Wait()
+	}
+	return errors.Join(err, c.keeper.Wait())
+}
+
+// keep starts the keeper.
+func (c *Cluster) keep() error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	c.keeper = exec.Command("/bin/sh", "-c", keeperScript, "pgtest-keeper", c.dir)
+	c.keeper.Stdin, c.keeper.SysProcAttr, c.keeper.Dir = r, c.as, "/"
+	err = c.keeper.Start()
+	if err := errors.Join(err, r.Close()); err != nil {
+		return errors.Join(fmt.Errorf("pgtest: starting the keeper: %w", err), w.Close())
+	}
+	c.leash = w
+	return nil
+}
+
+// build makes the data directory.
+func (c *Cluster) build(ctx context.Context, initdb string, uid, gid int, o Options) error {
+	password := rand.Text()
+	secret := filepath.Join(c.dir, "password")
+	if err := errors.Join(os.WriteFile(secret, []byte(password+"\n"), 0o600), os.Chown(secret, uid, gid)); err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	c.URL = (&url.URL{Scheme: "postgres", User: url.UserPassword("postgres", password), Path: "/postgres",
+		RawQuery: "sslmode=disable"}).String()
+
+	args := []string{"--pgdata", filepath.Join(c.dir, "data"), "--username", "postgres", "--pwfile", secret,
+		"--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8",
+		"--no-sync"} // initdb's own files only; the server still syncs what it commits
+	major, err := version(ctx, initdb)
+	if err != nil {
+		return err
+	}
+	if major >= 15 {
+		// A linguistic order, as many operators have, differs from SQLite's: whatever forgets to ask for an
+		// order of bytes is found here and not at the operator's.
+		args = append(args, "--locale-provider", "icu", "--icu-locale", "en-US")
+	}
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, initdb, args...)
+	cmd.SysProcAttr, cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.as, c.dir, cleanEnv(), &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("pgtest: initdb: %w\n%s", err, out.String())
+	}
+
+	settings := []string{
+		"listen_addresses = '127.0.0.1'",
+		"unix_socket_directories = ''",
+		"cluster_name = '" + c.nonce + "'",
+		"max_connections = 200",
+		"max_locks_per_transaction = 512", // a schema per tenant: many relations in one transaction
+		"shared_buffers = '64MB'",
+		"max_wal_size = '512MB'",
+	}
+	for name, value := range o.Settings {
+		settings = append(settings, name+" = '"+strings.ReplaceAll(value, "'", "''")+"'")
+	}
+	conf, err := os.OpenFile(filepath.Join(c.dir, "data", "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	_, err = conf.WriteString("\n" + strings.Join(settings, "\n") + "\n")
+	if err := errors.Join(err, conf.Close()); err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	return nil
+}
+
+// run picks a free port and launches the server on it.
+func (c *Cluster) run(ctx context.Context) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	host := l.Addr().String()
+	if err := l.Close(); err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	u.Host = host
+	c.URL = u.String()
+	return c.launch(ctx)
+}
+
+// launch starts the server at the address in c.URL and returns when it answers as ours.
+func (c *Cluster) launch(ctx context.Context) error {
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	defer log.Close() //nolint:errcheck // the server holds its own copy
+	c.server = exec.Command(c.postgres, "-D", filepath.Join(c.dir, "data"), "-p", u.Port())
+	c.server.SysProcAttr, c.server.Dir, c.server.Env = c.as, c.dir, cleanEnv()
+	c.server.Stdout, c.server.Stderr = log, log
+	if err := c.server.Start(); err != nil {
+		return fmt.Errorf("pgtest: starting the server: %w", err)
+	}
+	deadline := time.Now().Add(patience)
+	for {
+		err := c.recognise(ctx)
+		if err == nil {
+			return nil
+		}
+		// A goroutine in Wait would tell as well, but would look like a leak to every test that checks for them.
+		if done, _ := syscall.Wait4(c.server.Process.Pid, nil, syscall.WNOHANG, nil); done == c.server.Process.Pid {
+			c.server = nil
+			return fmt.Errorf("pgtest: the server stopped at once: %w\n%s", err, c.Log())
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return fmt.Errorf("pgtest: the server does not answer: %w\n%s", err, errors.Join(errors.New(c.Log()), c.Kill()))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// recognise reports an error unless the server at c.URL answers and is this cluster's.
+func (c *Cluster) recognise(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, c.URL)
+	if err != nil {
+		return err
+	}
+	var name string
+	err = conn.QueryRow(ctx, "SELECT current_setting('cluster_name')").Scan(&name)
+	if err := errors.Join(err, conn.Close(ctx)); err != nil {
+		return err
+	}
+	if name != c.nonce {
+		return fmt.Errorf("another server, %q, listens at this port", name)
+	}
+	return nil
+}
+
+// binaries finds the folder with initdb and postgres; Debian keeps them off the PATH, one folder per version.
+func binaries() (string, error) {
+	folders := filepath.SplitList(os.Getenv("PATH"))
+	debian, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if err != nil {
+		return "", fmt.Errorf("pgtest: %w", err)
+	}
+	slices.SortFunc(debian, func(a, b string) int { return majorOf(b) - majorOf(a) }) // newest first
+	for _, dir := range append(debian, folders...) {
+		if executable(filepath.Join(dir, "initdb")) && executable(filepath.Join(dir, "postgres")) {
+			return dir, nil
+		}
+	}
+	return "", errors.New("pgtest: PostgreSQL is not installed (no initdb and postgres found); run: make setup")
+}
+
+func majorOf(bin string) int {
+	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(bin))) // a folder without a number sorts last
+	return n
+}
+
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
+
+// version is the major version of a PostgreSQL program.
+func version(ctx context.Context, program string) (int, error) {
+	out, err := exec.CommandContext(ctx, program, "--version").Output() // "initdb (PostgreSQL) 15.18 (Debian …)"
+	if err != nil {
+		return 0, fmt.Errorf("pgtest: %s --version: %w", filepath.Base(program), err)
+	}
+	for _, word := range strings.Fields(string(out)) {
+		digits, _, _ := strings.Cut(word, ".")
+		if n, err := strconv.Atoi(strings.TrimRight(digits, "abcdefghijklmnopqrstuvwxyz")); err == nil {
+			return n, nil
+		}
+	}
+	return 0, fmt.Errorf("pgtest: no version in %q", out)
+}
+
+// identity says as whom the server runs. PostgreSQL refuses root, so root lends its work to another user. Setsid
+// keeps Ctrl-C in a terminal away from the server: it is the keeper's to stop.
+func identity() (as *syscall.SysProcAttr, uid, gid int, err error) {
+	as = &syscall.SysProcAttr{Setsid: true}
+	if os.Geteuid() != 0 {
+		return as, os.Getuid(), os.Getgid(), nil
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		if u, err = user.Lookup("nobody"); err != nil {
+			return nil, 0, 0, fmt.Errorf("pgtest: no user to run PostgreSQL as: %w", err)
+		}
+	}
+	uid, uidErr := strconv.Atoi(u.Uid)
+	gid, gidErr := strconv.Atoi(u.Gid)
+	if err := errors.Join(uidErr, gidErr); err != nil {
+		return nil, 0, 0, fmt.Errorf("pgtest: %w", err)
+	}
+	as.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)} //nolint:gosec // ids of the user table
+	return as, uid, gid, nil
+}
+
+// folder makes the cluster's folder where that user can reach it: TMPDIR may lie in root's own home.
+func folder(as *syscall.SysProcAttr, uid, gid int) (string, error) {
+	var failed error
+	for _, parent := range []string{os.TempDir(), "/tmp", "/var/tmp"} {
+		dir, err := os.MkdirTemp(parent, "pgtest-")
+		if err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		// Resolved, because the keeper compares it with what /proc says.
+		if dir, err = filepath.EvalSymlinks(dir); err == nil {
+			err = os.Chown(dir, uid, gid)
+		}
+		if err == nil {
+			probe := exec.Command("/bin/sh", "-c", `test -w "$1"`, "sh", dir)
+			probe.SysProcAttr, probe.Dir = as, "/"
+			err = probe.Run()
+		}
+		if err == nil {
+			return dir, nil
+		}
+		failed = errors.Join(failed, fmt.Errorf("%s: %w", parent, err), os.RemoveAll(dir))
+	}
+	return "", fmt.Errorf("pgtest: no usable folder for a cluster: %w", failed)
+}
+
+// cleanEnv is the environment without what would change PostgreSQL's behaviour, such as PGDATA or a locale.
+func cleanEnv() []string {
+	return append(slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "PG") || strings.HasPrefix(kv, "LC_") || strings.HasPrefix(kv, "LANG")
+	}), "LC_ALL=C.UTF-8", "TZ=UTC")
+}
