@@ -253,7 +253,7 @@ func (c *Cluster) launch(ctx context.Context) error {
 			return fmt.Errorf("pgtest: the server stopped at once: %w\n%s", err, c.Log())
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
-			return fmt.Errorf("pgtest: the server does not answer: %w\n%s", err, errors.Join(errors.New(c.Log()), c.Kill()))
+			return errors.Join(fmt.Errorf("pgtest: the server does not answer: %w\n%s", err, c.Log()), c.Kill())
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -335,7 +335,7 @@ func identity() (as *syscall.SysProcAttr, uid, gid int, err error) {
 	if err := errors.Join(uidErr, gidErr); err != nil {
 		return nil, 0, 0, fmt.Errorf("pgtest: %w", err)
 	}
-	as.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)} //nolint:gosec // ids of the user table
+	as.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	return as, uid, gid, nil
 }
 

@@ -1,0 +1,112 @@
+# Everything a developer does with this repository. `make` alone lists it.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+BIN   := bin/memoryd
+TOOLS := .cache/tools
+
+GOLANGCI_VERSION    := v2.15.0
+GOVULNCHECK_VERSION := v1.9.0
+GOLANGCI    := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
+PG          := $(TOOLS)/with-postgres
+
+##@ Run
+
+.PHONY: run
+run: ## start the server in development; needs no key, no database, no configuration
+	go run ./cmd/memoryd serve
+
+.PHONY: watch
+watch: ## the same, rebuilt and restarted whenever a file changes
+	scripts/watch
+
+.PHONY: build
+build: ## one static binary, bin/memoryd; Go stamps it with the commit
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN) ./cmd/memoryd
+
+.PHONY: migrate
+migrate: ## bring the databases of the current configuration up to date
+	go run ./cmd/memoryd migrate
+
+##@ Prove
+
+.PHONY: setup
+setup: ## install what tests need and this machine lacks (Debian; root or sudo)
+	@scripts/setup
+
+.PHONY: test
+test: setup $(PG) ## everything that CI proves: vet, then all tests on both engines
+	go vet ./...
+	$(PG) go test -vet=off -timeout 12m ./...
+
+.PHONY: test-short
+test-short: $(PG) ## the same without vet and without what takes long (go test -short)
+	$(PG) go test -short -vet=off ./...
+
+.PHONY: race
+race: $(PG) ## all tests under the race detector; SQLite is slow in it
+	$(PG) go test -race -vet=off -timeout 60m ./...
+
+.PHONY: test-n8n
+test-n8n: ## the n8n workflows on a real n8n (installs it: 2.5 GB, some minutes)
+	scripts/n8n-setup
+	go test -tags n8n -count=1 -v -timeout 20m ./internal/claude/n8nsuite/...
+
+ROUNDS ?= 50
+.PHONY: crash
+crash: $(PG) ## kill -9 the server under load, ROUNDS=50 times, and count what was lost
+	$(PG) env CRASH_ROUNDS=$(ROUNDS) go test -count=1 -v -timeout 2h -run Crash ./...
+
+.PHONY: cover
+cover: $(PG) ## all tests with coverage over all packages; report in coverage.html
+	$(PG) go test -vet=off -coverpkg=./... -coverprofile=coverage.out ./...
+	go tool cover -html=coverage.out -o coverage.html
+	go tool cover -func=coverage.out | tail -n 1
+
+.PHONY: bench
+bench: $(PG) ## Go benchmarks
+	$(PG) go test -vet=off -run '^$$' -bench . -benchmem ./...
+
+##@ Keep
+
+.PHONY: fmt
+fmt: ## gofmt
+	gofmt -w cmd internal
+
+.PHONY: lint
+lint: $(GOLANGCI) ## golangci-lint with .golangci.yml
+	$(GOLANGCI) run ./...
+
+.PHONY: lint-fix
+lint-fix: $(GOLANGCI) ## the same, mending what it can
+	$(GOLANGCI) run --fix ./...
+
+VULNDB ?=
+.PHONY: vuln
+vuln: $(GOVULNCHECK) ## known vulnerabilities; VULNDB=folder uses a local copy of the database
+	$(GOVULNCHECK) $(if $(VULNDB),-db file://$(abspath $(VULNDB))) ./...
+
+.PHONY: clean
+clean: ## remove what was built; data in storage/ stays, and so do installed tools
+	rm -rf bin dist coverage.out coverage.html $(PG)
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+
+# Always asked, because Go itself knows whether there is anything to build.
+.PHONY: $(PG)
+$(PG):
+	@go build -o $@ ./internal/pgtest/with-postgres
+
+$(GOLANGCI):
+	@echo "building golangci-lint $(GOLANGCI_VERSION), once; this takes minutes"
+	GOBIN=$(abspath $(@D)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+$(GOVULNCHECK):
+	GOBIN=$(abspath $(@D)) go install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
