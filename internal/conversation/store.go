@@ -90,8 +90,9 @@ type Conversations interface {
 	// An edit that returns a Change without events and an unchanged conversation commits nothing.
 	UpdateConversation(ctx context.Context, id ident.ConversationID,
 		edit func(Conversation) (Conversation, event.Change, error)) (Conversation, error)
-	// DeleteConversation removes it with its messages, turns and index.
-	DeleteConversation(ctx context.Context, id ident.ConversationID, ch event.Change) error
+	// DeleteConversation reads it under a lock, lets decide judge, and removes it with its messages, turns and index.
+	DeleteConversation(ctx context.Context, id ident.ConversationID,
+		decide func(Conversation) (event.Change, error)) error
 }
 
 // Messages is the part of the store that keeps messages and turns.

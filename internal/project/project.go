@@ -89,7 +89,8 @@ type Store interface {
 	ListProjects(ctx context.Context, q Query) ([]Project, string, error)
 	// UpdateProject reads the project under a lock, lets edit decide, and commits what edit returns.
 	UpdateProject(ctx context.Context, id ident.ProjectID, edit func(Project) (Project, event.Change, error)) (Project, error)
-	// DeleteProject removes the project. Its conversations stay, without a project, unless drop is set: then they go
-	// too. It hands the change function the number of conversations concerned.
-	DeleteProject(ctx context.Context, id ident.ProjectID, drop bool, c func(conversations int64) event.Change) error
+	// DeleteProject reads the project under a lock, lets decide judge with the number of its conversations, and removes
+	// it. The conversations stay, without a project, unless drop is set: then they go too, with messages and index.
+	DeleteProject(ctx context.Context, id ident.ProjectID, drop bool,
+		decide func(p Project, conversations int64) (event.Change, error)) error
 }
