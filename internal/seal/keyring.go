@@ -100,7 +100,9 @@ func (k *Keyring) Rewrap(purpose string, sealed, aad []byte) (newSealed []byte, 
 }
 
 // Derive returns the current master key's key for a purpose: the same one at every start, another after a rotation.
-func (k *Keyring) Derive(purpose string) Key { return Key(derive(k.keys[0].secret, "derive "+purpose, 32)) }
+func (k *Keyring) Derive(purpose string) Key {
+	return Key(derive(k.keys[0].secret, "derive "+purpose, 32))
+}
 
 // DeriveAll returns the purpose's key of every master key, the current one first: for checking what an earlier key
 // signed.
@@ -166,7 +168,9 @@ func aead(m master, purpose string) interface {
 }
 
 // bound puts the header under authentication too.
-func bound(header, aad []byte) []byte { return append(append(make([]byte, 0, len(header)+len(aad)), header...), aad...) }
+func bound(header, aad []byte) []byte {
+	return append(append(make([]byte, 0, len(header)+len(aad)), header...), aad...)
+}
 
 func distinct(b []byte) int {
 	var seen [256]bool

@@ -1,0 +1,250 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"hash/fnv"
+	"io/fs"
+	"regexp"
+	"strconv"
+	"time"
+
+	"claude-memory-backend/internal/fault"
+)
+
+// Line is one of the two histories of schemas.
+type Line uint8
+
+// The lines.
+const (
+	Master Line = iota
+	Tenant
+)
+
+// String is the line's folder under migrations.
+func (l Line) String() string {
+	if l == Tenant {
+		return "tenant"
+	}
+	return "master"
+}
+
+//go:embed migrations
+var embedded embed.FS
+
+// MigrateReport says what a migration did.
+type MigrateReport struct {
+	From, To int64
+	Applied  []string // "0001_first"
+}
+
+// Migrate brings a database to the newest schema of its line. Each step is one transaction under a lock of that
+// database, so several processes may try at once; when nothing is to be done it only reads. Code "schema_newer" means
+// that a newer binary was here, "schema_damaged" that the recorded history is not ours.
+func Migrate(ctx context.Context, d *DB, line Line) (MigrateReport, error) {
+	return migrate(ctx, d, embedded, line)
+}
+
+// SchemaVersion is the number of the last step that the database has had; 0 for one without tables.
+func SchemaVersion(ctx context.Context, d *DB) (int64, error) {
+	applied, err := history(ctx, d)
+	if err != nil {
+		return 0, fault.Wrap("sqlstore.SchemaVersion", err)
+	}
+	return int64(len(applied)), contiguous(applied)
+}
+
+// step is one migration for one engine.
+type step struct {
+	version  int64
+	name     string // with its number: 0001_first
+	sql      string
+	checksum string
+}
+
+// done is a row of schema_migrations.
+type done struct {
+	version        int64
+	name, checksum string
+}
+
+const historyTable = `CREATE TABLE IF NOT EXISTS schema_migrations (
+	version BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at BIGINT NOT NULL)`
+
+var stepName = regexp.MustCompile(`^((\d{4})_[a-z0-9_]+)\.(sqlite|postgres)\.sql$`)
+
+func migrate(ctx context.Context, d *DB, fsys fs.FS, line Line) (MigrateReport, error) {
+	const op = "sqlstore.Migrate"
+	steps, err := load(fsys, line, d.dialect)
+	if err != nil {
+		return MigrateReport{}, err
+	}
+	applied, err := history(ctx, d)
+	if err != nil {
+		return MigrateReport{}, fault.Wrap(op, err)
+	}
+	if err := compare(steps, applied); err != nil {
+		return MigrateReport{}, err
+	}
+	report := MigrateReport{From: int64(len(applied)), To: int64(len(applied))}
+	for _, s := range steps[len(applied):] {
+		var ran bool
+		if err := d.Write(ctx, func(tx *Tx) (err error) {
+			if err = tx.lock(); err == nil {
+				ran, err = tx.apply(steps, s)
+			}
+			return err
+		}); err != nil {
+			return report, fault.Wrap(op, err)
+		}
+		if ran {
+			report.Applied = append(report.Applied, s.name)
+		}
+		report.To = s.version
+	}
+	return report, nil
+}
+
+// load reads the steps of a line for one engine, in order and without a gap.
+func load(fsys fs.FS, line Line, dialect Dialect) ([]step, error) {
+	const op = "sqlstore.Migrate"
+	dir := "migrations/" + line.String()
+	entries, err := fs.ReadDir(fsys, dir)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	var steps []step
+	for _, entry := range entries { // sorted by name, hence by number
+		m := stepName.FindStringSubmatch(entry.Name())
+		if m == nil {
+			return nil, fault.New(fault.Internal, op, "", "a migration file has a wrong name: "+entry.Name())
+		}
+		if m[3] != dialect.Name() {
+			continue
+		}
+		text, err := fs.ReadFile(fsys, dir+"/"+entry.Name())
+		if err != nil {
+			return nil, fault.Wrap(op, err)
+		}
+		version, _ := strconv.ParseInt(m[2], 10, 64)
+		if version != int64(len(steps)+1) {
+			return nil, fault.New(fault.Internal, op, "", "a migration is missing before "+entry.Name())
+		}
+		sum := sha256.Sum256(text)
+		steps = append(steps, step{version: version, name: m[1], sql: string(text), checksum: hex.EncodeToString(sum[:])})
+	}
+	return steps, nil
+}
+
+// history reads which steps the database has had. It asks whether the table exists only when there seems to be none:
+// every database but a new one has it.
+func history(ctx context.Context, d *DB) ([]done, error) {
+	var applied []done
+	err := d.Read(ctx, func(b *Batch) { readHistory(b, &applied) })
+	if !fault.Is(err, fault.Internal) {
+		return applied, err
+	}
+	var exists bool
+	if again := d.Read(ctx, func(b *Batch) { b.One([]any{&exists}, historyExists(d.dialect)) }); again != nil {
+		return nil, again
+	}
+	if exists {
+		return nil, err
+	}
+	return nil, nil
+}
+
+func historyExists(d Dialect) string {
+	return d.Pick(`SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'`,
+		`SELECT to_regclass('schema_migrations') IS NOT NULL`)
+}
+
+func readHistory(b *Batch, applied *[]done) {
+	*applied = nil
+	b.Query(func(s Scanner) error {
+		var r done
+		err := s.Scan(&r.version, &r.name, &r.checksum)
+		*applied = append(*applied, r)
+		return err
+	}, `SELECT version, name, checksum FROM schema_migrations ORDER BY version`)
+}
+
+func contiguous(applied []done) error {
+	for i, a := range applied {
+		if a.version != int64(i+1) {
+			return damaged("a step is missing from its history")
+		}
+	}
+	return nil
+}
+
+// compare reports how the recorded history differs from ours.
+func compare(steps []step, applied []done) error {
+	if err := contiguous(applied); err != nil {
+		return err
+	}
+	for i, a := range applied {
+		if i < len(steps) && (a.name != steps[i].name || a.checksum != steps[i].checksum) {
+			return damaged("it was made by other steps than ours")
+		}
+	}
+	if len(applied) > len(steps) {
+		return fault.New(fault.Unavailable, "sqlstore.Migrate", "schema_newer",
+			"the database was written by a newer version of this program")
+	}
+	return nil
+}
+
+func damaged(why string) error {
+	return fault.New(fault.Unavailable, "sqlstore.Migrate", "schema_damaged", "the schema of the database is damaged: "+why)
+}
+
+// lock makes the transaction the only one that migrates this database, and makes sure that it has a history. SQLite's
+// write transaction is that lock already.
+func (t *Tx) lock() error {
+	if e, ok := t.db.engine.(*postgresEngine); ok {
+		var exists bool
+		if err := t.Run(func(b *Batch) {
+			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(e.schema))
+			b.One([]any{&exists}, `SELECT ? = '' OR to_regnamespace(?) IS NOT NULL`, e.schema, quoted(e.schema))
+		}); err != nil {
+			return err
+		}
+		if !exists { // asked first, because IF NOT EXISTS needs the right to create even when there is nothing to do
+			if err := t.script("CREATE SCHEMA " + quoted(e.schema)); err != nil {
+				return err
+			}
+		}
+	}
+	return t.script(historyTable)
+}
+
+// lockKey is the number of the advisory lock for what is done to one schema.
+func lockKey(schema string) int64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte("memoryd migrations " + schema))
+	return int64(h.Sum64())
+}
+
+// apply runs one step unless somebody else did while this one waited for the lock.
+func (t *Tx) apply(steps []step, s step) (ran bool, err error) {
+	var applied []done
+	if err := t.Run(func(b *Batch) { readHistory(b, &applied) }); err != nil {
+		return false, err
+	}
+	if err := compare(steps, applied); err != nil {
+		return false, err
+	}
+	if int64(len(applied)) >= s.version {
+		return false, nil
+	}
+	if err := t.script(s.sql); err != nil {
+		return false, err
+	}
+	return true, t.Run(func(b *Batch) {
+		b.Exec(`INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES (?, ?, ?, ?)`,
+			s.version, s.name, s.checksum, time.Now().UnixMicro())
+	})
+}

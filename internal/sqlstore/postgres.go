@@ -1,0 +1,328 @@
+package sqlstore
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/seal"
+)
+
+const (
+	// connLifetime recycles connections: a backend keeps about 36 KB for every schema that it ever touched.
+	connLifetime = 30 * time.Minute
+	// cleanUp bounds what is sent after the caller's context may be over.
+	cleanUp = 3 * time.Second
+)
+
+// NewPostgresPool connects to an address that the operator gave. Never hand it a user's: the parser behind it reads
+// local files and falls back to other hosts. It refuses a server that acknowledges commits before they are on disk.
+func NewPostgresPool(ctx context.Context, url seal.Secret, maxConns int) (*pgxpool.Pool, error) {
+	config, err := poolConfig(url, maxConns)
+	if err != nil {
+		return nil, err
+	}
+	return openPool(ctx, config)
+}
+
+func poolConfig(url seal.Secret, maxConns int) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(url.Reveal())
+	if err != nil {
+		// Without its cause, which quotes the address.
+		return nil, fault.New(fault.Invalid, "sqlstore.NewPostgresPool", "database_url_invalid",
+			"the database address is not a PostgreSQL URL")
+	}
+	if maxConns > 0 {
+		config.MaxConns = int32(min(maxConns, 10_000))
+	}
+	config.MaxConnLifetime = connLifetime
+	config.MaxConnLifetimeJitter = connLifetime / 5
+	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // no prepared statements: poolers may be between
+	config.ConnConfig.StatementCacheCapacity = 0
+	config.ConnConfig.DescriptionCacheCapacity = 0
+	if config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = 10 * time.Second
+	}
+	return config, nil
+}
+
+func openPool(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
+	const op = "sqlstore.NewPostgresPool"
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, connecting(ctx, op, err)
+	}
+	if err := assertDurable(ctx, pool); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return pool, nil
+}
+
+// assertDurable reads back that an acknowledged commit is on the server's disk. Every value but off waits for it.
+func assertDurable(ctx context.Context, pool *pgxpool.Pool) error {
+	const op = "sqlstore.NewPostgresPool"
+	var commit string
+	b := &Batch{}
+	b.One([]any{&commit}, "SELECT current_setting('synchronous_commit')")
+	if err := (&postgresEngine{pool: pool, texts: &texts{}}).read(ctx, b); err != nil {
+		return fault.Wrap(op, err)
+	}
+	if commit == "off" {
+		return fault.New(fault.Unavailable, op, "commits_not_durable",
+			"the PostgreSQL server has synchronous_commit=off, which loses acknowledged writes")
+	}
+	return nil
+}
+
+// PostgresOptions says as whom and where statements run: both are set inside every transaction.
+type PostgresOptions struct {
+	Role   string // empty: the login itself
+	Schema string // empty: the login's search path
+}
+
+// OpenPostgres makes a DB of a pool, which stays the caller's to close. Role and schema are lower-case identifiers.
+func OpenPostgres(pool *pgxpool.Pool, o PostgresOptions) *DB {
+	return openPostgres(pool, o, &texts{})
+}
+
+func openPostgres(pool *pgxpool.Pool, o PostgresOptions, t *texts) *DB {
+	e := &postgresEngine{pool: pool, texts: t, schema: o.Schema}
+	for _, p := range []struct{ name, set, tail string }{
+		{o.Role, "SET LOCAL ROLE ", ""},
+		// Temporary tables last: unnamed, they would be searched first, and could stand before one of ours.
+		{o.Schema, "SET LOCAL search_path TO ", ", pg_temp"},
+	} {
+		switch {
+		case p.name == "":
+		case !identifier.MatchString(p.name):
+			e.bad = fault.New(fault.Internal, "sqlstore.OpenPostgres", "", "not an identifier")
+		default:
+			e.preamble = append(e.preamble, p.set+quoted(p.name)+p.tail)
+		}
+	}
+	return &DB{dialect: Postgres, engine: e}
+}
+
+// identifier is what we name roles and schemas with.
+var identifier = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
+
+// quoted quotes a name that matches identifier, which has nothing to escape.
+func quoted(name string) string { return `"` + name + `"` }
+
+// postgresEngine runs batches on a pool, each in one round trip. It speaks the extended protocol without prepared
+// statements through pgconn, so a transaction is one message sequence with BEGIN and the preamble at its head: a
+// pooler in transaction mode can be between, and cannot hand the settings to another tenant.
+type postgresEngine struct {
+	pool     *pgxpool.Pool
+	texts    *texts
+	schema   string
+	preamble []string
+	bad      error
+}
+
+func (e *postgresEngine) close() error { return nil }
+
+func (e *postgresEngine) read(ctx context.Context, b *Batch) error {
+	s, err := e.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	return fault.Wrap("sqlstore.Read", s.send(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", b, true))
+}
+
+func (e *postgresEngine) begin(ctx context.Context) (session, error) {
+	s, err := e.acquire(ctx)
+	if err != nil {
+		return nil, err // not s: an interface that holds a nil pointer is not nil
+	}
+	return s, nil
+}
+
+func (e *postgresEngine) acquire(ctx context.Context) (*postgresSession, error) {
+	if e.bad != nil {
+		return nil, e.bad
+	}
+	conn, err := e.pool.Acquire(ctx)
+	if err != nil {
+		return nil, connecting(ctx, "sqlstore", err)
+	}
+	return &postgresSession{engine: e, conn: conn}, nil
+}
+
+// connecting classifies what happened before anything was sent. Unknown errors are the network's here, and their text
+// may hold the address.
+func connecting(ctx context.Context, op string, err error) error {
+	if over := gone(ctx, nil); over != nil {
+		return over
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return postgresFault(op, e)
+	}
+	return unavailable(op, "unavailable", "the database is not available", &driverError{engine: "postgres", code: "connect"})
+}
+
+// postgresSession is one connection during one transaction.
+type postgresSession struct {
+	engine *postgresEngine
+	conn   *pgxpool.Conn
+	begun  bool
+}
+
+func (s *postgresSession) run(ctx context.Context, b *Batch, commit bool) error {
+	begin := ""
+	if !s.begun {
+		s.begun = true
+		begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+	}
+	return fault.Wrap("sqlstore.Write", s.send(ctx, begin, b, commit))
+}
+
+// send puts the batch into one message sequence: what is missing of BEGIN and preamble, the statements, and COMMIT.
+// After a failed statement the server skips the rest, COMMIT too.
+func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, commit bool) error {
+	batch, before := &pgconn.Batch{}, 0
+	if begin != "" {
+		batch.ExecParams(begin, nil, nil, nil, nil)
+		for _, p := range s.engine.preamble {
+			batch.ExecParams(p, nil, nil, nil, nil)
+		}
+		before = 1 + len(s.engine.preamble)
+	}
+	for i := range b.list {
+		st := &b.list[i]
+		values, oids, formats := parameters(st)
+		batch.ExecParams(s.engine.texts.dollar(st.sql), values, oids, formats, nil)
+	}
+	total := before + len(b.list)
+	if commit {
+		batch.ExecParams("COMMIT", nil, nil, nil, nil)
+		total++
+	}
+	results := s.conn.Conn().PgConn().ExecBatch(ctx, batch)
+	var callback error // of the caller; the rest is still read, as the connection needs it
+	done := 0
+	for ; done < total && results.NextResult(); done++ {
+		r := results.ResultReader()
+		if i := done - before; i >= 0 && i < len(b.list) {
+			row := postgresRow{r}
+			for more := callback == nil; more && r.NextRow(); {
+				more, callback = b.list[i].row(row)
+				more = more && callback == nil
+			}
+		}
+		tag, err := r.Close()
+		if err != nil {
+			break
+		}
+		if i := done - before; i >= 0 && i < len(b.list) && b.list[i].count != nil && !tag.Select() {
+			b.list[i].count.N = tag.RowsAffected()
+		}
+		if commit && done == total-1 && tag.String() != "COMMIT" {
+			callback = fault.New(fault.Internal, "sqlstore", "transaction_over", "the transaction was rolled back")
+		}
+	}
+	if err := results.Close(); err != nil {
+		return s.failure(ctx, err, commit, done == total-1)
+	}
+	return fault.Wrap("sqlstore", callback)
+}
+
+// failure classifies the error of a sequence. Answers come in order, so an error message from the server at a
+// statement before COMMIT means that COMMIT did not run; at COMMIT only an ERROR is a verdict, since a server that is
+// told to stop may say so after it committed.
+func (s *postgresSession) failure(ctx context.Context, err error, commit, atCommit bool) error {
+	e, answered := errors.AsType[*pgconn.PgError](err)
+	over := gone(ctx, nil)
+	switch {
+	case answered && !(commit && atCommit && e.SeverityUnlocalized != "ERROR"):
+		if over != nil && e.Code == "57014" {
+			return over
+		}
+		return postgresFault("sqlstore", e)
+	case pgconn.SafeToRetry(err):
+		return connecting(ctx, "sqlstore", err)
+	case commit && s.begun:
+		return unavailable("sqlstore", "outcome_unknown", "the database did not answer whether it stored this",
+			&driverError{engine: "postgres", code: "connection"})
+	case over != nil:
+		return over
+	}
+	return unavailable("sqlstore", "unavailable", "the database is not available",
+		&driverError{engine: "postgres", code: "connection"})
+}
+
+func (s *postgresSession) script(ctx context.Context, sql string) error {
+	if !s.begun {
+		if err := s.run(ctx, &Batch{}, false); err != nil {
+			return err
+		}
+	}
+	if _, err := s.conn.Conn().PgConn().Exec(ctx, sql).ReadAll(); err != nil {
+		f := s.failure(ctx, err, false, false)
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+			if d, ok := errors.AsType[*driverError](f); ok {
+				d.detail = e.Message // a script has no values: its message is about our SQL
+			}
+		}
+		return fault.Wrap("sqlstore.Migrate", f)
+	}
+	return nil
+}
+
+// end gives the connection back outside any transaction, or closes it.
+func (s *postgresSession) end() {
+	defer s.conn.Release() // closes a connection that is broken or still in a transaction
+	c := s.conn.Conn().PgConn()
+	if c.IsClosed() || c.TxStatus() == 'I' {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cleanUp)
+	defer cancel()
+	_, _ = c.Exec(ctx, "ROLLBACK").ReadAll()
+}
+
+// parameters encodes the arguments of a statement: numbers and text in the text format, bytes as they are.
+func parameters(st *statement) (values [][]byte, oids []uint32, formats []int16) {
+	if len(st.args) == 0 {
+		return nil, nil, nil
+	}
+	values, formats = make([][]byte, len(st.args)), make([]int16, len(st.args))
+	for i, a := range st.args {
+		switch v := a.(type) {
+		case string:
+			values[i] = []byte(v)
+		case int64:
+			values[i] = strconv.AppendInt(nil, v, 10)
+		case float64:
+			values[i] = strconv.AppendFloat(nil, v, 'g', -1, 64)
+		case []byte:
+			values[i], formats[i] = v, 1
+		}
+	}
+	return values, st.oids, formats
+}
+
+// postgresRow is the current row of a result.
+type postgresRow struct{ *pgconn.ResultReader }
+
+func (r postgresRow) Scan(dest ...any) error {
+	values, fields := r.Values(), r.FieldDescriptions()
+	if len(values) != len(dest) {
+		return columns(len(values), len(dest))
+	}
+	for i, d := range dest {
+		if err := (cell{raw: values[i], oid: fields[i].DataTypeOID}).scan(d); err != nil {
+			return badColumn(i, err)
+		}
+	}
+	return nil
+}
