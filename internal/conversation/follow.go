@@ -1,0 +1,195 @@
+package conversation
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+)
+
+// Ids of moments: the start is "0", a piece of text is the length of the text after it, then "m" for the whole
+// message and "e" for the end. A client that hands one back gets what follows it.
+const (
+	idStart   = "0"
+	idMessage = "m"
+	idEnd     = "e"
+)
+
+// lookAgain is how often a follower of a turn that another node runs, or that says nothing, reads its state.
+const lookAgain = 2 * time.Second
+
+// Stop ends a running turn and keeps the text that had arrived. It returns the turn as it then stands; a turn that
+// had ended already stays as it is.
+func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Turn, error) {
+	const op = "conversation.Stop"
+	if err := s.allow(op, actor); err != nil {
+		return Turn{}, err
+	}
+	x, err := s.exchange(ctx, id, turn)
+	if err != nil || x.Turn.State.Final() {
+		return deref(x.Turn), fault.Wrap(op, err)
+	}
+	sub := s.engine.bus.Subscribe(string(turn), 64)
+	defer sub.Close()
+	if j := s.engine.running(turn); j != nil {
+		j.cancel(errStopped)
+		select {
+		case <-j.ended:
+		case <-ctx.Done():
+			return Turn{}, fault.Wrap(op, ctx.Err())
+		}
+	} else {
+		s.engine.bus.Publish(ctx, event.Signal{Topic: stopTopic(turn), Kind: event.Stop})
+		if err := waitEnded(ctx, sub, s.engine.Config.Lease); err != nil {
+			return Turn{}, fault.Wrap(op, err)
+		}
+	}
+	x, err = s.exchange(ctx, id, turn)
+	return deref(x.Turn), fault.Wrap(op, err)
+}
+
+func waitEnded(ctx context.Context, sub *event.Subscription, patience time.Duration) error {
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	for {
+		select {
+		case sig := <-sub.C:
+			if sig.Kind == event.Ended {
+				return nil
+			}
+		case <-t.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Await waits for the end of a turn and returns it with its messages.
+func (s *Service) Await(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Exchange, error) {
+	if err := s.Follow(ctx, actor, id, turn, idMessage, func(Moment) error { return nil }); err != nil {
+		return Exchange{}, err
+	}
+	return s.Turn(ctx, actor, id, turn)
+}
+
+// Follow tells of a turn from its start, or from just after lastID, up to its end: no gap, no repeat, wherever the
+// turn runs and whenever the follower comes. It returns after the end, when emit fails (with that error), or with ctx.
+// An unknown lastID counts as none.
+func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastID string,
+	emit func(Moment) error,
+) error {
+	const op = "conversation.Follow"
+	if err := s.allow(op, actor); err != nil {
+		return err
+	}
+	sub := s.engine.bus.Subscribe(string(turn), 256)
+	defer sub.Close()
+	x, err := s.exchange(ctx, id, turn)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	f := &follower{emit: emit, message: x.Assistant.ID}
+	switch {
+	case lastID == idEnd:
+		return nil
+	case lastID == idMessage:
+		f.quiet = true
+	default:
+		n, err := strconv.Atoi(lastID)
+		if err != nil || n < 0 {
+			n = 0
+			stub := *x.Assistant
+			stub.Content, stub.Blocks, stub.State, stub.Usage = "", nil, Streaming, Usage{}
+			first := *x.Turn
+			first.State, first.FinishedAt, first.ErrorCode, first.ErrorDetail = Streaming, nil, "", ""
+			if err := emit(Moment{ID: idStart, Type: MomentStarted, Turn: &first, User: &x.User, Assistant: &stub}); err != nil {
+				return err
+			}
+		}
+		f.have = n
+	}
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
+	for {
+		if x.Turn.State.Final() {
+			return f.end(x)
+		}
+		if err := f.upTo(s.textSoFar(x)); err != nil {
+			return err
+		}
+		again := false
+		for !again {
+			select {
+			case <-ctx.Done():
+				return fault.Wrap(op, ctx.Err())
+			case <-look.C:
+				again = s.engine.running(turn) == nil
+			case sig := <-sub.C:
+				again = sub.Lost() || sig.Kind == event.Ended || sig.Offset > f.have
+				if !again && sig.Kind == event.Delta {
+					if err := f.piece(sig.Offset, sig.Text); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		if x, err = s.exchange(ctx, id, turn); err != nil {
+			return fault.Wrap(op, err)
+		}
+	}
+}
+
+// textSoFar is the freshest text of a running turn that this node knows.
+func (s *Service) textSoFar(x Exchange) string {
+	if j := s.engine.running(x.Turn.ID); j != nil {
+		return j.soFar()
+	}
+	return x.Assistant.Content
+}
+
+// follower remembers how much of the text it has told.
+type follower struct {
+	emit    func(Moment) error
+	message ident.MessageID
+	have    int  // UTF-16 code units
+	quiet   bool // only the end is wanted
+}
+
+// upTo tells what is missing of text.
+func (f *follower) upTo(text string) error { return f.piece(0, text) }
+
+// piece tells the part of a piece at offset that was not told yet.
+func (f *follower) piece(offset int, text string) error {
+	end := offset + utf16Len(text)
+	if f.quiet || end <= f.have {
+		return nil
+	}
+	at := f.have
+	text = utf16From(text, at-offset)
+	f.have = end
+	return f.emit(Moment{ID: strconv.Itoa(end), Type: MomentDelta, MessageID: f.message, Offset: at, Text: text})
+}
+
+// end tells the rest of the text, the message and how the turn ended.
+func (f *follower) end(x Exchange) error {
+	if !f.quiet {
+		if err := f.upTo(x.Assistant.Content); err != nil {
+			return err
+		}
+		if err := f.emit(Moment{ID: idMessage, Type: MomentMessage, Assistant: x.Assistant}); err != nil {
+			return err
+		}
+	}
+	return f.emit(Moment{ID: idEnd, Type: MomentType("turn." + string(x.Turn.State)), Turn: x.Turn})
+}
+
+func deref(t *Turn) Turn {
+	if t == nil {
+		return Turn{}
+	}
+	return *t
+}
