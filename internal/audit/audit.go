@@ -31,6 +31,8 @@ type Entry struct {
 	Address   string          `json:"address,omitempty"`
 	RequestID string          `json:"request_id,omitempty"`
 	Detail    json.RawMessage `json:"detail,omitempty"`
+	// Place is the cursor that continues a listing just after this entry; set by reads.
+	Place string `json:"-"`
 }
 
 // Derive makes the one entry that describes a change: its first event is its name. A change without events has none.

@@ -215,6 +215,7 @@ func scanAudit(s Scanner) (audit.Entry, int64, error) {
 	err := s.Scan(&n, &e.ID, &at, &e.Action, &e.Subject, &e.Outcome, &e.ActorID, &e.ActorName, &e.Session, &e.Address,
 		&e.RequestID, &detail)
 	e.At = ident.Time(at)
+	e.Place = formatCursor(auditCursor{Kind: "audit", N: n})
 	if detail != "" {
 		e.Detail = json.RawMessage(detail)
 	}
