@@ -1,0 +1,144 @@
+package workspace
+
+import (
+	"context"
+	"time"
+
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+)
+
+// How often the pool looks after things.
+const (
+	dueEvery  = time.Second // hints that have come
+	idleEvery = 30 * time.Second
+	onceEvery = time.Hour // expired idempotency records of open tenants; others are cleaned when next opened
+	dueBatch  = 100
+)
+
+// Recover deals with what a stopped server left behind, before this one says that it is ready: with Sole, every turn
+// that claims to run is orphaned, so every hinted tenant is looked at, due or not.
+func (p *Pool) Recover(ctx context.Context) error {
+	horizon := p.Now()
+	if p.Sole {
+		horizon = horizon.Add(365 * 24 * time.Hour)
+	}
+	seen := make(map[ident.TenantID]bool)
+	for {
+		ids, err := p.Hints.Due(ctx, horizon, dueBatch)
+		if err != nil {
+			return fault.Wrap("workspace.Recover", err)
+		}
+		fresh := false
+		for _, id := range ids {
+			if !seen[id] {
+				seen[id], fresh = true, true
+				p.lookAt(ctx, id, horizon)
+			}
+		}
+		if !fresh {
+			return nil
+		}
+	}
+}
+
+// Run looks after open and hinted tenants until ctx ends.
+func (p *Pool) Run(ctx context.Context) error {
+	due, idle, once := time.NewTicker(dueEvery), time.NewTicker(idleEvery), time.NewTicker(onceEvery)
+	defer due.Stop()
+	defer idle.Stop()
+	defer once.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-due.C:
+			p.lookAtDue(ctx)
+		case <-idle.C:
+			p.closeIdle()
+		case <-once.C:
+			p.sweepOnces(ctx)
+		}
+	}
+}
+
+func (p *Pool) lookAtDue(ctx context.Context) {
+	now := p.Now()
+	ids, err := p.Hints.Due(ctx, now, dueBatch)
+	if err != nil {
+		p.Log.Warn("hints not read", "code", fault.CodeOf(err))
+		return
+	}
+	for _, id := range ids {
+		p.lookAt(ctx, id, now)
+	}
+}
+
+// lookAt does what is due in one tenant. The hint goes first, then the look: whatever is added meanwhile leaves a hint
+// of its own.
+func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	ws, err := p.Acquire(ctx, ident.System(""), id)
+	if err != nil {
+		next := p.Now().Add(2 * pause)
+		if fault.Is(err, fault.NotFound) {
+			next = time.Time{} // the tenant is gone, and so is what was due
+		}
+		if err := p.Hints.Settle(ctx, id, now, next); err != nil {
+			p.Log.Warn("hint not settled", "code", fault.CodeOf(err))
+		}
+		return
+	}
+	defer ws.Release()
+	ws.entry.forgetHint()
+	err = p.Hints.Settle(ctx, id, now, time.Time{})
+	var next time.Time
+	if err == nil {
+		next, err = ws.Conversations.Sweep(ctx)
+	}
+	if err != nil {
+		p.Log.Warn("tenant not looked after", "code", fault.CodeOf(err), "tenant", id)
+		next = p.Now().Add(2 * pause)
+	}
+	if !next.IsZero() {
+		if err := ws.entry.Hint(ctx, next); err != nil {
+			p.Log.Warn("hint not stored", "code", fault.CodeOf(err))
+		}
+	}
+}
+
+// closeIdle closes databases that nobody has used for a while.
+func (p *Pool) closeIdle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.Now()
+	for {
+		first := p.idle.Front()
+		if first == nil || now.Sub(first.Value.(*entry).used) < p.IdleAfter {
+			return
+		}
+		p.drop(first.Value.(*entry))
+	}
+}
+
+func (p *Pool) sweepOnces(ctx context.Context) {
+	p.mu.Lock()
+	var ids []ident.TenantID
+	for id, e := range p.entries {
+		if !failed(e) {
+			ids = append(ids, id)
+		}
+	}
+	p.mu.Unlock()
+	for _, id := range ids {
+		ws, err := p.Acquire(ctx, ident.System(""), id)
+		if err != nil {
+			continue
+		}
+		if _, err := ws.entry.store.SweepOnces(ctx, p.Now()); err != nil {
+			p.Log.Warn("idempotency records not swept", "code", fault.CodeOf(err))
+		}
+		ws.Release()
+	}
+}

@@ -1,0 +1,376 @@
+package workspace
+
+import (
+	"container/list"
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"claude-memory-backend/internal/audit"
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+)
+
+// Config is what a Pool needs.
+type Config struct {
+	Directory  tenant.Directory
+	Hints      tenant.Hints
+	Trail      audit.Store // the master database's
+	Placements *Placements
+	Engine     *conversation.Engine
+	Bus        event.Bus
+	Sealer     event.Sealer
+	Providers  []string // provider names that projects may ask for
+	Log        *slog.Logger
+	Now        func() time.Time
+	MaxOpen    int           // databases open at once (default 256)
+	IdleAfter  time.Duration // unused ones are closed after this (default 5 min)
+	Sole       bool          // no other process works on these tenants
+}
+
+// Pool keeps tenants' databases open while they are used. It is safe for concurrent use.
+type Pool struct {
+	Config
+	mu      sync.Mutex
+	entries map[ident.TenantID]*entry
+	idle    *list.List // of *entry without leases, least recently used first
+	room    chan struct{}
+	closed  bool
+	closing sync.WaitGroup // databases that are being closed, outside the lock
+}
+
+// Workspace is a leased tenant with its services. Release gives it back; services must not be used after that.
+type Workspace struct {
+	Tenant        tenant.Tenant
+	Projects      *project.Service
+	Conversations *conversation.Service
+	Audit         *audit.Service
+	Events        event.Log
+
+	entry    *entry
+	released atomic.Bool
+}
+
+// entry is one tenant in the pool.
+type entry struct {
+	pool  *Pool
+	id    ident.TenantID
+	ready chan struct{} // closed when open or failed
+	err   error         // why it failed
+	until time.Time     // failed: when the next attempt may be made
+
+	tenant tenant.Tenant
+	db     *sqlstore.DB
+	store  *sqlstore.TenantStore
+	ws     Workspace // the services; handed out as copies
+
+	leases int           // guarded by pool.mu
+	place  *list.Element // in pool.idle, when there are no leases
+	used   time.Time
+
+	hintMu sync.Mutex
+	hinted time.Time // the earliest hint this process knows to be stored
+}
+
+const (
+	// pause is how long a tenant that could not be opened is refused without another attempt.
+	pause = 2 * time.Second
+	// openTimeout bounds an opening, migration included.
+	openTimeout = time.Minute
+)
+
+// NewPool returns an empty pool. Run looks after it; Close ends it.
+func NewPool(c Config) *Pool {
+	if c.MaxOpen <= 0 {
+		c.MaxOpen = 256
+	}
+	if c.IdleAfter <= 0 {
+		c.IdleAfter = 5 * time.Minute
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{}, 1)}
+}
+
+// Acquire opens the tenant's database if needed and takes a lease on it. The caller must Release. It is NotFound,
+// not Forbidden, for whoever is not the owner: existence is private too. A tenant that cannot be opened is Unavailable
+// at once until its next attempt is due; nobody else notices.
+func (p *Pool) Acquire(ctx context.Context, actor ident.Actor, id ident.TenantID) (*Workspace, error) {
+	const op = "workspace.Acquire"
+	e, opener, err := p.lease(ctx, id)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	if opener {
+		go p.open(context.WithoutCancel(ctx), e)
+	}
+	select {
+	case <-e.ready:
+	case <-ctx.Done():
+		p.release(e)
+		return nil, fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
+	}
+	if e.err != nil {
+		p.release(e)
+		return nil, fault.Wrap(op, e.err)
+	}
+	if !actor.System && e.tenant.Account != actor.Account {
+		p.release(e)
+		return nil, fault.Missing(op)
+	}
+	if e.tenant.State == tenant.Suspended && !actor.System {
+		p.release(e)
+		return nil, fault.New(fault.Forbidden, op, "tenant_suspended", "this account's data is suspended: ask the operator")
+	}
+	ws := &Workspace{Tenant: e.tenant, Projects: e.ws.Projects, Conversations: e.ws.Conversations, Audit: e.ws.Audit,
+		Events: e.ws.Events, entry: e}
+	return ws, nil
+}
+
+// Release gives the lease back. Further calls do nothing.
+func (w *Workspace) Release() {
+	if w.released.CompareAndSwap(false, true) {
+		w.entry.pool.release(w.entry)
+	}
+}
+
+// lease finds or makes the tenant's entry and counts one lease more. opener is true for the one who has to open it.
+func (p *Pool) lease(ctx context.Context, id ident.TenantID) (e *entry, opener bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if p.closed {
+			return nil, false, fault.New(fault.Unavailable, "workspace.Pool", "shutting_down", "the server is about to stop").
+				RetryAfter(2 * time.Second)
+		}
+		if e := p.entries[id]; e != nil {
+			if failed(e) && !p.Now().Before(e.until) && e.leases == 0 {
+				p.drop(e)
+				continue
+			}
+			if e.place != nil {
+				p.idle.Remove(e.place)
+				e.place = nil
+			}
+			e.leases++
+			return e, false, nil
+		}
+		if len(p.entries) < p.MaxOpen || p.evict() {
+			// One lease is the caller's, one the opening's.
+			e := &entry{pool: p, id: id, ready: make(chan struct{}), leases: 2}
+			p.entries[id] = e
+			return e, true, nil
+		}
+		if err := p.waitForRoom(ctx); err != nil {
+			return nil, false, err
+		}
+	}
+}
+
+// waitForRoom waits, without the lock, until an entry may have become free.
+func (p *Pool) waitForRoom(ctx context.Context) error {
+	p.mu.Unlock()
+	defer p.mu.Lock()
+	t := time.NewTimer(2 * time.Second)
+	defer t.Stop()
+	select {
+	case <-p.room:
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.Canceled, "workspace.Pool", "", "the request ended").With(ctx.Err())
+	case <-t.C:
+		return fault.New(fault.Unavailable, "workspace.Pool", "too_many_tenants",
+			"too many databases are in use: try again in a moment").RetryAfter(2 * time.Second)
+	}
+}
+
+// evict closes the least recently used entry without leases; false when there is none.
+func (p *Pool) evict() bool {
+	first := p.idle.Front()
+	if first == nil {
+		return false
+	}
+	p.drop(first.Value.(*entry))
+	return true
+}
+
+// drop takes an entry without leases out of the pool and closes its database.
+func (p *Pool) drop(e *entry) {
+	if e.place != nil {
+		p.idle.Remove(e.place)
+		e.place = nil
+	}
+	delete(p.entries, e.id)
+	if e.db == nil {
+		return
+	}
+	p.closing.Go(func() {
+		if err := e.db.Close(); err != nil {
+			p.Log.Warn("tenant database not closed cleanly", "code", fault.CodeOf(err))
+		}
+	})
+}
+
+func failed(e *entry) bool {
+	select {
+	case <-e.ready:
+		return e.err != nil
+	default:
+		return false
+	}
+}
+
+func (p *Pool) release(e *entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.leases--
+	if e.leases > 0 {
+		return
+	}
+	e.used = p.Now()
+	if p.entries[e.id] == e {
+		e.place = p.idle.PushBack(e)
+	}
+	select {
+	case p.room <- struct{}{}:
+	default:
+	}
+}
+
+// open does the opening of an entry, outside the pool's lock and whether or not the first caller waits for it.
+func (p *Pool) open(ctx context.Context, e *entry) {
+	defer p.release(e)
+	defer close(e.ready)
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	t, err := p.Directory.FindTenant(ctx, e.id)
+	if err == nil {
+		e.tenant = t
+		e.db, err = p.Placements.open(ctx, t)
+	}
+	if err == nil {
+		e.store = sqlstore.NewTenantStore(e.db, func(seq event.Seq) {
+			p.Bus.Publish(context.Background(), event.Signal{Topic: string(e.id), Kind: event.Committed, Seq: seq})
+		})
+		e.ws = Workspace{
+			Projects:      project.New(e.store, p.Sealer, t.Account, p.Providers, p.Now),
+			Conversations: conversation.New(e.store, p.Engine, p.Sealer, t.Account, e),
+			Audit:         audit.New(e.store, p.Trail, t.Account),
+			Events:        e.store,
+		}
+		// Turns that lost their owner while nobody looked are marked before anybody can read them.
+		if _, err = e.ws.Conversations.Sweep(ctx); err != nil {
+			_ = e.db.Close()
+			e.db = nil
+		}
+	}
+	if err != nil {
+		e.err, e.until = err, p.Now().Add(pause)
+		if fault.Is(err, fault.NotFound) {
+			e.until = time.Time{}
+		} else {
+			p.Log.Error("tenant not opened", "error", err, "tenant", e.id)
+			e.err = unavailable(err)
+		}
+	}
+}
+
+// unavailable makes any failure to open one tenant's database Unavailable with a hint when to come back.
+func unavailable(err error) error {
+	code := fault.CodeOf(err)
+	if fault.Is(err, fault.Internal) || code == "" {
+		code = "tenant_unavailable"
+	}
+	return fault.New(fault.Unavailable, "workspace.Pool", code,
+		"the database of this account cannot be used at the moment").RetryAfter(pause).With(err)
+}
+
+// Retain keeps the entry open beyond the request that holds its lease.
+func (e *entry) Retain() (release func()) {
+	e.pool.mu.Lock()
+	e.leases++
+	e.pool.mu.Unlock()
+	return sync.OnceFunc(func() { e.pool.release(e) })
+}
+
+// Hint stores that something is due in this tenant, unless an earlier hint is known to be stored.
+func (e *entry) Hint(ctx context.Context, due time.Time) error {
+	e.hintMu.Lock()
+	defer e.hintMu.Unlock()
+	if !e.hinted.IsZero() && !due.Before(e.hinted) {
+		return nil
+	}
+	if err := e.pool.Hints.Hint(ctx, e.id, due); err != nil {
+		return err
+	}
+	e.hinted = due
+	return nil
+}
+
+func (e *entry) forgetHint() {
+	e.hintMu.Lock()
+	defer e.hintMu.Unlock()
+	e.hinted = time.Time{}
+}
+
+// Stats says how full the pool is.
+type Stats struct{ Open, Leased, Failed int }
+
+// Stats counts the entries.
+func (p *Pool) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var s Stats
+	for _, e := range p.entries {
+		switch {
+		case failed(e):
+			s.Failed++
+		case e.leases > 0:
+			s.Leased++
+			s.Open++
+		default:
+			s.Open++
+		}
+	}
+	return s
+}
+
+// Close refuses further leases, waits until those given out are back or ctx ends, and closes every database.
+func (p *Pool) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for p.Stats().Leased > 0 {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			p.Log.Warn("databases closed while in use", "count", p.Stats().Leased)
+			p.closeAll()
+			return nil
+		}
+	}
+	p.closeAll()
+	return nil
+}
+
+func (p *Pool) closeAll() {
+	defer p.closing.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.entries {
+		p.drop(e)
+	}
+}
