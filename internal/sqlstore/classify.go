@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -88,6 +90,16 @@ func classify(op string, err error) error {
 	return fault.Wrap(op, err)
 }
 
+// at names the operation of a fault made below; what a callback of the caller's returned is wrapped.
+func at(op string, err error) error {
+	if f, ok := err.(*fault.Error); ok && f.Op == "sqlstore" {
+		c := *f
+		c.Op = op
+		return &c
+	}
+	return fault.Wrap(op, err)
+}
+
 func unavailable(op, code, message string, cause error) *fault.Error {
 	return fault.New(fault.Unavailable, op, code, message).RetryAfter(time.Second).With(cause)
 }
@@ -98,7 +110,7 @@ func duplicate(op string, cause error) *fault.Error {
 
 // sqliteFault classifies an extended result code.
 func sqliteFault(op string, code sqlite3.ExtendedErrorCode, name, detail string) *fault.Error {
-	cause := &driverError{engine: "sqlite", code: code.Error(), name: name, detail: detail}
+	cause := &driverError{engine: "sqlite", code: strconv.Itoa(int(code)), name: name, detail: detail}
 	switch code {
 	case sqlite3.CONSTRAINT_UNIQUE, sqlite3.CONSTRAINT_PRIMARYKEY, sqlite3.CONSTRAINT_ROWID:
 		return duplicate(op, cause)
@@ -165,4 +177,15 @@ func postgresFault(op string, e *pgconn.PgError) *fault.Error {
 		}
 	}
 	return fault.New(fault.Internal, op, "", "something went wrong on the server").With(cause)
+}
+
+// storing classifies what the operating system said about a file.
+func storing(op string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return unavailable(op, "storage_full", "the storage is full", err)
+	}
+	return unavailable(op, "storage_failed", "the storage does not work", err)
 }

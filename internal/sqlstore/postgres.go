@@ -136,7 +136,7 @@ func (e *postgresEngine) read(ctx context.Context, b *Batch) error {
 		return err
 	}
 	defer s.end()
-	return fault.Wrap("sqlstore.Read", s.send(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", b, true))
+	return at("sqlstore.Read", s.send(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", b, true))
 }
 
 func (e *postgresEngine) begin(ctx context.Context) (session, error) {
@@ -183,7 +183,7 @@ func (s *postgresSession) run(ctx context.Context, b *Batch, commit bool) error 
 		s.begun = true
 		begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 	}
-	return fault.Wrap("sqlstore.Write", s.send(ctx, begin, b, commit))
+	return at("sqlstore.Write", s.send(ctx, begin, b, commit))
 }
 
 // send puts the batch into one message sequence: what is missing of BEGIN and preamble, the statements, and COMMIT.
@@ -233,7 +233,7 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 	if err := results.Close(); err != nil {
 		return s.failure(ctx, err, commit, done == total-1)
 	}
-	return fault.Wrap("sqlstore", callback)
+	return callback
 }
 
 // failure classifies the error of a sequence. Answers come in order, so an error message from the server at a
@@ -273,7 +273,7 @@ func (s *postgresSession) script(ctx context.Context, sql string) error {
 				d.detail = e.Message // a script has no values: its message is about our SQL
 			}
 		}
-		return fault.Wrap("sqlstore.Migrate", f)
+		return at("sqlstore.Migrate", f)
 	}
 	return nil
 }

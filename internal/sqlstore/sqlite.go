@@ -264,7 +264,7 @@ func (c *sqliteConn) one(st *statement) (err error) {
 	for s.Step() {
 		more, err := st.row(row)
 		if err != nil {
-			return fault.Wrap("sqlstore", err)
+			return err
 		}
 		if !more {
 			break
@@ -404,7 +404,7 @@ func (e *sqliteEngine) outcome(ctx context.Context, op string, err error) error 
 			return over
 		}
 	}
-	return fault.Wrap(op, err)
+	return at(op, err)
 }
 
 // reader takes an idle reading connection or opens one. The caller holds a place in readers.

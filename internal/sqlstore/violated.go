@@ -12,7 +12,7 @@ import (
 // text says which columns: "UNIQUE constraint failed: projects.owner, projects.name". The class of the error never
 // depends on this.
 func (c *sqliteConn) violated(e *sqlite3.Error) string {
-	_, list, ok := strings.Cut(e.Error(), "constraint failed: ")
+	_, list, ok := strings.Cut(e.Error(), "UNIQUE constraint failed: ")
 	if !ok {
 		return ""
 	}
