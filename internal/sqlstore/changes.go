@@ -50,7 +50,7 @@ func appendChange(b *Batch, ch event.Change, head *event.Seq) {
 		b.Exec(`DELETE FROM idempotency WHERE scope = ? AND key = ? AND expires_at <= ?`,
 			o.Scope, o.Key, ident.Micros(ch.At))
 		b.Exec(`INSERT INTO idempotency (scope, key, fingerprint, result, expires_at) VALUES (?, ?, ?, ?, ?)`,
-			o.Scope, o.Key, filled(o.Fingerprint), filled(o.Result), ident.Micros(o.ExpiresAt))
+			o.Scope, o.Key, notNull(o.Fingerprint), notNull(o.Result), ident.Micros(o.ExpiresAt))
 	}
 	n := len(ch.Events)
 	if n == 0 {
@@ -222,8 +222,8 @@ func scanAudit(s Scanner) (audit.Entry, int64, error) {
 	return e, n, err
 }
 
-// filled is b, but never NULL.
-func filled(b []byte) []byte {
+// notNull is b, but never NULL.
+func notNull(b []byte) []byte {
 	if b == nil {
 		return []byte{}
 	}

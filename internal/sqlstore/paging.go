@@ -1,0 +1,175 @@
+package sqlstore
+
+import (
+	"context"
+
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+)
+
+// pageCursor is the place in a listing of messages. Of a path it names the leaf, so that its pages belong together
+// while the active branch grows or changes, and a depth; of a whole conversation it is a number in order of creation.
+type pageCursor struct {
+	Kind      string          `json:"k"` // "path" or "all"
+	Ascending bool            `json:"a,omitempty"`
+	Leaf      ident.MessageID `json:"l,omitempty"`
+	At        int64           `json:"n"`
+}
+
+// A path is a list of ranges of depth, one per branch that it runs along: from the leaf up on its branch to where that
+// one forks, then on the branch it forked from, and so on. Depths on a path are dense, so a page of it is a window of
+// depths known beforehand: the walk over the branches ends where the window ends, and what is read of the messages is
+// the page, however long the history is. ?1 is the conversation, ?2 the leaf or ”, ?3 the depth of the cursor or 0,
+// ?4 the limit.
+const (
+	pathLeaf = `(CASE WHEN ?2 <> '' THEN ?2 ELSE (SELECT leaf_id FROM conversations WHERE id = ?1) END)`
+
+	pathRanges = `WITH RECURSIVE leaf (branch, depth) AS (
+		SELECT branch, depth FROM messages WHERE id = ` + pathLeaf + ` AND conversation_id = ?1
+	), edge (low, high) AS (
+		SELECT CASE WHEN x.low > 0 THEN x.low ELSE 0 END, x.high FROM (`
+
+	windowDown = `SELECT CASE WHEN ?3 > 0 AND ?3 <= depth THEN ?3 - 1 ELSE depth END - ?4 AS low,
+		CASE WHEN ?3 > 0 AND ?3 <= depth THEN ?3 - 1 ELSE depth END AS high FROM leaf`
+
+	windowUp = `SELECT ?3 AS low, ?3 + ?4 AS high FROM leaf`
+
+	pathRows = `) AS x
+	), ranges (branch, low, high, up) AS (
+		SELECT l.branch, COALESCE(b.fork_depth, 0), l.depth, COALESCE(b.parent_branch, 0)
+		FROM leaf l LEFT JOIN branches b ON b.conversation_id = ?1 AND b.branch = l.branch
+		UNION ALL
+		SELECT r.up, COALESCE(b.fork_depth, 0), r.low, COALESCE(b.parent_branch, 0)
+		FROM ranges r LEFT JOIN branches b ON b.conversation_id = ?1 AND b.branch = r.up
+		WHERE r.low > (SELECT low FROM edge)
+	), spans (branch, low, high) AS (
+		SELECT r.branch, CASE WHEN r.low > e.low THEN r.low ELSE e.low END,
+			CASE WHEN r.high < e.high THEN r.high ELSE e.high END
+		FROM ranges r CROSS JOIN edge e WHERE r.low < e.high AND r.high > e.low
+	)
+	SELECT ` + messageColumns + ` FROM spans s CROSS JOIN messages m
+	WHERE m.conversation_id = ?1 AND m.branch = s.branch AND m.depth > s.low AND m.depth <= s.high
+	ORDER BY m.depth`
+
+	pageDown = pathRanges + windowDown + pathRows + ` DESC`
+	pageUp   = pathRanges + windowUp + pathRows
+)
+
+// ListMessages implements conversation.Store.
+func (s *TenantStore) ListMessages(ctx context.Context, id ident.ConversationID, q conversation.MessageQuery) (
+	[]conversation.Message, string, error) {
+	from := pageCursor{Kind: "path", Ascending: q.Ascending, Leaf: q.Leaf}
+	if q.All {
+		from = pageCursor{Kind: "all", Ascending: q.Ascending}
+	}
+	if q.Cursor != "" {
+		want := from
+		if err := parseCursor(q.Cursor, &from); err != nil {
+			return nil, "", err
+		}
+		if from.Kind != want.Kind || from.Ascending != want.Ascending || from.At < 1 || !ValidText(string(from.Leaf)) ||
+			want.Leaf != "" && from.Leaf != want.Leaf || (from.Leaf == "") != q.All {
+			return nil, "", badCursor()
+		}
+	}
+	if q.All {
+		return s.listAll(ctx, id, from, max(1, q.Limit))
+	}
+	return s.listPath(ctx, id, from, max(1, q.Limit), q.Cursor != "")
+}
+
+// listPath reads one page of the path to a leaf.
+func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, from pageCursor, limit int, continued bool) (
+	[]conversation.Message, string, error) {
+	var list []conversation.Message
+	var active, leaf ident.MessageID
+	var depth int64
+	var found *Found
+	text := pageDown
+	if from.Ascending {
+		text = pageUp
+	}
+	err := s.db.Read(ctx, func(b *Batch) {
+		found = b.One([]any{&active, &leaf, &depth}, `SELECT c.leaf_id, m.id, m.depth FROM conversations c
+			LEFT JOIN messages m ON m.conversation_id = c.id AND m.id = `+pathLeaf+` WHERE c.id = ?1`, id, from.Leaf)
+		b.Query(collect(&list), text, id, from.Leaf, from.At, limit)
+	})
+	switch {
+	case err != nil:
+		return nil, "", err
+	case !found.Yes:
+		return nil, "", fault.Missing("sqlstore.ListMessages")
+	case leaf == "" && continued:
+		return nil, "", badCursor()
+	case leaf == "" && from.Leaf != "":
+		return nil, "", fault.Missing("sqlstore.ListMessages")
+	case len(list) == 0:
+		return nil, "", nil
+	}
+	at := list[len(list)-1].Depth
+	if from.Ascending && at >= depth || !from.Ascending && at <= 1 {
+		return list, "", nil
+	}
+	return list, formatCursor(pageCursor{Kind: "path", Ascending: from.Ascending, Leaf: leaf, At: at}), nil
+}
+
+// listAll reads one page of all branches.
+func (s *TenantStore) listAll(ctx context.Context, id ident.ConversationID, from pageCursor, limit int) (
+	[]conversation.Message, string, error) {
+	var list []conversation.Message
+	var places []int64
+	var found *Found
+	where, order := "m.n < ?", "m.n DESC"
+	if from.Ascending {
+		where, order = "m.n > ?", "m.n"
+	} else if from.At == 0 {
+		from.At = 1<<63 - 1
+	}
+	err := s.db.Read(ctx, func(b *Batch) {
+		var n int64
+		found = b.One([]any{&n}, `SELECT n FROM conversations WHERE id = ?`, id)
+		b.Query(func(s Scanner) error {
+			m, n, err := scanMessage(s)
+			list, places = append(list, m), append(places, n)
+			return err
+		}, `SELECT `+messageColumns+` FROM messages m WHERE m.conversation_id = ? AND `+where+` ORDER BY `+order+` LIMIT ?`,
+			id, from.At, limit+1)
+	})
+	if err == nil && !found.Yes {
+		err = fault.Missing("sqlstore.ListMessages")
+	}
+	if err != nil || len(list) <= limit {
+		return list, "", err
+	}
+	return list[:limit], formatCursor(pageCursor{Kind: "all", Ascending: from.Ascending, At: places[limit-1]}), nil
+}
+
+// pathUp walks from a message to its parents and stops at the first one that does not belong to the answer: how far
+// that is depends on the sums of tokens, which no index holds. Only numbers are carried along; the rows are read at
+// the end. ?1 is the conversation, ?2 the message, ?3 the limit, ?4 the sum to stay above.
+const pathUp = `WITH RECURSIVE path (n, parent, place) AS (
+		SELECT n, parent_id, 1 FROM messages WHERE id = ?2 AND conversation_id = ?1 AND tokens_up_to > ?4
+		UNION ALL
+		SELECT m.n, m.parent_id, p.place + 1 FROM path p CROSS JOIN messages m
+		WHERE m.id = p.parent AND m.tokens_up_to > ?4 AND p.place < ?3
+	)
+	SELECT ` + messageColumns + ` FROM path p CROSS JOIN messages m WHERE m.n = p.n ORDER BY p.place DESC`
+
+// Path implements conversation.Store.
+func (s *TenantStore) Path(ctx context.Context, id ident.ConversationID, to ident.MessageID, limit int, after int64) (
+	[]conversation.Message, error) {
+	var list []conversation.Message
+	var found *Found
+	err := s.db.Read(ctx, func(b *Batch) {
+		var n int64
+		found = b.One([]any{&n}, `SELECT n FROM messages WHERE id = ? AND conversation_id = ?`, to, id)
+		if limit > 0 {
+			b.Query(collect(&list), pathUp, id, to, limit, after)
+		}
+	})
+	if err == nil && !found.Yes {
+		err = fault.Missing("sqlstore.Path")
+	}
+	return list, err
+}

@@ -1,0 +1,199 @@
+package sqlstore
+
+import (
+	"context"
+	"encoding/json"
+	"reflect"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/project"
+)
+
+const projectColumns = `n, id, name, description, instructions, status, priority, color, icon, tags, provider, model,
+	settings, deadline, owner_id, owner_name, version, created_at, updated_at,
+	(SELECT count(*) FROM conversations c WHERE c.project_id = projects.id)`
+
+func scanProject(s Scanner) (p project.Project, n int64, err error) {
+	var tags, settings string
+	var deadline *int64
+	var created, updated int64
+	if err = s.Scan(&n, &p.ID, &p.Name, &p.Description, &p.Instructions, &p.Status, &p.Priority, &p.Color, &p.Icon, &tags,
+		&p.Provider, &p.Model, &settings, &deadline, &p.Owner.ID, &p.Owner.Name, &p.Version, &created, &updated,
+		&p.ConversationCount); err != nil {
+		return p, n, err
+	}
+	p.Settings = json.RawMessage(settings)
+	p.Deadline, p.CreatedAt, p.UpdatedAt = timeOf(deadline), ident.Time(created), ident.Time(updated)
+	p.Tags, err = decodeTags(tags)
+	return p, n, err
+}
+
+// InsertProject implements project.Store.
+func (s *TenantStore) InsertProject(ctx context.Context, p project.Project, ch event.Change) error {
+	tags, err := encodeTags(p.Tags)
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		return tx.Commit(func(b *Batch) {
+			b.Exec(`INSERT INTO projects (id, name, name_folded, description, instructions, status, priority, color, icon,
+				tags, provider, model, settings, deadline, owner_id, owner_name, version, created_at, updated_at)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+				p.ID, p.Name, folded(p.Name), p.Description, p.Instructions, p.Status, p.Priority, p.Color, p.Icon,
+				tags, p.Provider, p.Model, object(p.Settings), moment(p.Deadline), p.Owner.ID, p.Owner.Name, p.Version,
+				ident.Micros(p.CreatedAt), ident.Micros(p.UpdatedAt))
+			appendChange(b, ch, head)
+		})
+	})
+}
+
+// FindProject implements project.Store.
+func (s *TenantStore) FindProject(ctx context.Context, id ident.ProjectID) (project.Project, error) {
+	var list []project.Project
+	err := s.db.Read(ctx, func(b *Batch) { selectProject(b, &list, id, "") })
+	if err == nil && len(list) == 0 {
+		err = fault.Missing("sqlstore.FindProject")
+	}
+	if err != nil {
+		return project.Project{}, err
+	}
+	return list[0], nil
+}
+
+// selectProject queues the reading of one project into list, which stays empty when there is none.
+func selectProject(b *Batch, list *[]project.Project, id ident.ProjectID, lock string) {
+	*list = nil
+	b.Query(func(s Scanner) error {
+		p, _, err := scanProject(s)
+		*list = append(*list, p)
+		return err
+	}, `SELECT `+projectColumns+` FROM projects WHERE id = ?`+lock, id)
+}
+
+// projectCursor is the place in a listing of projects.
+type projectCursor struct {
+	Kind string `json:"k"` // "projects"
+	N    int64  `json:"n"`
+}
+
+// ListProjects implements project.Store.
+func (s *TenantStore) ListProjects(ctx context.Context, q project.Query) ([]project.Project, string, error) {
+	d, limit := s.db.Dialect(), max(1, q.Limit)
+	var c conditions
+	if q.Cursor != "" {
+		var from projectCursor
+		if err := parseCursor(q.Cursor, &from); err != nil {
+			return nil, "", err
+		}
+		if from.Kind != "projects" {
+			return nil, "", badCursor()
+		}
+		c.and("n < ?", from.N)
+	}
+	if q.Status != "" {
+		c.and("status = ?", q.Status)
+	}
+	if q.Tag != "" {
+		c.and(hasTag(d), q.Tag)
+	}
+	if q.Text != "" {
+		c.and(contains(d, "name_folded"), folded(q.Text))
+	}
+	var list []project.Project
+	var places []int64
+	err := s.db.Read(ctx, func(b *Batch) {
+		b.Query(func(s Scanner) error {
+			p, n, err := scanProject(s)
+			list, places = append(list, p), append(places, n)
+			return err
+		}, `SELECT `+projectColumns+` FROM projects`+c.where()+` ORDER BY n DESC LIMIT ?`, append(c.args, limit+1)...)
+	})
+	if err != nil || len(list) <= limit {
+		return list, "", err
+	}
+	return list[:limit], formatCursor(projectCursor{Kind: "projects", N: places[limit-1]}), nil
+}
+
+// UpdateProject implements project.Store.
+func (s *TenantStore) UpdateProject(ctx context.Context, id ident.ProjectID,
+	edit func(project.Project) (project.Project, event.Change, error)) (project.Project, error) {
+	var after project.Project
+	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		var list []project.Project
+		if err := tx.Run(func(b *Batch) { selectProject(b, &list, id, tx.Dialect().ForUpdate()) }); err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return fault.Missing("sqlstore.UpdateProject")
+		}
+		p, ch, err := edit(list[0])
+		if err != nil {
+			return err
+		}
+		after = p
+		if len(ch.Events) == 0 && ch.Once == nil && reflect.DeepEqual(p, list[0]) {
+			return nil
+		}
+		tags, err := encodeTags(p.Tags)
+		if err != nil {
+			return err
+		}
+		return tx.Commit(func(b *Batch) {
+			b.Exec(`UPDATE projects SET name = ?, name_folded = ?, description = ?, instructions = ?, status = ?,
+				priority = ?, color = ?, icon = ?, tags = ?, provider = ?, model = ?, settings = ?, deadline = ?,
+				owner_id = ?, owner_name = ?, version = ?, updated_at = ? WHERE id = ?`,
+				p.Name, folded(p.Name), p.Description, p.Instructions, p.Status, p.Priority, p.Color, p.Icon, tags,
+				p.Provider, p.Model, object(p.Settings), moment(p.Deadline), p.Owner.ID, p.Owner.Name, p.Version,
+				ident.Micros(p.UpdatedAt), id)
+			appendChange(b, ch, head)
+		})
+	})
+	if err != nil {
+		return project.Project{}, err
+	}
+	return after, nil
+}
+
+// DeleteProject implements project.Store.
+func (s *TenantStore) DeleteProject(ctx context.Context, id ident.ProjectID, drop bool,
+	decide func(p project.Project, conversations int64) (event.Change, error)) error {
+	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		// With the project's row locked nothing can join it: a conversation that wants to waits for this lock.
+		var list []project.Project
+		var concerned []ident.ConversationID
+		if err := tx.Run(func(b *Batch) {
+			selectProject(b, &list, id, tx.Dialect().ForUpdate())
+			concerned = nil
+			b.Query(func(s Scanner) error {
+				var c ident.ConversationID
+				err := s.Scan(&c)
+				concerned = append(concerned, c)
+				return err
+			}, `SELECT id FROM conversations WHERE project_id = ? ORDER BY n`+tx.Dialect().ForUpdate(), id)
+			if drop {
+				lockRunning(b, tx.Dialect(), `SELECT id FROM conversations WHERE project_id = ?`, string(id))
+			}
+		}); err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return fault.Missing("sqlstore.DeleteProject")
+		}
+		ch, err := decide(list[0], int64(len(concerned)))
+		if err != nil {
+			return err
+		}
+		return tx.Commit(func(b *Batch) {
+			if drop {
+				for _, conv := range concerned {
+					unindexConversation(b, tx.Dialect(), conv)
+				}
+				b.Exec(`DELETE FROM conversations WHERE project_id = ?`, id)
+			}
+			b.Exec(`DELETE FROM projects WHERE id = ?`, id)
+			appendChange(b, ch, head)
+		})
+	})
+}
