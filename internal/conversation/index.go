@@ -33,9 +33,9 @@ type Doc struct {
 
 // Index finds messages and titles by their words. Both engines return the same documents for the same question.
 type Index interface {
-	// Frequencies returns for each term how many messages hold it (counting may stop at 20,000), and the number of
-	// messages in all, roughly.
-	Frequencies(ctx context.Context, terms []words.Term) (counts []int64, total int64, err error)
+	// Frequencies returns for each clause how many messages match it, and the number of messages in all. Both are
+	// exact while there are fewer than 2,000 messages; among more, common words are estimated from the newest.
+	Frequencies(ctx context.Context, clauses []words.Clause) (counts []int64, total int64, err error)
 	// FindMessages returns messages that match, newest first, bounded by Limit; its cost is bounded too, however
 	// common the words are.
 	FindMessages(ctx context.Context, c Candidates) ([]Doc, error)

@@ -1,0 +1,306 @@
+package sqlstore
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/words"
+)
+
+// Bounds of one question to the index.
+const (
+	// scanMax is how many hits of the words are looked at, newest first, to find those that pass the other filters.
+	scanMax = 200_000
+	// countWindow newest messages tell how common a word is; what is in fewer than countRare of them is counted in all.
+	countWindow = 2_000
+	countRare   = 40
+	countMax    = 20_000
+	// PostgreSQL walks backwards through this many rows at first, and at most through walkMax at once; it asks the
+	// GIN index, which knows no order, for words of which no more than ginMax hits are expected.
+	walkFirst = 4_000
+	walkMax   = 50_000
+	ginMax    = 20_000
+)
+
+// Frequencies implements conversation.Index.
+func (s *TenantStore) Frequencies(ctx context.Context, clauses []words.Clause) ([]int64, int64, error) {
+	counts := make([]int64, len(clauses))
+	exprs := make([]string, len(clauses))
+	d := s.db.Dialect()
+	for i, c := range clauses {
+		exprs[i] = expression(d, words.Match{All: []words.Clause{c}}, "")
+	}
+	var rows, low, high int64
+	err := s.db.Read(ctx, func(b *Batch) {
+		b.One([]any{&rows, &low, &high}, `SELECT count(*), coalesce(min(n), 0), coalesce(max(n), 0)
+			FROM (SELECT n FROM messages ORDER BY n DESC LIMIT ?) w`, countWindow)
+		countNewest(b, d, exprs, counts)
+	})
+	if err != nil || rows < countWindow {
+		return counts, rows, err
+	}
+	// Numbers are given out one after the other, so the newest is the total, but for what was deleted.
+	total := high
+	err = s.db.Read(ctx, func(b *Batch) {
+		for i, e := range exprs {
+			if counts[i] >= countRare {
+				counts[i] = int64(float64(counts[i]) * float64(total) / float64(rows))
+				continue
+			}
+			b.One([]any{&counts[i]}, d.Pick(
+				`SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ? LIMIT ?)`,
+				`SELECT count(*) FROM (SELECT 1 FROM message_words WHERE words @@ CAST(? AS tsquery) LIMIT ?) w`),
+				e, countMax)
+		}
+	})
+	return counts, total, err
+}
+
+// countNewest counts for each expression the hits among the newest messages.
+func countNewest(b *Batch, d Dialect, exprs []string, counts []int64) {
+	if d == SQLite {
+		for i, e := range exprs {
+			b.One([]any{&counts[i]}, `SELECT count(*) FROM message_words WHERE message_words MATCH ? AND rowid >=
+				(SELECT coalesce(min(n), 0) FROM (SELECT n FROM messages ORDER BY n DESC LIMIT ?))`, e, countWindow)
+		}
+		return
+	}
+	// One pass over the rows for all expressions.
+	if len(exprs) == 0 {
+		return
+	}
+	var dest, args []any
+	for i, e := range exprs {
+		dest, args = append(dest, &counts[i]), append(args, e)
+	}
+	b.One(dest, `SELECT count(*) FILTER (WHERE words @@ CAST(? AS tsquery))`+
+		strings.Repeat(`, count(*) FILTER (WHERE words @@ CAST(? AS tsquery))`, len(exprs)-1)+`
+		FROM (SELECT words FROM message_words ORDER BY n DESC LIMIT ?) w`, append(args, countWindow)...)
+}
+
+// FindMessages implements conversation.Index. Of words that very many messages have, only the newest 200,000 are
+// looked at for those of a project or a time; a role is part of the index and bounded by nothing.
+func (s *TenantStore) FindMessages(ctx context.Context, c conversation.Candidates) ([]conversation.Doc, error) {
+	return s.find(ctx, c, wordTable{
+		name: "message_words",
+		role: c.Role,
+		rows: `SELECT m.n, m.conversation_id, c.title, c.project_id, m.id, m.role, m.content, m.created_at`,
+		from: ` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
+		time: `m.created_at`,
+	})
+}
+
+// FindTitles implements conversation.Index.
+func (s *TenantStore) FindTitles(ctx context.Context, c conversation.Candidates) ([]conversation.Doc, error) {
+	if c.Role != "" {
+		return nil, nil
+	}
+	return s.find(ctx, c, wordTable{
+		name: "title_words",
+		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', c.title, c.created_at`,
+		from: ` CROSS JOIN conversations c WHERE c.n = x.n`,
+		time: `c.created_at`,
+	})
+}
+
+// wordTable is one of the two tables of the index, with what leads from its rows to documents.
+type wordTable struct {
+	name string
+	role conversation.Role
+	rows string
+	from string
+	time string
+}
+
+// filters are the conditions besides the words, each with a leading AND.
+func (t wordTable) filters(c conversation.Candidates) (sql string, args []any) {
+	if c.Project != "" {
+		sql, args = sql+` AND c.project_id = ?`, append(args, c.Project)
+	}
+	if !c.From.IsZero() {
+		sql, args = sql+` AND `+t.time+` >= ?`, append(args, ident.Micros(c.From))
+	}
+	if !c.To.IsZero() {
+		sql, args = sql+` AND `+t.time+` < ?`, append(args, ident.Micros(c.To))
+	}
+	return sql, args
+}
+
+func (s *TenantStore) find(ctx context.Context, c conversation.Candidates, t wordTable) (docs []conversation.Doc, err error) {
+	if c.Limit <= 0 {
+		return nil, nil
+	}
+	if c.Before <= 0 {
+		c.Before = 1<<63 - 1
+	}
+	expr := expression(s.db.Dialect(), c.Match, t.role)
+	read := func(r Scanner) error {
+		var d conversation.Doc
+		var at int64
+		err := r.Scan(&d.N, &d.ConversationID, &d.ConversationTitle, &d.ProjectID, &d.MessageID, &d.Role, &d.Text, &at)
+		d.CreatedAt = ident.Time(at)
+		docs = append(docs, d)
+		return err
+	}
+	if s.db.Dialect() == Postgres {
+		err = s.walk(ctx, c, t, expr, read, &docs)
+	} else {
+		filters, args := t.filters(c)
+		hits := c.Limit
+		if filters != "" {
+			hits = max(hits, scanMax)
+		}
+		// FTS5 delivers from the newest on, and the join stops it when there are enough.
+		err = s.db.Read(ctx, func(b *Batch) {
+			b.Query(read, t.rows+` FROM (SELECT rowid AS n FROM `+t.name+` WHERE `+t.name+` MATCH ? AND rowid < ?
+				ORDER BY rowid DESC LIMIT ?) x`+t.from+filters+` LIMIT ?`,
+				append([]any{expr, c.Before, hits}, append(args, c.Limit)...)...)
+		})
+	}
+	slices.SortFunc(docs, func(a, b conversation.Doc) int { return int(b.N - a.N) })
+	return docs, err
+}
+
+// walk finds newest first on PostgreSQL, where an index of words has no order: common words are met soon on a walk
+// backwards through the rows, and of rare words the index has few hits to sort. A look at the newest rows tells which
+// it is; the planner's statistics could not, they lag behind and know the most common thousand words only.
+func (s *TenantStore) walk(ctx context.Context, c conversation.Candidates, t wordTable, expr string,
+	read func(Scanner) error, docs *[]conversation.Doc) error {
+	filters, args := t.filters(c)
+	rows := t.rows + ` FROM x` + t.from + filters + ` ORDER BY x.n DESC LIMIT ?`
+	for step, scanned := int64(walkFirst), int64(0); ; {
+		var seen, low, hits int64
+		err := s.db.Read(ctx, func(b *Batch) {
+			b.One([]any{&seen, &low, &hits}, `SELECT count(*), coalesce(min(n), 0),
+				count(*) FILTER (WHERE words @@ CAST(? AS tsquery))
+				FROM (SELECT n, words FROM `+t.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w`, expr, c.Before, step)
+			b.Query(read, `WITH x AS MATERIALIZED (SELECT n FROM
+				(SELECT n, words FROM `+t.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w
+				WHERE words @@ CAST(? AS tsquery))`+rows,
+				append([]any{c.Before, step, expr}, append(args, c.Limit-len(*docs))...)...)
+		})
+		if err != nil || len(*docs) >= c.Limit || seen < step {
+			return err
+		}
+		c.Before = low
+		scanned += seen
+		share := float64(hits) / float64(seen)
+		if share*float64(low) <= ginMax {
+			return s.db.Read(ctx, func(b *Batch) {
+				b.Query(read, `WITH x AS MATERIALIZED (SELECT n FROM `+t.name+`
+					WHERE words @@ CAST(? AS tsquery) AND n < ?)`+rows,
+					append([]any{expr, c.Before}, append(args, c.Limit-len(*docs))...)...)
+			})
+		}
+		if scanned >= scanMax {
+			return nil
+		}
+		step = walkMax
+		if filters == "" {
+			step = min(walkMax, max(walkFirst, int64(1.5*float64(c.Limit-len(*docs))/share)))
+		}
+	}
+}
+
+// expression is the text in which the engine takes a match: for FTS5 or for tsquery.
+func expression(d Dialect, m words.Match, role conversation.Role) string {
+	e := engineSyntax{and: " AND ", or: " OR ", term: ftsTerm, phrase: ftsPhrase}
+	if d == Postgres {
+		e = engineSyntax{and: " & ", or: " | ", term: tsTerm, phrase: tsPhrase}
+	}
+	var parts []string
+	for _, c := range m.All {
+		parts = append(parts, e.clause(c))
+	}
+	if len(m.Any) > 0 {
+		parts = append(parts, e.any(m.Any))
+	}
+	if role != "" {
+		if d == Postgres {
+			parts = append(parts, string(lexeme(nil, filler+string(role))))
+		} else {
+			parts = append(parts, `{stems} : `+ftsQuoted(filler+string(role)))
+		}
+	}
+	out := strings.Join(parts, e.and)
+	if len(m.Not) == 0 {
+		return out
+	}
+	if d == Postgres {
+		return out + " & !" + e.any(m.Not)
+	}
+	return "(" + out + ") NOT " + e.any(m.Not)
+}
+
+// engineSyntax is what the two languages do differently.
+type engineSyntax struct {
+	and, or string
+	term    func(words.Term) string
+	phrase  func(words.Clause) string
+}
+
+func (e engineSyntax) any(clauses []words.Clause) string {
+	parts := make([]string, len(clauses))
+	for i, c := range clauses {
+		parts[i] = e.clause(c)
+	}
+	return "(" + strings.Join(parts, e.or) + ")"
+}
+
+func (e engineSyntax) clause(c words.Clause) string {
+	if len(c) == 1 {
+		return e.term(c[0])
+	}
+	return e.phrase(c)
+}
+
+func ftsTerm(t words.Term) string {
+	switch {
+	case t.Prefix:
+		return `{words} : ` + ftsQuoted(t.Text) + ` *`
+	case t.Stem == "":
+		return `{words} : ` + ftsQuoted(t.Text)
+	case t.Stem == t.Text:
+		return `{words stems} : ` + ftsQuoted(t.Text)
+	}
+	return `({words} : ` + ftsQuoted(t.Text) + ` OR {words stems} : ` + ftsQuoted(t.Stem) + `)`
+}
+
+func ftsPhrase(c words.Clause) string {
+	texts := make([]string, len(c))
+	for i, t := range c {
+		texts[i] = t.Text
+	}
+	out := `{words} : ` + ftsQuoted(strings.Join(texts, " "))
+	if c[len(c)-1].Prefix {
+		out += ` *`
+	}
+	return out
+}
+
+func ftsQuoted(text string) string { return `"` + strings.ReplaceAll(text, `"`, `""`) + `"` }
+
+func tsTerm(t words.Term) string {
+	out := lexeme(nil, t.Text)
+	if t.Prefix {
+		return string(append(out, ":*"...))
+	}
+	if t.Stem == "" {
+		return string(out)
+	}
+	if t.Stem != t.Text {
+		out = lexeme(append(out, " | "...), t.Stem)
+	}
+	return "(" + string(lexeme(append(out, " | "...), "~"+t.Stem)) + ")"
+}
+
+func tsPhrase(c words.Clause) string {
+	parts := make([]string, len(c))
+	for i, t := range c {
+		parts[i] = tsTerm(t)
+	}
+	return "(" + strings.Join(parts, " <-> ") + ")"
+}
