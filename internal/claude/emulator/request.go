@@ -204,23 +204,38 @@ func lifetime(path string, raw json.RawMessage) (string, *apiError) {
 
 // withoutField removes one field of an object and leaves every other byte alone.
 func withoutField(raw []byte, name string) []byte {
+	return rewrite(raw, func(key string, value json.RawMessage) (json.RawMessage, bool) { return value, key != name })
+}
+
+// replaceField gives a field of an object another value in the same place.
+func replaceField(raw []byte, name, value string) []byte {
+	return rewrite(raw, func(key string, old json.RawMessage) (json.RawMessage, bool) {
+		if key == name {
+			return json.RawMessage(value), true
+		}
+		return old, true
+	})
+}
+
+func rewrite(raw []byte, each func(key string, value json.RawMessage) (json.RawMessage, bool)) []byte {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	_, _ = dec.Token() // the opening brace; the caller has parsed the object before
 	out := []byte{'{'}
 	for dec.More() {
-		key, err := dec.Token()
+		token, err := dec.Token()
+		key, ok := token.(string)
 		var value json.RawMessage
-		if err != nil || dec.Decode(&value) != nil {
+		if err != nil || !ok || dec.Decode(&value) != nil {
 			return raw
 		}
-		if key == name {
+		value, keep := each(key, value)
+		if !keep {
 			continue
 		}
 		if len(out) > 1 {
 			out = append(out, ',')
 		}
-		quoted, _ := json.Marshal(key)
-		out = append(append(append(out, quoted...), ':'), value...)
+		out = append(append(append(out, quote(key)...), ':'), value...)
 	}
 	return append(out, '}')
 }

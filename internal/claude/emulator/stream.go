@@ -137,16 +137,11 @@ func (w *wire) block(index int, raw json.RawMessage) {
 		return s
 	}
 	emptied := func(pairs ...string) json.RawMessage {
-		start := map[string]json.RawMessage{}
-		for key, value := range fields {
-			start[key] = value
-		}
+		start := withoutField(raw, "citations")
 		for i := 0; i < len(pairs); i += 2 {
-			start[pairs[i]] = json.RawMessage(pairs[i+1])
+			start = replaceField(start, pairs[i], pairs[i+1])
 		}
-		delete(start, "citations")
-		out, _ := json.Marshal(start)
-		return out
+		return start
 	}
 	begin := func(start json.RawMessage) {
 		w.event("content_block_start", map[string]any{"type": "content_block_start", "index": index, "content_block": start})
@@ -225,7 +220,9 @@ func (w *wire) fault() {
 	case HalfEvent:
 		_, _ = fmt.Fprint(w.c.w, `event: content_block_delta`+"\n"+`data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","te`)
 	case Reset:
+		w.over = true
 		hangUp(w.c.w)
+		return // the connection is gone, there is nothing to flush
 	case Stall:
 		<-w.ctx.Done()
 	case NotJSON:
