@@ -266,7 +266,7 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 		e.ws = Workspace{
 			Projects:      project.New(e.store, p.Sealer, t.Account, p.Providers, p.Now),
 			Conversations: conversation.New(e.store, p.Engine, p.Sealer, t.Account, e),
-			Audit:         audit.New(e.store, p.Trail, t.Account),
+			Audit:         audit.New(e.store.Trail(), p.Trail, t.Account),
 			Events:        e.store,
 		}
 		// Turns that lost their owner while nobody looked are marked before anybody can read them.
