@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// Exit codes.
+const (
+	exitFine   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// commands is the command line. A field is a command; its doc is its help.
+type commands struct {
+	Serve   serveCmd   `cmd:"" help:"Run the server."`
+	Migrate migrateCmd `cmd:"" help:"Bring the master database, and with --all every tenant's, up to date."`
+	Config  configCmd  `cmd:"" help:"Show every setting, its value and where it comes from; secrets are masked."`
+	User    userCmd    `cmd:"" help:"Create accounts, set roles, reset passwords, list."`
+	Version versionCmd `cmd:"" help:"Show the version."`
+}
+
+// program is what commands get handed.
+type program struct {
+	settings       *settings
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+// usageError is a mistake in how the program was called or configured.
+type usageError struct{ error }
+
+// run is the program: tests call it with arguments, an environment and streams of their own.
+func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
+	var c commands
+	left := -1 // kong asks to leave for --help
+	parser, err := kong.New(&c, kong.Name("memoryd"), kong.Writers(stdout, stderr),
+		kong.Description("A multi-tenant backend for conversations with Claude: every user's data in a database of its own."),
+		kong.Exit(func(code int) { left = code }), kong.UsageOnError())
+	if err != nil {
+		fmt.Fprintln(stderr, "memoryd:", err)
+		return exitFailed
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	k, err := parser.Parse(args)
+	if left >= 0 {
+		return left
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "memoryd: %v\nTry: memoryd --help\n", err)
+		return exitUsage
+	}
+	set, err := loadSettings(environ, dotEnv)
+	if err == nil {
+		k.BindTo(ctx, (*context.Context)(nil))
+		err = k.Run(&program{settings: set, stdin: stdin, stdout: stdout, stderr: stderr})
+	}
+	if err == nil {
+		return exitFine
+	}
+	fmt.Fprintf(stderr, "memoryd: %s\n", strings.TrimSpace(err.Error()))
+	if _, wrong := errors.AsType[usageError](err); wrong {
+		return exitUsage
+	}
+	return exitFailed
+}

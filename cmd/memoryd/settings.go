@@ -1,0 +1,346 @@
+package main
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/joho/godotenv"
+
+	"claude-memory-backend/internal/seal"
+)
+
+// dotEnv is read from the working folder, if it is there; the environment wins over it.
+const dotEnv = ".env"
+
+// settings is every variable with its value and where it came from, in the order of the table.
+type settings struct {
+	names  []string
+	values map[string]value
+	made   map[string]seal.Secret // secrets generated in development
+}
+
+type value struct {
+	text   string
+	source string // environment, file, .env, default, generated
+	secret bool
+	about  string
+}
+
+// variable declares one setting.
+type variable struct {
+	name     string
+	fallback string
+	secret   bool
+	check    func(string) error // called for non-empty values
+	about    string
+}
+
+var (
+	onOff   = words("on", "off")
+	anyText = func(string) error { return nil }
+)
+
+// variables lists every setting: those of the founding document under their names, and ours.
+func variables() []variable {
+	return []variable{
+		{"NODE_ENV", "development", false, words("development", "production", "test"), "environment"},
+		{"HOST", "", false, anyText, "address to listen on; empty: loopback in development, all addresses in production"},
+		{"PORT", "3001", false, number(0, 65535), "port to listen on; 0 takes a free one"},
+		{"ALLOWED_ORIGINS", "http://localhost:3000", false, each(origin), "browser origins that may call the API"},
+		{"TRUSTED_PROXIES", "", false, each(network), "proxies whose X-Forwarded-For is believed"},
+		{"RATE_LIMIT", "on", false, onOff, "request limits; off for load tests only"},
+		{"REGISTRATION", "open", false, words("open", "invite", "closed"), "who may register"},
+		{"JWT_SECRET", "", true, strongSecret, "signs access tokens; 32 characters or more"},
+		{"JWT_SECRET_PREVIOUS", "", true, strongSecret, "the signing secret before the current one, while rotating"},
+		{"MASTER_KEY", "", true, strongSecret, "wraps the tenants' keys; losing it loses their data"},
+		{"MASTER_KEY_PREVIOUS", "", true, strongSecret, "the master key before the current one, while rotating"},
+		{"METRICS_TOKEN", "", true, minLength(16), "opens metrics and detailed health in production"},
+		{"STORAGE_PATH", "./storage", false, anyText, "folder for databases, files and generated keys"},
+		{"MASTER_DATABASE_URL", "", true, postgresURL, "master database; empty: SQLite under STORAGE_PATH"},
+		{"TENANT_DATABASE_URLS", "", true, each(postgresURL), "PostgreSQL servers for tenants; empty: SQLite files"},
+		{"SQLITE_SYNCHRONOUS", "FULL", false, words("FULL", "EXTRA", "NORMAL"), "durability of SQLite commits; NORMAL may lose the last ones in a power cut"},
+		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the descriptor limit"},
+		{"AI_PROVIDER", "", false, words("anthropic", "n8n", "scripted"), "who answers by default; empty: what is configured"},
+		{"ANTHROPIC_API_KEY", "", true, anyText, "key for the Anthropic API"},
+		{"ANTHROPIC_BASE_URL", "", false, httpURL, "another server that speaks the Anthropic API"},
+		{"CLAUDE_MODEL", "claude-sonnet-5-5", false, anyText, "model for conversations that name none"},
+		{"N8N_WEBHOOK_URL", "", true, httpURL, "webhook of the n8n workflow that asks Claude"},
+		{"N8N_API_KEY", "", true, anyText, "header secret that the n8n webhook expects"},
+		{"PRICES_FILE", "", false, readable, "model prices instead of the built-in ones (JSON)"},
+		{"TITLE_MODEL", "", false, anyText, "model that names conversations; empty: their first words do"},
+		{"CONTEXT_TOKENS", "100000", false, number(1000, 10_000_000), "tokens of history that a prompt may hold"},
+		{"CONTEXT_MESSAGES", "400", false, number(2, 100_000), "messages of history that a prompt may hold"},
+		{"LOG_LEVEL", "info", false, words("debug", "info", "warn", "error"), "what is logged"},
+		{"LOG_FORMAT", "", false, words("text", "json"), "empty: text in development, JSON in production"},
+		{"LOG_FILE", "", false, anyText, "rotated log file; empty: none in development, logs/memoryd.log under STORAGE_PATH in production; off: none"},
+		{"SHUTDOWN_TIMEOUT", "25", false, number(1, 600), "seconds that running answers get to end when the server stops"},
+	}
+}
+
+// loadSettings reads the environment, NAME_FILE files and .env, and checks everything: the error names every mistake.
+func loadSettings(environ []string, dotenv string) (*settings, error) {
+	env := make(map[string]string)
+	for _, kv := range environ {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			env[k] = v
+		}
+	}
+	file := map[string]string{}
+	if raw, err := os.ReadFile(dotenv); err == nil { //nolint:gosec // the operator's own file
+		if file, err = godotenv.UnmarshalBytes(raw); err != nil {
+			return nil, usageError{fmt.Errorf("%s cannot be read: is every line NAME=value?", dotenv)}
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, usageError{fmt.Errorf("%s cannot be read", dotenv)}
+	}
+	s := &settings{values: make(map[string]value), made: make(map[string]seal.Secret)}
+	var wrong []error
+	for _, v := range variables() {
+		got, err := v.read(env, file)
+		if err == nil && got.text != "" {
+			err = v.check(got.text)
+		}
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("%s %w", v.name, err))
+		}
+		s.names = append(s.names, v.name)
+		s.values[v.name] = got
+	}
+	if len(wrong) == 0 {
+		wrong = s.checkTogether()
+	}
+	if len(wrong) > 0 {
+		return nil, usageError{fmt.Errorf("the configuration is wrong:\n  %w", joinLines(wrong))}
+	}
+	return s, nil
+}
+
+func (v variable) read(env, file map[string]string) (value, error) {
+	out := value{text: v.fallback, source: "default", secret: v.secret, about: v.about}
+	direct, inEnv := env[v.name]
+	path, inFile := env[v.name+"_FILE"]
+	if !v.secret {
+		inFile = false
+	}
+	switch {
+	case inEnv && direct != "" && inFile && path != "":
+		return out, fmt.Errorf("and %s_FILE are both set: choose one", v.name)
+	case inFile && path != "":
+		raw, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+		if err != nil {
+			return out, fmt.Errorf("cannot be read from the file that %s_FILE names", v.name)
+		}
+		out.text, out.source = strings.TrimRight(string(raw), "\r\n"), "file"
+	case inEnv && direct != "":
+		out.text, out.source = direct, "environment"
+	case file[v.name] != "":
+		out.text, out.source = file[v.name], dotEnv
+	}
+	return out, nil
+}
+
+// checkTogether finds contradictions between settings that are right by themselves.
+func (s *settings) checkTogether() (wrong []error) {
+	need := func(name, why string) {
+		if s.text(name) == "" {
+			wrong = append(wrong, fmt.Errorf("%s is required %s", name, why))
+		}
+	}
+	if s.production() {
+		need("JWT_SECRET", "in production: openssl rand -base64 48")
+		need("MASTER_KEY", "in production: openssl rand -base64 32")
+		if s.text("AI_PROVIDER") == "scripted" {
+			wrong = append(wrong, errors.New("AI_PROVIDER scripted is for development only"))
+		}
+		if v := s.text("JWT_SECRET"); v != "" && v == s.text("MASTER_KEY") {
+			wrong = append(wrong, errors.New("MASTER_KEY must differ from JWT_SECRET"))
+		}
+	}
+	switch s.text("AI_PROVIDER") {
+	case "anthropic":
+		need("ANTHROPIC_API_KEY", "when AI_PROVIDER is anthropic")
+	case "n8n":
+		need("N8N_WEBHOOK_URL", "when AI_PROVIDER is n8n")
+	}
+	return wrong
+}
+
+func (s *settings) text(name string) string { return s.values[name].text }
+
+func (s *settings) secret(name string) seal.Secret {
+	if made, ok := s.made[name]; ok {
+		return made
+	}
+	return seal.Secret(s.text(name))
+}
+
+func (s *settings) production() bool { return s.text("NODE_ENV") == "production" }
+
+func (s *settings) on(name string) bool { return s.text(name) == "on" }
+
+// number is for settings that number() checked.
+func (s *settings) number(name string) int {
+	n, _ := strconv.Atoi(s.text(name))
+	return n
+}
+
+func (s *settings) list(name string) []string { return splitList(s.text(name)) }
+
+func (s *settings) host() string {
+	switch h := s.text("HOST"); {
+	case h != "":
+		return h
+	case s.production():
+		return ""
+	default:
+		return "127.0.0.1"
+	}
+}
+
+func (s *settings) storage(parts ...string) string {
+	return filepath.Join(append([]string{s.text("STORAGE_PATH")}, parts...)...)
+}
+
+func (s *settings) proxies() (out []netip.Prefix) {
+	for _, p := range s.list("TRUSTED_PROXIES") {
+		if n, err := parseNetwork(p); err == nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func splitList(text string) (out []string) {
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
+}
+
+func joinLines(errs []error) error {
+	lines := make([]string, len(errs))
+	for i, e := range errs {
+		lines[i] = e.Error()
+	}
+	return errors.New(strings.Join(lines, "\n  "))
+}
+
+// The checks say what is wrong without repeating the value, which may be a secret.
+
+func words(allowed ...string) func(string) error {
+	return func(v string) error {
+		if !slices.Contains(allowed, v) {
+			return fmt.Errorf("must be one of %s", strings.Join(allowed, ", "))
+		}
+		return nil
+	}
+}
+
+func number(low, high int) func(string) error {
+	return func(v string) error {
+		if n, err := strconv.Atoi(v); err != nil || n < low || n > high {
+			return fmt.Errorf("must be a whole number from %d to %d", low, high)
+		}
+		return nil
+	}
+}
+
+func minLength(n int) func(string) error {
+	return func(v string) error {
+		if len(v) < n {
+			return fmt.Errorf("must have at least %d characters", n)
+		}
+		return nil
+	}
+}
+
+func each(check func(string) error) func(string) error {
+	return func(v string) error {
+		for _, part := range splitList(v) {
+			if err := check(part); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func origin(v string) error {
+	u, err := url.Parse(v)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil {
+		return errors.New("must list origins like https://app.example.com, without a path")
+	}
+	return nil
+}
+
+func parseNetwork(v string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(v); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(v)
+}
+
+func network(v string) error {
+	if _, err := parseNetwork(v); err != nil {
+		return errors.New("must list addresses or networks like 10.0.0.0/8")
+	}
+	return nil
+}
+
+func httpURL(v string) error {
+	u, err := url.Parse(v)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return errors.New("must be an http or https address")
+	}
+	return nil
+}
+
+func postgresURL(v string) error {
+	u, err := url.Parse(v)
+	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") {
+		return errors.New("must be an address like postgres://user:password@host:5432/name")
+	}
+	return nil
+}
+
+func readable(v string) error {
+	f, err := os.Open(v) //nolint:gosec // the operator names the file
+	if err != nil {
+		return errors.New("names a file that cannot be read")
+	}
+	return f.Close()
+}
+
+// strongSecret refuses what can be guessed: short, repetitive, or a placeholder from somebody's documentation.
+func strongSecret(v string) error {
+	if len(v) < 32 {
+		return errors.New("must have at least 32 characters: openssl rand -base64 48")
+	}
+	seen := map[rune]bool{}
+	for _, r := range v {
+		seen[r] = true
+	}
+	if len(seen) < 12 {
+		return errors.New("repeats a few characters: openssl rand -base64 48")
+	}
+	low := strings.ToLower(v)
+	for _, hint := range []string{"secret", "change", "password", "example", "your-", "your_", "replace", "jwt", "0123456789", "abcdefghij"} {
+		if strings.Contains(low, hint) {
+			if _, err := base64.StdEncoding.DecodeString(v); err != nil || strings.Contains(low, "secret") || strings.Contains(low, "change") {
+				return errors.New("looks like a placeholder: openssl rand -base64 48")
+			}
+		}
+	}
+	return nil
+}
