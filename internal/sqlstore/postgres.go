@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"errors"
+	"net"
 	"regexp"
 	"strconv"
 	"time"
@@ -207,7 +208,11 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 		batch.ExecParams("COMMIT", nil, nil, nil, nil)
 		total++
 	}
-	results := s.conn.Conn().PgConn().ExecBatch(ctx, batch)
+	conn := s.conn.Conn().PgConn()
+	if conn.IsClosed() {
+		return connecting(ctx, "sqlstore", net.ErrClosed)
+	}
+	results := conn.ExecBatch(ctx, batch)
 	var callback error // of the caller; the rest is still read, as the connection needs it
 	done := 0
 	for ; done < total && results.NextResult(); done++ {
@@ -248,7 +253,8 @@ func (s *postgresSession) failure(ctx context.Context, err error, commit, atComm
 			return over
 		}
 		return postgresFault("sqlstore", e)
-	case pgconn.SafeToRetry(err):
+	case pgconn.SafeToRetry(err) && !s.conn.Conn().PgConn().IsClosed():
+		// Nothing was sent. Of a connection that broke while it waited for an answer pgconn says the same, wrongly.
 		return connecting(ctx, "sqlstore", err)
 	case commit && s.begun:
 		return unavailable("sqlstore", "outcome_unknown", "the database did not answer whether it stored this",
