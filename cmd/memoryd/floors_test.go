@@ -46,8 +46,14 @@ var rooms = map[string]room{
 
 	"internal/sqlstore": {floor: 4, note: "SQL and nothing but SQL"},
 
+	"internal/workspace": {floor: 5, note: "the only door to a tenant's data"},
+
+	"internal/httpapi": {floor: 7, note: "decode, one service call, encode"},
+
+	"internal/storetest":            {floor: 4, tests: true, note: "the conformance suite of every store"},
 	"internal/claude/emulator":      {floor: 7, tests: true, note: "plays Anthropic's API: an HTTP server for tests"},
 	"internal/claude/n8nfake":       {floor: 7, tests: true, note: "plays n8n: an HTTP server for tests"},
+	"internal/claude/n8nsuite":      {floor: 7, tests: true, note: "the workflows on a real n8n; only with the tag n8n"},
 	"internal/pgtest":               {floor: 4, tests: true, note: "real PostgreSQL for tests; speaks to the driver itself"},
 	"internal/pgtest/with-postgres": {floor: 8, tests: true, note: "the command that lends one cluster to all tests"},
 
