@@ -1,0 +1,249 @@
+package claude
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/seal"
+)
+
+// N8NConfig says where the workflow is and how long it may take.
+type N8NConfig struct {
+	URL          string        // the webhook's production address
+	HeaderName   string        // header that carries the secret; empty means X-Backend-Secret
+	HeaderSecret seal.Secret   // what the webhook's header-auth credential expects; empty sends no header
+	Model        string        // model asked for when the prompt names none; empty leaves it to the workflow
+	MaxTokens    int           // bound asked for when the prompt has none; 0 leaves it to the workflow
+	Timeout      time.Duration // for the whole answer; 0 means 5 minutes
+	IdleTimeout  time.Duration // between two reads of an answer that has begun; 0 means 2 minutes
+	// MaxAnswerBytes bounds what is read of an answer; 0 means 8 MiB.
+	MaxAnswerBytes int64
+	// HTTPClient makes the calls; nil means one of our own. Its redirect rule is replaced: none is followed.
+	HTTPClient *http.Client
+	// CostFunc prices the usage of an answer, when a workflow reports any; nil means no price.
+	CostFunc func(model string, rawUsage json.RawMessage) int64
+}
+
+// N8N is a conversation.Model that asks an n8n workflow by its webhook. The payload and the answers it understands
+// are described in deploy/n8n/README.md.
+type N8N struct {
+	c      N8NConfig
+	client *http.Client
+	dials  []time.Duration // pauses before further attempts to connect
+	now    func() time.Time
+}
+
+var _ conversation.Model = (*N8N)(nil)
+
+// NewN8N returns an N8N model. The address must be http or https with a host.
+func NewN8N(c N8NConfig) (*N8N, error) {
+	u, err := url.Parse(c.URL)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		// The parse error quotes the address, and addresses may hold passwords: it stays out.
+		return nil, fault.BadInput("claude.NewN8N", "url", "the webhook address must be an http or https URL")
+	}
+	if c.HeaderName == "" {
+		c.HeaderName = "X-Backend-Secret"
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = 5 * time.Minute
+	}
+	if c.IdleTimeout <= 0 {
+		c.IdleTimeout = 2 * time.Minute
+	}
+	if c.MaxAnswerBytes <= 0 {
+		c.MaxAnswerBytes = 8 << 20
+	}
+	client := http.Client{Transport: &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		ForceAttemptHTTP2:   true,
+	}}
+	if c.HTTPClient != nil {
+		client = *c.HTTPClient
+	}
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &N8N{c: c, client: &client, dials: []time.Duration{100 * time.Millisecond, 400 * time.Millisecond}, now: time.Now}, nil
+}
+
+// Format prints no fields: a secret in an unexported field cannot mask itself.
+func (n *N8N) Format(f fmt.State, _ rune) { io.WriteString(f, "claude.N8N") }
+
+// n8nPayload is the body of a call. Field names and shapes are a public contract.
+type n8nPayload struct {
+	TurnID         string          `json:"turn_id"`
+	ConversationID string          `json:"conversation_id"`
+	Model          string          `json:"model,omitempty"`
+	MaxTokens      int             `json:"max_tokens,omitempty"`
+	System         string          `json:"system,omitempty"`
+	Messages       []n8nMessage    `json:"messages"`
+	Settings       json.RawMessage `json:"settings,omitempty"`
+	Metadata       *n8nMetadata    `json:"metadata,omitempty"`
+	Stream         bool            `json:"stream"`
+}
+
+type n8nMessage struct {
+	Role    string            `json:"role"`
+	Content []json.RawMessage `json:"content"`
+}
+
+type n8nMetadata struct {
+	UserID string `json:"user_id"`
+}
+
+func (n *N8N) payload(p conversation.Prompt) ([]byte, error) {
+	body := n8nPayload{TurnID: p.Turn, ConversationID: p.Conversation, Model: p.Model, MaxTokens: p.MaxTokens,
+		System: p.System, Messages: make([]n8nMessage, len(p.Messages)), Settings: p.Settings, Stream: true}
+	if body.Model == "" {
+		body.Model = n.c.Model
+	}
+	if body.MaxTokens <= 0 {
+		body.MaxTokens = n.c.MaxTokens
+	}
+	if p.Account != "" {
+		body.Metadata = &n8nMetadata{UserID: p.Account}
+	}
+	for i, m := range p.Messages {
+		body.Messages[i] = n8nMessage{Role: m.Role, Content: m.Blocks}
+		if m.Blocks == nil {
+			body.Messages[i].Content = []json.RawMessage{}
+		}
+	}
+	// An encoder without HTML escaping: blocks must arrive as they are stored, since thinking is bound to its prefix.
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(body); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
+}
+
+// Causes of our own deadlines, told apart from a caller who cancels.
+var (
+	errN8NTotal = errors.New("the whole answer took too long")
+	errN8NIdle  = errors.New("nothing came for too long")
+)
+
+// Answer implements conversation.Model.
+func (n *N8N) Answer(ctx context.Context, p conversation.Prompt, sink func(text string)) (conversation.Answer, error) {
+	begun := n.now()
+	body, err := n.payload(p)
+	if err != nil {
+		return conversation.Answer{}, n8nFault(conversation.CodeProviderRejected, "the prompt could not be encoded").With(err)
+	}
+	call, cancelTotal := context.WithTimeoutCause(ctx, n.c.Timeout, errN8NTotal)
+	defer cancelTotal()
+	call, cancel := context.WithCancelCause(call)
+	defer cancel(nil)
+
+	resp, err := n.connect(call, p.Turn, body)
+	if err != nil {
+		return conversation.Answer{}, n.callFault(ctx, call, err)
+	}
+	defer resp.Body.Close()
+
+	idle := time.AfterFunc(n.c.IdleTimeout, func() { cancel(errN8NIdle) })
+	defer idle.Stop()
+	r := &n8nReader{
+		body:      &watchedBody{r: resp.Body, left: n.c.MaxAnswerBytes, idle: idle, idleTimeout: n.c.IdleTimeout},
+		wanted:    p.Conversation,
+		sink:      sink,
+		sinceFunc: func() time.Duration { return max(n.now().Sub(begun), 1) },
+	}
+	a, err := r.read(resp.StatusCode, resp.Header)
+	if err != nil {
+		err = n.readFault(ctx, call, err)
+	}
+	n.complete(&a, p, resp.Header)
+	return a, err
+}
+
+// complete fills in what the workflow did not say.
+func (n *N8N) complete(a *conversation.Answer, p conversation.Prompt, h http.Header) {
+	for _, model := range []string{p.Model, n.c.Model, "n8n"} {
+		if a.Model == "" {
+			a.Model = model
+		}
+	}
+	if a.RequestID == "" {
+		a.RequestID = requestID(h)
+	}
+	if n.c.CostFunc != nil && a.RawUsage != nil {
+		a.CostMicroUSD = n.c.CostFunc(a.Model, a.RawUsage)
+	}
+}
+
+// connect sends the call. It tries again only when no connection came about: once a byte was sent the workflow may
+// have run, and may have had effects.
+func (n *N8N) connect(ctx context.Context, turn string, body []byte) (*http.Response, error) {
+	for attempt := 0; ; attempt++ {
+		req, err := n.request(ctx, turn, body)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := n.client.Do(req)
+		if err == nil || attempt >= len(n.dials) || !dialFailed(err) {
+			return resp, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(n.dials[attempt]):
+		}
+	}
+}
+
+func (n *N8N) request(ctx context.Context, turn string, body []byte) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.c.URL, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	// net/http silently repeats a POST with an Idempotency-Key on a connection that broke, if it can rewind the body.
+	// It must not: workflows seldom look at the key. Hence no GetBody, and a connection per call instead of one from
+	// a pool that n8n may just have closed.
+	req.GetBody = nil
+	req.Close = true
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", "claude-memory-backend")
+	if turn != "" {
+		req.Header.Set("Idempotency-Key", turn)
+	}
+	if n.c.HeaderSecret != "" {
+		req.Header.Set(n.c.HeaderName, n.c.HeaderSecret.Reveal())
+		n.sign(req, turn, body)
+	}
+	return req, nil
+}
+
+// sign adds the Standard Webhooks headers, keyed with the header secret: a workflow behind a gateway that checks the
+// secret can still tell that this body belongs to this turn and is not an old one sent again.
+func (n *N8N) sign(req *http.Request, turn string, body []byte) {
+	stamp := strconv.FormatInt(n.now().Unix(), 10)
+	mac := hmac.New(sha256.New, []byte(n.c.HeaderSecret.Reveal()))
+	mac.Write([]byte(turn + "." + stamp + "."))
+	mac.Write(body)
+	req.Header.Set("Webhook-Id", turn)
+	req.Header.Set("Webhook-Timestamp", stamp)
+	req.Header.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+}
+
+func dialFailed(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial"
+}
