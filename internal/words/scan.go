@@ -89,7 +89,10 @@ func (s *scanner) joins(at, after int) (joins, elides bool) {
 		latin = latin && (r < 0x250 || unicode.Is(unicode.Latin, r) || k == mark)
 		i += size
 	}
-	before := utf8.RuneCountInString(s.text[s.start:at])
+	before := 3 // or more: a count from the start at every apostrophe would take quadratic time
+	if at-s.start < 3*utf8.UTFMax {
+		before = utf8.RuneCountInString(s.text[s.start:at])
+	}
 	short := before == 1 || before == 2 && (s.text[s.start] == 'q' || s.text[s.start] == 'Q')
 	if latin && (following >= 3 || short) {
 		return false, before <= 2
