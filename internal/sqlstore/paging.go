@@ -65,6 +65,7 @@ func (s *TenantStore) ListMessages(ctx context.Context, id ident.ConversationID,
 	}
 	if q.Cursor != "" {
 		want := from
+		from = pageCursor{}
 		if err := parseCursor(q.Cursor, &from); err != nil {
 			return nil, "", err
 		}

@@ -54,7 +54,12 @@ func (s *TenantStore) change(ctx context.Context, fn func(tx *Tx, head *event.Se
 
 // folded is the form in which names and titles are compared and sorted. Go folds, not the engine: SQLite knows the case
 // of ASCII only. Punctuation stays, since a part of a title is searched as it was typed; words.Fold drops it.
-func folded(text string) string { return norm.NFC.String(strings.ToLower(text)) }
+func folded(text string) string {
+	if !ValidText(text) {
+		return text // ToLower would repair it, and nobody would refuse it any more
+	}
+	return norm.NFC.String(strings.ToLower(text))
+}
 
 // optional is NULL for the empty identifier.
 func optional[T ~string](id T) *string {
