@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -464,4 +466,74 @@ func FuzzN8NAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The shipped workflow files cannot run here; what an edit could silently break in them can be checked.
+func TestShippedWorkflows(t *testing.T) {
+	var credentials []struct{ ID, Type string }
+	readShipped(t, "credentials.example.json", &credentials)
+	known := map[string]string{}
+	for _, c := range credentials {
+		known[c.ID] = c.Type
+	}
+	for _, file := range []string{"claude-chat.json", "claude-chat-streaming.json"} {
+		t.Run(file, func(t *testing.T) {
+			var workflows []struct {
+				ID, Name string
+				Settings map[string]any
+				Nodes    []struct {
+					Name, Type  string
+					Parameters  map[string]any
+					Credentials map[string]struct{ ID string }
+				}
+				Connections map[string]map[string][][]struct{ Node string }
+			}
+			raw := readShipped(t, file, &workflows)
+			if len(workflows) != 1 {
+				t.Fatalf("%d workflows", len(workflows))
+			}
+			w := workflows[0]
+			if w.Settings["saveDataSuccessExecution"] != "none" || w.Settings["saveDataErrorExecution"] != "none" {
+				t.Error("executions, which hold conversations, would be kept")
+			}
+			names := map[string]bool{}
+			for _, node := range w.Nodes {
+				names[node.Name] = true
+				for kind, used := range node.Credentials {
+					if known[used.ID] != kind {
+						t.Errorf("%s uses credential %s of type %s, which is not among the examples", node.Name, used.ID, kind)
+					}
+				}
+				if node.Type == "n8n-nodes-base.webhook" && node.Parameters["authentication"] != "headerAuth" {
+					t.Error("the webhook asks for no secret")
+				}
+			}
+			for from, outputs := range w.Connections {
+				for _, ways := range outputs {
+					for _, way := range ways {
+						for _, to := range way {
+							if !names[from] || !names[to.Node] {
+								t.Errorf("%s leads to %s", from, to.Node)
+							}
+						}
+					}
+				}
+			}
+			if strings.Contains(raw, "error: $json.error,") || strings.Contains(raw, "error: $json.error }") {
+				t.Error("an error item would be passed on whole, with the provider's key in it")
+			}
+		})
+	}
+}
+
+func readShipped(t *testing.T, name string, into any) string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("..", "..", "deploy", "n8n", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
 }
