@@ -1,0 +1,156 @@
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"claude-memory-backend/internal/audit"
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/project"
+)
+
+// Config is what an operator decides about the door. The zero value of a limit means its default.
+type Config struct {
+	Production     bool
+	Version        string         // shown by health and info
+	AllowedOrigins []string       // exact origins ("https://app.example") that browsers may call from
+	TrustedProxies []netip.Prefix // peers whose X-Forwarded-For is believed
+	MetricsToken   string         // opens metrics and detailed health; empty: admins only, in production
+	RateLimit      bool           // false switches all rate limits off
+	DocsPage       bool           // serve the documentation page
+	OnceSecret     []byte         // keys the fingerprints of idempotent requests; at least 32 bytes
+
+	PerAccount    Rate          // requests of one account; default 1,200 a minute, bursts of 200
+	PerAddress    Rate          // requests without an account from one address; default 600 a minute, bursts of 200
+	PerAddressIn  Rate          // registrations, logins and refreshes from one address; default 60 a minute, bursts of 60
+	LimitedKeys   int           // accounts and addresses remembered at once; default 100,000
+	BodyLimit     int64         // default 1 MiB
+	MessageLimit  int64         // body of a sent message; default 4 MiB
+	RequestTime   time.Duration // for anything that does not wait for a model; default 30 s
+	BodyTime      time.Duration // to receive a body; default 30 s
+	PingEvery     time.Duration // pings of a stream; default 15 s
+	DrainTime     time.Duration // how long requests and streams may take to end when the server stops; default 25 s
+	SessionCookie string        // SameSite of the access cookie: "lax" (default) or "strict"
+}
+
+// Rate is a sustained number of requests a minute and how many may come at once.
+type Rate struct{ PerMinute, Burst int }
+
+func (c Config) withDefaults() Config {
+	rate := func(r *Rate, perMinute, burst int) {
+		if r.PerMinute <= 0 {
+			r.PerMinute = perMinute
+		}
+		if r.Burst <= 0 {
+			r.Burst = burst
+		}
+	}
+	rate(&c.PerAccount, 1200, 200)
+	rate(&c.PerAddress, 600, 200)
+	rate(&c.PerAddressIn, 60, 60)
+	if c.LimitedKeys <= 0 {
+		c.LimitedKeys = 100_000
+	}
+	size := func(n *int64, otherwise int64) {
+		if *n <= 0 {
+			*n = otherwise
+		}
+	}
+	size(&c.BodyLimit, 1<<20)
+	size(&c.MessageLimit, 4<<20)
+	span := func(d *time.Duration, otherwise time.Duration) {
+		if *d <= 0 {
+			*d = otherwise
+		}
+	}
+	span(&c.RequestTime, 30*time.Second)
+	span(&c.BodyTime, 30*time.Second)
+	span(&c.PingEvery, 15*time.Second)
+	span(&c.DrainTime, 25*time.Second)
+	if c.Version == "" {
+		c.Version = "development"
+	}
+	return c
+}
+
+// Deps is what the door calls.
+type Deps struct {
+	Accounts Accounts
+	// Open opens the tenant's services for one request; the door calls Release once. Whether the actor may see the
+	// tenant is the opener's business.
+	Open func(ctx context.Context, actor ident.Actor, tenant ident.TenantID) (Workspace, error)
+	// Ready reports why the server should get no requests yet; nil means it should.
+	Ready func(ctx context.Context) error
+	// Checks are shown by detailed health, in this order.
+	Checks []Check
+	// Collectors are added to the server's own metrics: pools, turns.
+	Collectors []prometheus.Collector
+	Log        *slog.Logger
+	Now        func() time.Time
+}
+
+// Check looks at one thing that the server depends on.
+type Check struct {
+	Name string
+	// Look returns facts worth showing, without secrets, and an error when the thing does not work.
+	Look func(ctx context.Context) (facts map[string]any, err error)
+}
+
+// Workspace is a tenant's services while a request uses them.
+type Workspace struct {
+	Projects      Projects
+	Conversations Conversations
+	Turns         Turns
+	Audit         Trail
+	Release       func()
+}
+
+// Projects is project.Service as the door sees it.
+type Projects interface {
+	Create(ctx context.Context, actor ident.Actor, in project.CreateInput) (project.Project, error)
+	List(ctx context.Context, actor ident.Actor, q project.Query) ([]project.Project, string, error)
+	Find(ctx context.Context, actor ident.Actor, id ident.ProjectID) (project.Project, error)
+	Edit(ctx context.Context, actor ident.Actor, id ident.ProjectID, ifVersion *int64,
+		change func(*project.Details) error) (project.Project, error)
+	Delete(ctx context.Context, actor ident.Actor, id ident.ProjectID, ifVersion *int64, dropConversations bool) error
+}
+
+// Conversations is the part of conversation.Service that keeps and finds.
+type Conversations interface {
+	Create(ctx context.Context, actor ident.Actor, in conversation.CreateInput) (conversation.Conversation, error)
+	List(ctx context.Context, actor ident.Actor, q conversation.Query) ([]conversation.Conversation, string, error)
+	Find(ctx context.Context, actor ident.Actor, id ident.ConversationID) (conversation.Conversation, error)
+	Edit(ctx context.Context, actor ident.Actor, id ident.ConversationID, ifVersion *int64,
+		change func(*conversation.Details) error) (conversation.Conversation, error)
+	Delete(ctx context.Context, actor ident.Actor, id ident.ConversationID, ifVersion *int64) error
+	Messages(ctx context.Context, actor ident.Actor, id ident.ConversationID,
+		q conversation.MessageQuery) ([]conversation.Message, string, error)
+	Search(ctx context.Context, actor ident.Actor, in conversation.SearchInput) ([]conversation.Hit, string, error)
+}
+
+// Turns is the part of conversation.Service that asks models.
+type Turns interface {
+	Send(ctx context.Context, actor ident.Actor, id ident.ConversationID,
+		in conversation.SendInput) (conversation.Exchange, error)
+	Retry(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID,
+		in conversation.AgainInput) (conversation.Exchange, error)
+	Continue(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID,
+		in conversation.AgainInput) (conversation.Exchange, error)
+	Stop(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (conversation.Turn, error)
+	Turn(ctx context.Context, actor ident.Actor, id ident.ConversationID,
+		turn ident.TurnID) (conversation.Exchange, error)
+	Await(ctx context.Context, actor ident.Actor, id ident.ConversationID,
+		turn ident.TurnID) (conversation.Exchange, error)
+	Follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastEventID string,
+		emit func(conversation.Moment) error) error
+}
+
+// Trail reads the tenant's audit trail.
+type Trail interface {
+	List(ctx context.Context, actor ident.Actor, f audit.Filter, cursor string, limit int) ([]audit.Entry, string, error)
+}
