@@ -54,7 +54,8 @@ func tenantFiles(t testing.TB) func(testing.TB) *DB {
 // tenantSchemas opens schemas with roles of their own in one hosted database.
 func tenantSchemas(t testing.TB) func(testing.TB) *DB {
 	t.Helper()
-	host, err := OpenPostgresHost(t.Context(), seal.Secret(pgtest.URL(t)), PostgresHostOptions{MaxConns: 16})
+	host, err := OpenPostgresHost(t.Context(), seal.Secret(pgtest.URL(t)), PostgresHostOptions{
+		MaxConns: 16, RuntimePassword: seal.Secret(ident.New[ident.SessionID]())})
 	if err != nil {
 		t.Fatal(err)
 	}
