@@ -56,7 +56,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Header.Get(f.headerName) != f.secret {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.Header()["Content-Type"] = nil // n8n names no type here
 		w.WriteHeader(http.StatusForbidden)
 		io.WriteString(w, "Authorization data is wrong!")
 		return

@@ -137,7 +137,7 @@ func (c cli) command(ctx context.Context, log string, args ...string) *exec.Cmd 
 func (c cli) run(args ...string) {
 	c.t.Helper()
 	begun := time.Now()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Minute)
 	defer cancel()
 	if err := c.command(ctx, "command.log", args...).Run(); err != nil {
 		c.t.Fatalf("n8n %s: %v\n%s", args[0], err, c.tail("command.log"))
@@ -186,7 +186,7 @@ func (c *counterpart) await(t *testing.T, path string) {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	last := "no answer"
-	for time.Since(begun) < 3*time.Minute {
+	for time.Since(begun) < 5*time.Minute {
 		resp, err := http.Post(c.base+path, "application/json", strings.NewReader("{}"))
 		if err == nil {
 			resp.Body.Close()
