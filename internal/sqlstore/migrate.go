@@ -150,10 +150,12 @@ func history(ctx context.Context, d *DB) ([]done, error) {
 	if again := d.Read(ctx, func(b *Batch) { b.One([]any{&exists}, historyExists(d.dialect)) }); again != nil {
 		return nil, again
 	}
-	if exists {
-		return nil, err
+	if !exists {
+		return nil, nil
 	}
-	return nil, nil
+	// There is a table: either another process has just made it, or the second try shows what is wrong with it.
+	err = d.Read(ctx, func(b *Batch) { readHistory(b, &applied) })
+	return applied, err
 }
 
 func historyExists(d Dialect) string {

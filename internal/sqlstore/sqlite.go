@@ -218,11 +218,7 @@ func (c *sqliteConn) prepared(sql string) (*sqlite3.Stmt, error) {
 	}
 	s, tail, err := c.PrepareFlags(sql, sqlite3.PREPARE_PERSISTENT)
 	if err != nil {
-		code, detail := sqlite3.ExtendedErrorCode(sqlite3.ERROR), ""
-		if e, ok := errors.AsType[*sqlite3.Error](err); ok {
-			code, detail = e.ExtendedCode(), e.Error() // about our own text: no value is bound yet
-		}
-		return nil, sqliteFault("sqlstore", code, "", detail)
+		return nil, sqliteFault("sqlstore", extended(err), "", err.Error()) // about our own text: no value is bound yet
 	}
 	if s == nil || strings.TrimSpace(tail) != "" {
 		_ = s.Close()
@@ -500,13 +496,14 @@ func (s *sqliteSession) commit() error {
 	if errors.Is(err, sqlite3.IOERR) {
 		// The write of the log may have reached the disk before its sync failed.
 		return unavailable("sqlstore.Write", "outcome_unknown", "the storage failed while it stored this",
-			sqliteFault("", mustExtended(err), "", ""))
+			sqliteFault("", extended(err), "", ""))
 	}
 	return s.conn.failure(err)
 }
 
-func mustExtended(err error) sqlite3.ExtendedErrorCode {
-	var code sqlite3.ExtendedErrorCode
+// extended is the code of a driver's error, which is an *Error, or a bare code such as INTERRUPT.
+func extended(err error) sqlite3.ExtendedErrorCode {
+	code := sqlite3.ExtendedErrorCode(sqlite3.ERROR)
 	errors.As(err, &code)
 	return code
 }
@@ -517,11 +514,8 @@ func (s *sqliteSession) script(ctx context.Context, sql string) error {
 			return err
 		}
 		if err := s.conn.Exec(sql); err != nil {
-			f := classify("sqlstore.Migrate", err)
-			if e, ok := errors.AsType[*sqlite3.Error](err); ok { // a script has no values: its message is about our SQL
-				f = sqliteFault("sqlstore.Migrate", e.ExtendedCode(), "", e.Error())
-			}
-			return f
+			// A script has no values: its message is about our SQL.
+			return sqliteFault("sqlstore.Migrate", extended(err), "", err.Error())
 		}
 		return nil
 	}))
