@@ -31,11 +31,19 @@ type Doc struct {
 	CreatedAt         time.Time
 }
 
+// Frequencies are what ranking goes by.
+type Frequencies struct {
+	Clauses  []int64 // how many messages match each clause
+	Total    int64   // how many messages there are
+	Messages int64   // the N of the newest message; what comes later has a greater one
+	Titles   int64   // the same of titles
+}
+
 // Index finds messages and titles by their words. Both engines return the same documents for the same question.
 type Index interface {
-	// Frequencies returns for each clause how many messages match it, and the number of messages in all. Both are
-	// exact while there are fewer than 2,000 messages; among more, common words are estimated from the newest.
-	Frequencies(ctx context.Context, clauses []words.Clause) (counts []int64, total int64, err error)
+	// Frequencies tells how common clauses are. It is exact while there are fewer than 2,000 messages; among more,
+	// what is common is estimated from the newest.
+	Frequencies(ctx context.Context, clauses []words.Clause) (Frequencies, error)
 	// FindMessages returns messages that match, newest first, bounded by Limit; its cost is bounded too, however
 	// common the words are.
 	FindMessages(ctx context.Context, c Candidates) ([]Doc, error)

@@ -26,37 +26,38 @@ const (
 )
 
 // Frequencies implements conversation.Index.
-func (s *TenantStore) Frequencies(ctx context.Context, clauses []words.Clause) ([]int64, int64, error) {
-	counts := make([]int64, len(clauses))
+func (s *TenantStore) Frequencies(ctx context.Context, clauses []words.Clause) (conversation.Frequencies, error) {
+	f := conversation.Frequencies{Clauses: make([]int64, len(clauses))}
 	exprs := make([]string, len(clauses))
 	d := s.db.Dialect()
 	for i, c := range clauses {
 		exprs[i] = expression(d, words.Match{All: []words.Clause{c}}, "")
 	}
-	var rows, low, high int64
 	err := s.db.Read(ctx, func(b *Batch) {
-		b.One([]any{&rows, &low, &high}, `SELECT count(*), coalesce(min(n), 0), coalesce(max(n), 0)
+		b.One([]any{&f.Total, &f.Messages}, `SELECT count(*), coalesce(max(n), 0)
 			FROM (SELECT n FROM messages ORDER BY n DESC LIMIT ?) w`, countWindow)
-		countNewest(b, d, exprs, counts)
+		b.One([]any{&f.Titles}, `SELECT coalesce(max(n), 0) FROM conversations`)
+		countNewest(b, d, exprs, f.Clauses)
 	})
-	if err != nil || rows < countWindow {
-		return counts, rows, err
+	if err != nil || f.Total < countWindow {
+		return f, err
 	}
 	// Numbers are given out one after the other, so the newest is the total, but for what was deleted.
-	total := high
+	scale := float64(f.Messages) / float64(f.Total)
+	f.Total = f.Messages
 	err = s.db.Read(ctx, func(b *Batch) {
 		for i, e := range exprs {
-			if counts[i] >= countRare {
-				counts[i] = int64(float64(counts[i]) * float64(total) / float64(rows))
+			if f.Clauses[i] >= countRare {
+				f.Clauses[i] = int64(float64(f.Clauses[i]) * scale)
 				continue
 			}
-			b.One([]any{&counts[i]}, d.Pick(
+			b.One([]any{&f.Clauses[i]}, d.Pick(
 				`SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ? LIMIT ?)`,
 				`SELECT count(*) FROM (SELECT 1 FROM message_words WHERE words @@ CAST(? AS tsquery) LIMIT ?) w`),
 				e, countMax)
 		}
 	})
-	return counts, total, err
+	return f, err
 }
 
 // countNewest counts for each expression the hits among the newest messages.
