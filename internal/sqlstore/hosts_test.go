@@ -359,7 +359,7 @@ func TestDeadlocksAreRetried(t *testing.T) {
 	if err := db.Read(t.Context(), func(b *Batch) { b.One([]any{&email}, `SELECT email FROM owners WHERE id = 'bob'`) }); err != nil || email != "bxx" {
 		t.Fatal(email, err)
 	}
-	if runs.Load() != 3 {
+	if runs.Load() < 3 {
 		t.Fatalf("%d runs: nothing was retried", runs.Load())
 	}
 }
