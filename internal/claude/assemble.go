@@ -28,7 +28,6 @@ type assembler struct {
 	id         string
 	model      string
 	stopReason string
-	stop       members // stop_reason, stop_sequence, stop_details as they came
 	usage      members
 	text       strings.Builder
 	blocks     []*block
@@ -238,9 +237,6 @@ func (a *assembler) finish(delta, usage json.RawMessage) error {
 		fields, err := parseMembers(delta)
 		if err != nil {
 			return fmt.Errorf("%w: message_delta", errMalformed)
-		}
-		for _, f := range fields {
-			a.stop.set(f.key, f.value)
 		}
 		if reason := fields.text("stop_reason"); reason != "" {
 			a.stopReason = reason
