@@ -2,8 +2,10 @@ package httpapi
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 
+	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 )
@@ -29,7 +31,7 @@ func (x *exchange) identify() error {
 	if x.op.Access == Metrics && !x.byCookie && x.s.holdsMetricsToken(x.r) {
 		return unsigned // permit lets it in; it is no account
 	}
-	who, err := x.s.deps.Accounts.Verify(x.ctx, token)
+	who, err := x.s.deps.Accounts.Verify(x.ctx, account.AccessToken(token), x.origin())
 	if err != nil {
 		return err
 	}
@@ -39,12 +41,12 @@ func (x *exchange) identify() error {
 }
 
 // origin says where the request came from.
-func (x *exchange) origin() Origin {
+func (x *exchange) origin() account.Origin {
 	device := x.r.UserAgent()
 	if len(device) > 200 {
 		device = device[:200]
 	}
-	return Origin{Address: x.client.String(), Device: device, RequestID: x.requestID}
+	return account.Origin{Address: x.client.String(), Device: device, RequestID: x.requestID}
 }
 
 // userView is an account as its owner sees it.
@@ -57,7 +59,7 @@ type userView struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-func viewUser(u User) userView {
+func viewUser(u account.Account) userView {
 	return userView{ID: string(u.ID), Email: u.Email, Name: u.Name, Role: string(u.Role), Settings: object(u.Settings),
 		CreatedAt: u.CreatedAt.UTC()}
 }
@@ -74,13 +76,13 @@ type grantView struct {
 type grantAnswer struct{ Body grantView }
 
 // grant answers with the tokens, or with cookies that hold them.
-func (s *Server) grant(x *exchange, g Grant, cookie bool) *grantAnswer {
-	out := &grantAnswer{grantView{User: viewUser(g.User), ExpiresIn: int64(g.AccessExpires.Sub(s.now()).Seconds())}}
+func (s *Server) grant(x *exchange, g account.Grant, cookie bool) *grantAnswer {
+	out := &grantAnswer{grantView{User: viewUser(g.Account), ExpiresIn: int64(g.ExpiresIn.Seconds())}}
 	if cookie {
 		s.setCookies(x.w, g)
 		return out
 	}
-	out.Body.AccessToken, out.Body.TokenType, out.Body.RefreshToken = g.AccessToken, "Bearer", g.RefreshToken
+	out.Body.AccessToken, out.Body.TokenType, out.Body.RefreshToken = g.AccessToken.Reveal(), "Bearer", g.RefreshToken.Reveal()
 	return out
 }
 
@@ -91,15 +93,28 @@ type registerIn struct {
 		Password string `json:"password" maxLength:"1024"`
 		Name     string `json:"name,omitempty" maxLength:"200"`
 		Cookie   bool   `json:"cookie,omitempty" doc:"Hand the tokens over as cookies instead of in the body"`
+		Setup    string `json:"setup_token,omitempty" maxLength:"200" doc:"Printed by the first start in production; makes this account an admin, once"`
 	} `nameHint:"Registration"`
 }
 
-func (s *Server) register(x *exchange, in *registerIn) (*grantAnswer, error) {
-	g, err := s.deps.Accounts.Register(x.ctx, in.Body.Email, in.Body.Password, in.Body.Name, x.origin())
+type registered struct {
+	Replayed string `header:"Idempotency-Replayed" doc:"true when this is an earlier answer"`
+	Body     grantView
+}
+
+func (s *Server) register(x *exchange, in *registerIn) (*registered, error) {
+	// Nobody is signed in yet: the key belongs to the address that registers.
+	once, err := x.onceOf(strings.ToLower(strings.TrimSpace(in.Body.Email)))
 	if err != nil {
 		return nil, err
 	}
-	return s.grant(x, g, in.Body.Cookie), nil
+	g, err := s.deps.Accounts.Register(x.ctx, account.RegisterInput{Email: in.Body.Email, Password: in.Body.Password,
+		Name: in.Body.Name, SetupToken: in.Body.Setup, Once: once}, x.origin())
+	if err != nil {
+		return nil, err
+	}
+	out := s.grant(x, g, in.Body.Cookie)
+	return &registered{Replayed: replayed(once), Body: out.Body}, nil
 }
 
 type loginIn struct {
@@ -136,7 +151,7 @@ func (s *Server) refresh(x *exchange, in *refreshIn) (*grantAnswer, error) {
 	if token == "" {
 		return nil, fault.New(fault.Unauthenticated, "httpapi.refresh", codeUnsigned, "there is no refresh token")
 	}
-	g, err := s.deps.Accounts.Refresh(x.ctx, token, x.origin())
+	g, err := s.deps.Accounts.Refresh(x.ctx, account.RefreshToken(token), x.origin())
 	if err != nil {
 		if cookie && fault.Is(err, fault.Unauthenticated) {
 			s.dropCookies(x.w)
@@ -165,7 +180,7 @@ func (s *Server) logoutAll(x *exchange, _ *probe) (*nothing, error) {
 type profileAnswer struct{ Body userView }
 
 func (s *Server) profile(x *exchange, _ *probe) (*profileAnswer, error) {
-	u, err := s.deps.Accounts.Profile(x.ctx, x.actor)
+	u, err := s.deps.Accounts.Find(x.ctx, x.actor)
 	if err != nil {
 		return nil, err
 	}
@@ -184,9 +199,9 @@ type profilePatch struct {
 }
 
 func (s *Server) patchProfile(x *exchange, _ *profilePatch) (*profileAnswer, error) {
-	u, err := s.deps.Accounts.EditProfile(x.ctx, x.actor, func(name *string, settings *json.RawMessage) error {
-		b, err := merged(profileBody{Name: *name, Settings: object(*settings)}, x.body)
-		*name, *settings = b.Name, json.RawMessage(b.Settings)
+	u, err := s.deps.Accounts.Edit(x.ctx, x.actor, func(d *account.Details) error {
+		b, err := merged(profileBody{Name: d.Name, Settings: object(d.Settings)}, x.body)
+		d.Name, d.Settings = b.Name, json.RawMessage(b.Settings)
 		return err
 	})
 	if err != nil {
@@ -214,20 +229,27 @@ type sessionView struct {
 	Address    string    `json:"address"`
 	CreatedAt  time.Time `json:"created_at"`
 	LastUsedAt time.Time `json:"last_used_at"`
+	ExpiresAt  time.Time `json:"expires_at"`
 	Current    bool      `json:"current" doc:"The session of this very request"`
 }
 
-func viewSession(v Session) sessionView {
+func viewSession(v account.Session) sessionView {
 	return sessionView{ID: string(v.ID), Device: v.Device, Address: v.Address, CreatedAt: v.CreatedAt.UTC(),
-		LastUsedAt: v.LastUsed.UTC(), Current: v.Current}
+		LastUsedAt: v.LastUsedAt.UTC(), ExpiresAt: v.ExpiresAt.UTC(), Current: v.Current}
 }
 
-func (s *Server) listSessions(x *exchange, _ *probe) (*paged[sessionView], error) {
-	list, err := s.deps.Accounts.Sessions(x.ctx, x.actor)
+type sessionList struct {
+	Call
+	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"20"`
+	Cursor string `query:"cursor" maxLength:"1024" doc:"From next_cursor"`
+}
+
+func (s *Server) listSessions(x *exchange, in *sessionList) (*paged[sessionView], error) {
+	list, next, err := s.deps.Accounts.Sessions(x.ctx, x.actor, in.Cursor, in.Limit)
 	if err != nil {
 		return nil, err
 	}
-	return pageOf(list, "", viewSession), nil
+	return pageOf(list, next, viewSession), nil
 }
 
 type sessionEnd struct {

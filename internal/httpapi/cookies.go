@@ -3,6 +3,8 @@ package httpapi
 import (
 	"net/http"
 	"time"
+
+	"claude-memory-backend/internal/account"
 )
 
 const (
@@ -13,20 +15,20 @@ const (
 
 // setCookies hands both tokens to a browser, out of reach of its scripts. The refresh token travels to the auth calls
 // only.
-func (s *Server) setCookies(w http.ResponseWriter, g Grant) {
-	http.SetCookie(w, s.cookie(accessCookie, "/", g.AccessToken, g.AccessExpires))
-	http.SetCookie(w, s.cookie(refreshCookie, refreshPath, g.RefreshToken, g.RefreshExpires))
+func (s *Server) setCookies(w http.ResponseWriter, g account.Grant) {
+	http.SetCookie(w, s.cookie(accessCookie, "/", g.AccessToken.Reveal(), g.ExpiresIn))
+	http.SetCookie(w, s.cookie(refreshCookie, refreshPath, g.RefreshToken.Reveal(), g.RefreshUntil.Sub(s.now())))
 }
 
 // dropCookies makes a browser forget both.
 func (s *Server) dropCookies(w http.ResponseWriter) {
-	http.SetCookie(w, s.cookie(accessCookie, "/", "", time.Time{}))
-	http.SetCookie(w, s.cookie(refreshCookie, refreshPath, "", time.Time{}))
+	http.SetCookie(w, s.cookie(accessCookie, "/", "", 0))
+	http.SetCookie(w, s.cookie(refreshCookie, refreshPath, "", 0))
 }
 
-func (s *Server) cookie(name, path, value string, expires time.Time) *http.Cookie {
+func (s *Server) cookie(name, path, value string, life time.Duration) *http.Cookie {
 	c := &http.Cookie{Name: name, Value: value, Path: path, Secure: true, HttpOnly: true,
-		SameSite: http.SameSiteLaxMode, MaxAge: int(expires.Sub(s.now()).Seconds())}
+		SameSite: http.SameSiteLaxMode, MaxAge: int(life.Seconds())}
 	if name == refreshCookie {
 		c.SameSite = http.SameSiteStrictMode
 	}

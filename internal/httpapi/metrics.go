@@ -6,6 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"claude-memory-backend/internal/conversation"
 )
 
 // meters are the server's own numbers, in a registry of its own.
@@ -56,4 +58,53 @@ func (s *Server) measured(next http.Handler) http.Handler {
 		}()
 		next.ServeHTTP(w, r)
 	})
+}
+
+// TurnMeters counts the turns that end. Its Observe goes into conversation.Config, itself into Deps.Collectors.
+type TurnMeters struct {
+	ended  *prometheus.CounterVec
+	tokens *prometheus.CounterVec
+	cost   *prometheus.CounterVec
+	first  *prometheus.HistogramVec
+}
+
+// NewTurnMeters returns meters that stand at zero.
+func NewTurnMeters() *TurnMeters {
+	return &TurnMeters{
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "memory_turns_total", Help: "Turns that ended."},
+			[]string{"provider", "state"}),
+		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "memory_turn_tokens_total",
+			Help: "Tokens that turns used."}, []string{"provider", "kind"}),
+		cost: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "memory_turn_cost_microusd_total",
+			Help: "What turns cost, in millionths of a US dollar."}, []string{"provider"}),
+		first: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "memory_turn_first_token_seconds",
+			Help: "Time to the first text.", Buckets: []float64{.1, .25, .5, 1, 2, 4, 8, 16, 32}}, []string{"provider"}),
+	}
+}
+
+// Observe notes the end of a turn.
+func (m *TurnMeters) Observe(provider string, t conversation.Turn, a conversation.Message) {
+	m.ended.WithLabelValues(provider, string(t.State)).Inc()
+	m.tokens.WithLabelValues(provider, "input").Add(float64(a.Usage.InputTokens))
+	m.tokens.WithLabelValues(provider, "output").Add(float64(a.Usage.OutputTokens))
+	m.tokens.WithLabelValues(provider, "cache_read").Add(float64(a.Usage.CacheReadInputTokens))
+	m.tokens.WithLabelValues(provider, "cache_creation").Add(float64(a.Usage.CacheCreationInputTokens))
+	m.cost.WithLabelValues(provider).Add(float64(a.CostMicroUSD))
+	if a.FirstTokenMS > 0 {
+		m.first.WithLabelValues(provider).Observe(float64(a.FirstTokenMS) / 1000)
+	}
+}
+
+// Describe and Collect make it a prometheus.Collector.
+func (m *TurnMeters) Describe(c chan<- *prometheus.Desc) {
+	for _, v := range []prometheus.Collector{m.ended, m.tokens, m.cost, m.first} {
+		v.Describe(c)
+	}
+}
+
+// Collect hands over the numbers.
+func (m *TurnMeters) Collect(c chan<- prometheus.Metric) {
+	for _, v := range []prometheus.Collector{m.ended, m.tokens, m.cost, m.first} {
+		v.Collect(c)
+	}
 }

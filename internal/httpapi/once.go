@@ -10,7 +10,10 @@ import (
 
 // once makes the idempotency record of a request, or nil when it carries no key. The fingerprint is keyed: bodies are
 // private, and a plain hash of a short one could be guessed.
-func (x *exchange) once() (*event.Once, error) {
+func (x *exchange) once() (*event.Once, error) { return x.onceOf(string(x.actor.Account)) }
+
+// onceOf is once for whoever the key belongs to.
+func (x *exchange) onceOf(owner string) (*event.Once, error) {
 	const op = "httpapi.once"
 	keys := x.r.Header.Values("Idempotency-Key")
 	if len(keys) == 0 {
@@ -33,7 +36,7 @@ func (x *exchange) once() (*event.Once, error) {
 		mac.Write(part)
 		mac.Write([]byte{0})
 	}
-	return &event.Once{Scope: string(x.actor.Account) + " " + x.op.ID, Key: key, Fingerprint: mac.Sum(nil),
+	return &event.Once{Scope: owner + " " + x.op.ID, Key: key, Fingerprint: mac.Sum(nil),
 		ExpiresAt: x.s.now().UTC().Add(event.OnceLife)}, nil
 }
 

@@ -68,7 +68,7 @@ func authRows() []operation {
 	}
 	return []operation{
 		row(tagAuth, "register", "POST", "/auth/register", "Make an account", on((*Server).register)).with(signIn).
-			with(refuses(conflict)).with(func(o *operation) { o.status = http.StatusCreated }),
+			with(refuses(conflict)).with(creates),
 		row(tagAuth, "login", "POST", "/auth/login", "Sign in", on((*Server).login)).with(signIn),
 		row(tagAuth, "refresh", "POST", "/auth/refresh", "Renew a session's tokens", on((*Server).refresh)).with(signIn).
 			with(func(o *operation) {
