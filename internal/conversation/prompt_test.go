@@ -60,7 +60,8 @@ func TestTheNextPromptBeginsWithTheLast(t *testing.T) {
 	}
 	count := func(system, model string, path []Message) int {
 		ms, _ := render(path, system, model)
-		return strings.Count(fmt.Sprintf("%s", ms), "signature")
+		raw, _ := json.Marshal(ms)
+		return strings.Count(string(raw), `"signature"`)
 	}
 	if n := count("be kind", "m1", path); n != 5 {
 		t.Errorf("%d of 5 thinking blocks kept behind an unchanged prefix", n)

@@ -133,3 +133,13 @@ func (p *Placements) path(id ident.TenantID) string {
 	h := hex.EncodeToString(sum[:2])
 	return filepath.Join(p.root, h[:2], h[2:], string(id)+".db")
 }
+
+// Migrate brings one tenant's schema up to date without keeping the database open.
+func (p *Placements) Migrate(ctx context.Context, t tenant.Tenant) error {
+	const op = "workspace.Migrate"
+	db, err := p.open(ctx, t)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	return fault.Wrap(op, db.Close())
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/httpapi"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/workspace"
+)
+
+// newDoor builds the HTTP door over the services.
+func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
+	engine *conversation.Engine, counters *turnCounters,
+) (*httpapi.Server, error) {
+	once := in.keys.Derive("idempotency fingerprints")
+	return httpapi.NewServer(httpapi.Config{
+		Production: s.production(), Version: version(), AllowedOrigins: s.list("ALLOWED_ORIGINS"), TrustedProxies: s.proxies(),
+		MetricsToken: s.secret("METRICS_TOKEN").Reveal(), RateLimit: s.on("RATE_LIMIT"), DocsPage: !s.production(),
+		OnceSecret: once[:], DrainTime: drainTime(s),
+	}, httpapi.Deps{
+		Accounts: accounts, Log: log, Collectors: counters.collectors(engine, pool),
+		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
+			ws, err := pool.Acquire(ctx, actor, id)
+			if err != nil {
+				return httpapi.Workspace{}, err
+			}
+			return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
+				Audit: ws.Audit, Release: ws.Release}, nil
+		},
+		Ready: in.store.Ping,
+		Checks: []httpapi.Check{
+			{Name: "master_database", Look: func(ctx context.Context) (map[string]any, error) {
+				return map[string]any{"engine": in.master.Dialect().Name()}, in.store.Ping(ctx)
+			}},
+			{Name: "tenants", Look: func(context.Context) (map[string]any, error) {
+				st := pool.Stats()
+				return map[string]any{"open": st.Open, "in_use": st.Leased, "failed": st.Failed}, nil
+			}},
+			{Name: "turns", Look: func(context.Context) (map[string]any, error) {
+				fallback, configured := engine.Providers()
+				return map[string]any{"running": engine.Count(), "provider": fallback, "configured": configured}, nil
+			}},
+			{Name: "storage", Look: func(context.Context) (map[string]any, error) { return diskFacts(s.text("STORAGE_PATH")) }},
+		},
+	})
+}
+
+// newAccounts builds the account service over the master database.
+func newAccounts(s *settings, in *install) (*account.Service, error) {
+	var previous []seal.Secret
+	if p := s.secret("JWT_SECRET_PREVIOUS"); p != "" {
+		previous = append(previous, p)
+	}
+	return account.New(account.Config{
+		Secret: s.secret("JWT_SECRET"), PreviousSecrets: previous, Registration: account.Registration(s.text("REGISTRATION")),
+		FirstIsAdmin: !s.production(),
+	}, in.store, in.placements, account.NewHasher(account.HasherConfig{}), in.keys)
+}

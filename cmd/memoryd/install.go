@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net/url"
+	"time"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/workspace"
+)
+
+// install is what every command that touches data needs: keys, the master database, the places for tenants.
+type install struct {
+	keys       *seal.Keyring
+	master     *sqlstore.DB
+	store      *sqlstore.MasterStore
+	placements *workspace.Placements
+	hosts      map[string]*sqlstore.PostgresHost
+	sole       bool // this process alone works on these databases
+	where      string
+	closers    []func() error
+}
+
+// openInstall opens the databases that the settings name. Commands that only talk to a running server's database
+// (lock false) may run beside it.
+func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.Bus, lock bool) (_ *install, err error) {
+	in := &install{hosts: make(map[string]*sqlstore.PostgresHost)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, in.close())
+		}
+	}()
+	masterURL, tenantURLs := s.secret("MASTER_DATABASE_URL"), s.list("TENANT_DATABASE_URLS")
+	in.sole = masterURL == "" || len(tenantURLs) == 0
+	if lock && in.sole {
+		unlock, err := lockFolder(s.text("STORAGE_PATH"))
+		if err != nil {
+			return nil, err
+		}
+		in.onClose(func() error { unlock(); return nil })
+	}
+	if err := s.completeSecrets(); err != nil {
+		return nil, err
+	}
+	var previous []seal.Secret
+	if p := s.secret("MASTER_KEY_PREVIOUS"); p != "" {
+		previous = append(previous, p)
+	}
+	if in.keys, err = seal.NewKeyring(s.secret("MASTER_KEY"), previous...); err != nil {
+		return nil, err
+	}
+	if err := in.openMaster(ctx, s, masterURL); err != nil {
+		return nil, err
+	}
+	in.onClose(in.master.Close)
+	if _, err := sqlstore.Migrate(ctx, in.master, sqlstore.Master); err != nil {
+		return nil, err
+	}
+	in.store = sqlstore.NewMasterStore(in.master, func(seq event.Seq) {
+		bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
+	})
+	for _, raw := range tenantURLs {
+		host, err := sqlstore.OpenPostgresHost(ctx, seal.Secret(raw),
+			sqlstore.PostgresHostOptions{MaxConns: 40, RuntimePassword: in.runtimePassword(raw)})
+		if err != nil {
+			return nil, err
+		}
+		in.onClose(func() error { host.Close(); return nil })
+		in.hosts[hostName(raw)] = host
+	}
+	in.placements, err = workspace.NewPlacements(ctx, workspace.PlacementsConfig{Root: s.storage("tenants"),
+		Synchronous: s.text("SQLITE_SYNCHRONOUS"), Keys: in.keys, Hosts: in.hosts})
+	if err != nil {
+		return nil, err
+	}
+	in.where = in.describe()
+	log.Debug("databases are open", "master", in.master.Dialect().Name(), "tenant_hosts", len(in.hosts))
+	return in, nil
+}
+
+func (in *install) openMaster(ctx context.Context, s *settings, url seal.Secret) (err error) {
+	if url == "" {
+		in.master, err = sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: s.storage("master.db"), Create: true,
+			Synchronous: s.text("SQLITE_SYNCHRONOUS"), Readers: 4})
+		return err
+	}
+	pool, err := sqlstore.NewPostgresPool(ctx, url, 20)
+	if err != nil {
+		return err
+	}
+	in.onClose(func() error { pool.Close(); return nil })
+	in.master = sqlstore.OpenPostgres(pool, sqlstore.PostgresOptions{Schema: masterSchema})
+	return nil
+}
+
+// masterSchema keeps our tables apart from whatever else lives in the operator's database.
+const masterSchema = "memoryd"
+
+// runtimePassword is the password of the login that works on tenants: the same on every node, different per server.
+func (in *install) runtimePassword(rawURL string) seal.Secret {
+	key := in.keys.Derive("postgres login " + hostName(rawURL))
+	return seal.Secret(hex.EncodeToString(key[:]))
+}
+
+// hostName names an operator's server in the directory without its credentials: the same however the password changes.
+func hostName(rawURL string) string {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return ""
+	}
+	port := u.Port()
+	if port == "" {
+		port = "5432"
+	}
+	sum := sha256.Sum256([]byte(u.Hostname() + ":" + port + u.Path))
+	return hex.EncodeToString(sum[:8])
+}
+
+func (in *install) describe() string {
+	master, tenants := "SQLite", "an encrypted SQLite file each"
+	if in.master.Dialect().Name() == "postgres" {
+		master = "PostgreSQL"
+	}
+	if len(in.hosts) > 0 {
+		tenants = "PostgreSQL schemas"
+	}
+	return "master database: " + master + ", tenants: " + tenants
+}
+
+func (in *install) onClose(f func() error) { in.closers = append(in.closers, f) }
+
+// close closes in reverse order of opening.
+func (in *install) close() error {
+	var errs []error
+	for i := len(in.closers) - 1; i >= 0; i-- {
+		errs = append(errs, in.closers[i]())
+	}
+	in.closers = nil
+	return errors.Join(errs...)
+}
+
+// startTimeout bounds the opening of databases, so that a wrong address fails instead of hanging.
+const startTimeout = 60 * time.Second

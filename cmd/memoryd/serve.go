@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"claude-memory-backend/internal/claude"
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/workspace"
+)
+
+type serveCmd struct{}
+
+// Run runs the server until ctx ends: everything is built here by name, from the databases up, and stopped in the
+// reverse order.
+func (serveCmd) Run(ctx context.Context, p *program) error {
+	s := p.settings
+	log, closeLog := newLog(s, p.stderr)
+	defer closeLog()
+
+	bus := event.NewLocalBus()
+	opening, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	in, err := openInstall(opening, s, log, bus, true)
+	if err != nil {
+		return err
+	}
+	defer func() { warn(log, "databases", in.close()) }()
+
+	prices, err := loadPrices(s)
+	if err != nil {
+		return err
+	}
+	models, err := newModels(s, prices)
+	if err != nil {
+		return err
+	}
+	counters := newTurnCounters()
+	engine := conversation.NewEngine(conversation.Config{
+		Node: string(ident.New[ident.EventID]()), Sole: in.sole, Bus: bus, Log: log,
+		Models: models.byName, Known: models.known, Default: models.fallback, TitleBy: models.title,
+		Window: prices.ContextWindow, Settings: claude.ValidateSettings, Observe: counters.observe,
+		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"),
+	})
+	pool := workspace.NewPool(workspace.Config{
+		Directory: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
+		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
+	})
+	accounts, err := newAccounts(s, in)
+	if err != nil {
+		return err
+	}
+	door, err := newDoor(s, log, in, accounts, pool, engine, counters)
+	if err != nil {
+		return err
+	}
+	if err := pool.Recover(opening); err != nil {
+		return err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.host(), s.text("PORT")))
+	if err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("port %s is taken: stop what listens there, or set PORT", s.text("PORT"))
+		}
+		return fmt.Errorf("cannot listen: %w", err)
+	}
+	announce(ctx, p.stdout, s, in, models, accounts, listener.Addr())
+
+	// Stopping: readiness goes first, requests and turns get the drain time to end; turns that need longer are marked
+	// interrupted, which ends their streams too; then background work stops, tenants close, and the master last.
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	drain := time.Duration(s.number("SHUTDOWN_TIMEOUT")) * time.Second
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return door.Serve(running, listener) })
+	group.Go(func() error {
+		<-running.Done()
+		patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+		defer cancel()
+		return engine.Close(patience)
+	})
+	var background errgroup.Group
+	background.Go(func() error { return pool.Run(work) })
+	background.Go(func() error { return accounts.Run(work) })
+	err = group.Wait()
+	stopWork()
+	warn(log, "background work", background.Wait())
+	closing, cancelClosing := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancelClosing()
+	warn(log, "tenants", pool.Close(closing))
+	fmt.Fprintln(p.stdout, "memoryd has stopped")
+	return err
+}
+
+func warn(log *slog.Logger, what string, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		log.Warn("not stopped cleanly", "what", what, "error", err)
+	}
+}
+
+// models is who can answer.
+type models struct {
+	byName   map[string]conversation.Model
+	known    []string
+	fallback string
+	title    conversation.Model
+}
+
+// newModels builds every provider that is configured. The scripted one is for development only.
+func newModels(s *settings, prices *claude.Prices) (models, error) {
+	m := models{byName: map[string]conversation.Model{}, known: []string{"anthropic", "n8n"}}
+	budget := claude.NewRetryBudget()
+	direct := func(model string) conversation.Model {
+		return claude.NewDirect(claude.DirectConfig{APIKey: s.secret("ANTHROPIC_API_KEY"), BaseURL: s.text("ANTHROPIC_BASE_URL"),
+			DefaultModel: model, Prices: prices, Budget: budget})
+	}
+	if s.secret("ANTHROPIC_API_KEY") != "" {
+		m.byName["anthropic"] = direct(s.text("CLAUDE_MODEL"))
+		if t := s.text("TITLE_MODEL"); t != "" {
+			m.title = direct(t)
+		}
+	}
+	if url := s.text("N8N_WEBHOOK_URL"); url != "" {
+		n8n, err := claude.NewN8N(claude.N8NConfig{URL: url, HeaderSecret: s.secret("N8N_API_KEY"), Model: s.text("CLAUDE_MODEL"),
+			MaxTokens: 8192, CostFunc: func(model string, raw json.RawMessage) int64 {
+				cost, _ := prices.Cost(model, raw)
+				return cost
+			}})
+		if err != nil {
+			return models{}, err
+		}
+		m.byName["n8n"] = n8n
+	}
+	if !s.production() {
+		m.byName["scripted"] = claude.NewScripted(claude.ScriptedConfig{})
+		m.known = append(m.known, "scripted")
+	}
+	m.fallback = s.text("AI_PROVIDER")
+	for _, name := range []string{"anthropic", "n8n", "scripted"} {
+		if m.fallback == "" && m.byName[name] != nil {
+			m.fallback = name
+		}
+	}
+	return m, nil
+}
+
+func loadPrices(s *settings) (*claude.Prices, error) {
+	path := s.text("PRICES_FILE")
+	if path == "" {
+		return claude.DefaultPrices(), nil
+	}
+	f, err := os.Open(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("PRICES_FILE cannot be read: %w", err)
+	}
+	defer f.Close()
+	prices, err := claude.LoadPrices(f)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("PRICES_FILE is wrong: %w", err)}
+	}
+	return prices, nil
+}
+
+// maxOpen sizes the pool of open tenants from the descriptor limit: a SQLite connection holds three descriptors, an
+// open tenant up to three connections, and the rest of the server needs some too.
+func maxOpen(s *settings) int {
+	if n := s.number("MAX_OPEN_TENANTS"); n > 0 {
+		return n
+	}
+	const perTenant, reserve, most = 9, 1024, 4096
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
+		return most
+	}
+	return min(max((int(limit.Cur)-reserve)/perTenant, 64), most) //nolint:gosec // bounded above
+}
+
+// announce prints where the server listens and what it runs on.
+func announce(ctx context.Context, out io.Writer, s *settings, in *install, m models, accounts setupTokens, addr net.Addr) {
+	where := addr.String()
+	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		where = net.JoinHostPort("localhost", fmt.Sprint(tcp.Port))
+	}
+	fmt.Fprintf(out, "memoryd %s listens on http://%s (%s)\n", version(), where, s.text("NODE_ENV"))
+	fmt.Fprintf(out, "  %s\n", in.where)
+	answers := "nobody: set ANTHROPIC_API_KEY or N8N_WEBHOOK_URL"
+	if m.fallback != "" {
+		answers = m.fallback
+	}
+	if m.fallback == "scripted" {
+		answers += " (no key: answers by rule; set ANTHROPIC_API_KEY for Claude)"
+	}
+	fmt.Fprintf(out, "  answers: %s\n", answers)
+	if !s.production() {
+		fmt.Fprintf(out, "  documentation: http://%s/api/docs\n", where)
+		return
+	}
+	if token, fresh, err := accounts.SetupToken(ctx); err == nil && fresh {
+		fmt.Fprintf(out, "  setup token, shown once: register with \"setup_token\": %q to become the admin\n", token)
+	}
+	if strings.Contains(in.where, "SQLite file") {
+		fmt.Fprintf(out, "  keep MASTER_KEY safe: without it the tenants' files cannot be read\n")
+	}
+}
+
+// setupTokens is account.Service as announce needs it.
+type setupTokens interface {
+	SetupToken(ctx context.Context) (token string, fresh bool, err error)
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/workspace"
+)
+
+// turnCounters are the metrics of turns: labels are bounded, nothing names a tenant.
+type turnCounters struct {
+	ended  *prometheus.CounterVec
+	tokens *prometheus.CounterVec
+	cost   *prometheus.CounterVec
+	took   *prometheus.HistogramVec
+	first  *prometheus.HistogramVec
+}
+
+func newTurnCounters() *turnCounters {
+	return &turnCounters{
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "memoryd_turns_total",
+			Help: "Turns that ended, by provider and state."}, []string{"provider", "state"}),
+		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "memoryd_tokens_total",
+			Help: "Tokens used, by provider and kind."}, []string{"provider", "kind"}),
+		cost: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "memoryd_cost_microusd_total",
+			Help: "Cost of answers in micro-USD, by provider."}, []string{"provider"}),
+		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "memoryd_turn_seconds",
+			Help: "From the start of a turn to its end.", Buckets: prometheus.ExponentialBuckets(0.1, 2, 13)}, []string{"provider"}),
+		first: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "memoryd_first_token_seconds",
+			Help: "From the call of a provider to its first token.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 13)}, []string{"provider"}),
+	}
+}
+
+func (c *turnCounters) observe(provider string, t conversation.Turn, m conversation.Message) {
+	c.ended.WithLabelValues(provider, string(t.State)).Inc()
+	for kind, n := range map[string]int64{"input": m.Usage.InputTokens, "output": m.Usage.OutputTokens,
+		"cache_read": m.Usage.CacheReadInputTokens, "cache_write": m.Usage.CacheCreationInputTokens} {
+		c.tokens.WithLabelValues(provider, kind).Add(float64(n))
+	}
+	c.cost.WithLabelValues(provider).Add(float64(m.CostMicroUSD))
+	if t.FinishedAt != nil {
+		c.took.WithLabelValues(provider).Observe(t.FinishedAt.Sub(t.StartedAt).Seconds())
+	}
+	if m.FirstTokenMS > 0 {
+		c.first.WithLabelValues(provider).Observe(float64(m.FirstTokenMS) / 1000)
+	}
+}
+
+// collectors are these counters and gauges of what runs and what is open.
+func (c *turnCounters) collectors(engine *conversation.Engine, pool *workspace.Pool) []prometheus.Collector {
+	gauge := func(name, help string, read func() int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(read()) })
+	}
+	return []prometheus.Collector{c.ended, c.tokens, c.cost, c.took, c.first,
+		gauge("memoryd_turns_running", "Turns that this process runs.", engine.Count),
+		gauge("memoryd_tenants_open", "Tenant databases that are open.", func() int { return pool.Stats().Open }),
+		gauge("memoryd_tenants_leased", "Tenant databases in use.", func() int { return pool.Stats().Leased }),
+		gauge("memoryd_tenants_failed", "Tenant databases that could not be opened.", func() int { return pool.Stats().Failed }),
+	}
+}
