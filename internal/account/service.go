@@ -100,7 +100,7 @@ func New(c Config, store Store, provision Provisioner, hasher *Hasher, sealer *s
 }
 
 // Register makes an account with its tenant and signs it in.
-func (s *Service) Register(ctx context.Context, o Origin, in RegisterInput) (Grant, error) {
+func (s *Service) Register(ctx context.Context, in RegisterInput, o Origin) (Grant, error) {
 	const op = "account.Register"
 	if s.c.Registration != Open && in.SetupToken == "" {
 		code, what := "registration_closed", "this server takes no registrations: ask its operator for an account"
@@ -244,7 +244,7 @@ func taken(op string) error {
 }
 
 // Login signs in. Unknown accounts, wrong passwords and suspended accounts cannot be told apart.
-func (s *Service) Login(ctx context.Context, o Origin, email, password string) (Grant, error) {
+func (s *Service) Login(ctx context.Context, email, password string, o Origin) (Grant, error) {
 	const op = "account.Login"
 	wrong := fault.New(fault.Unauthenticated, op, "wrong_credentials", "the e-mail address or the password is wrong")
 	if len(email) > 1000 || len(password) > 4*passwordMax {
@@ -340,7 +340,7 @@ func (s *Service) refuse(ctx context.Context, o Origin, action, email string, no
 
 // Refresh replaces a refresh token. The one just replaced is honoured for a few seconds with the same successor; any
 // earlier one ends the session.
-func (s *Service) Refresh(ctx context.Context, o Origin, t RefreshToken) (Grant, error) {
+func (s *Service) Refresh(ctx context.Context, t RefreshToken, o Origin) (Grant, error) {
 	const op = "account.Refresh"
 	refused := fault.New(fault.Unauthenticated, op, "refresh_refused", "the session has ended: sign in again")
 	if len(t) > 200 || !strings.HasPrefix(t.Reveal(), refreshPrefix) {
@@ -393,10 +393,10 @@ func (s *Service) Refresh(ctx context.Context, o Origin, t RefreshToken) (Grant,
 	return s.grant(a, f.ID, next, f.ExpiresAt)
 }
 
-// Authenticate says who an access token stands for. Its session is looked up, at most a second late when another node
+// Verify says who an access token stands for. Its session is looked up, at most a second late when another node
 // ended it.
-func (s *Service) Authenticate(ctx context.Context, o Origin, t AccessToken) (Identity, error) {
-	const op = "account.Authenticate"
+func (s *Service) Verify(ctx context.Context, t AccessToken, o Origin) (Identity, error) {
+	const op = "account.Verify"
 	id, session, err := s.signer.read(t)
 	if err != nil {
 		return Identity{}, err
@@ -464,20 +464,16 @@ func (s *Service) forgetAccount(id ident.AccountID) {
 	}
 }
 
-// Profile returns the actor's account.
-func (s *Service) Profile(ctx context.Context, actor ident.Actor) (Account, error) {
+// Find returns the actor's account.
+func (s *Service) Find(ctx context.Context, actor ident.Actor) (Account, error) {
 	a, _, err := s.store.FindAccount(ctx, actor.Account)
-	return a, fault.Wrap("account.Profile", err)
+	return a, fault.Wrap("account.Find", err)
 }
 
-// Edit lets change alter the details. With ifVersion it is Stale unless that is the current version.
-func (s *Service) Edit(ctx context.Context, actor ident.Actor, ifVersion *int64, change func(*Details) error) (Account, error) {
+// Edit lets change alter the details.
+func (s *Service) Edit(ctx context.Context, actor ident.Actor, change func(*Details) error) (Account, error) {
 	const op = "account.Edit"
 	a, err := s.store.UpdateAccount(ctx, actor.Account, func(a Account, hash string) (Account, string, event.Change, error) {
-		if ifVersion != nil && *ifVersion != a.Version {
-			return a, hash, event.Change{}, fault.New(fault.Stale, op, "",
-				"somebody changed it since you read it: read it again and repeat your edit")
-		}
 		d := a.Details
 		if err := change(&d); err != nil {
 			return a, hash, event.Change{}, err
@@ -504,7 +500,7 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, ifVersion *int64,
 }
 
 // ChangePassword replaces the password after proof of the old one. All other sessions end.
-func (s *Service) ChangePassword(ctx context.Context, o Origin, actor ident.Actor, current, next string) error {
+func (s *Service) ChangePassword(ctx context.Context, actor ident.Actor, current, next string) error {
 	const op = "account.ChangePassword"
 	a, stored, err := s.store.FindAccount(ctx, actor.Account)
 	if err != nil {
@@ -516,7 +512,7 @@ func (s *Service) ChangePassword(ctx context.Context, o Origin, actor ident.Acto
 		return err
 	}
 	now := s.moment()
-	subjects := s.subjects(a.Email, o.Address)
+	subjects := s.subjects(a.Email, actor.Address)
 	if err := s.throttled(ctx, op, subjects, now); err != nil {
 		return err
 	}
@@ -555,9 +551,9 @@ func (s *Service) Logout(ctx context.Context, actor ident.Actor) error {
 	return s.end(ctx, "account.Logout", actor, actor.Session, "logout")
 }
 
-// Revoke ends one of the actor's sessions.
-func (s *Service) Revoke(ctx context.Context, actor ident.Actor, id ident.SessionID) error {
-	return s.end(ctx, "account.Revoke", actor, id, "revoked")
+// EndSession ends one of the actor's sessions.
+func (s *Service) EndSession(ctx context.Context, actor ident.Actor, id ident.SessionID) error {
+	return s.end(ctx, "account.EndSession", actor, id, "revoked")
 }
 
 func (s *Service) end(ctx context.Context, op string, actor ident.Actor, id ident.SessionID, why string) error {

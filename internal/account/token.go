@@ -72,7 +72,7 @@ func (s *signer) sign(account ident.AccountID, session ident.SessionID, life tim
 
 // read verifies a token. Every reason to refuse one is the same to who shows it.
 func (s *signer) read(t AccessToken) (ident.AccountID, ident.SessionID, error) {
-	refused := fault.New(fault.Unauthenticated, "account.Authenticate", "token_invalid",
+	refused := fault.New(fault.Unauthenticated, "account.Verify", "token_invalid",
 		"the access token is missing, wrong or has expired: sign in or refresh it")
 	text := t.Reveal()
 	if len(text) > tokenMax || strings.Count(text, ".") != 2 {
