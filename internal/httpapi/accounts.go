@@ -21,4 +21,6 @@ type Accounts interface {
 	ChangePassword(ctx context.Context, actor ident.Actor, current, next string) error
 	Sessions(ctx context.Context, actor ident.Actor, cursor string, limit int) ([]account.Session, string, error)
 	EndSession(ctx context.Context, actor ident.Actor, id ident.SessionID) error
+	// Deny notes an attempt that the actor's role does not allow.
+	Deny(ctx context.Context, actor ident.Actor, what string) error
 }

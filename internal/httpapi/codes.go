@@ -34,33 +34,75 @@ type Explanation struct {
 // Codes returns the catalogue of every code a client may meet, by name.
 func Codes() []Explanation {
 	list := []Explanation{
-		{"internal", "Something went wrong on the server", "A defect. The request id finds it in the server's log."},
+		// The request.
 		{"invalid_input", "The request is not valid", "`errors` lists every problem with its place in the request."},
 		{"malformed_json", "The body is not proper JSON", "Send one JSON object in UTF-8, with each key once and spelt as documented."},
-		{"invalid_cursor", "The cursor is not valid", "Cursors come from `next_cursor` and belong to the same filters and order."},
+		{"invalid_text", "The text cannot be stored", "Send valid UTF-8 without NUL characters."},
 		{"unsupported_media_type", "The body's type is not supported", "Send `Content-Type: application/json`."},
 		{"not_acceptable", "The answer cannot have that type", "Accept `application/json`."},
 		{"body_too_slow", "The body took too long", "Send the body faster, or in a better moment."},
-		{"too_large", "Too large", "The body is over the limit of this call."},
+		{"too_large", "Too large", "The body is over the limit of this call, or a value over what can be stored."},
 		{"idempotency_mismatch", "The idempotency key was used for something else", "Use a new key for a new request."},
 		{"idempotency_in_progress", "The first request with this key is still running", "Repeat after `Retry-After`."},
-		{"unauthenticated", "Sign in first", "Send an access token, or sign in again."},
-		{"token_invalid", "The token is not valid", "Sign in again, or refresh the session."},
-		{"token_expired", "The token has expired", "Refresh the session and repeat the request."},
-		{"session_ended", "The session has ended", "Sign in again."},
-		{"bad_credentials", "E-mail or password is wrong", "Both are answered alike, so that nobody learns who has an account."},
-		{"forbidden", "Not allowed", "The account lacks the role for this."},
-		{"cross_origin_refused", "Refused because of the request's origin", "Requests that carry cookies must come from the server's own origin or one of the allowed ones."},
 		{"not_found", "Nothing here", "It does not exist, or it is somebody else's: both are answered alike."},
 		{"method_not_allowed", "This address does not take that method", "`Allow` lists the methods it takes."},
 		{"conflict", "The current state does not allow it", "Read the resource again."},
+		{"duplicate", "There is one of these already", "Read the one that exists."},
 		{"stale_version", "Somebody changed it meanwhile", "Read the resource again and repeat the edit with its new `ETag`."},
 		{"throttled", "Too many requests", "Come back after `Retry-After` seconds; `RateLimit` shows what is left."},
+		{"canceled", "The client went away", "Nobody reads this one."},
+
+		// Who asks.
+		{"unauthenticated", "Sign in first", "Send an access token, or sign in again."},
+		{"token_invalid", "The token is not valid", "It is wrong or has expired: refresh the session, or sign in again."},
+		{"session_ended", "The session has ended", "Sign in again."},
+		{"refresh_refused", "The session cannot be renewed", "It has ended, or its refresh token was used before: sign in again."},
+		{"wrong_credentials", "E-mail or password is wrong", "Both are answered alike, so that nobody learns who has an account."},
+		{"wrong_password", "The current password is wrong", "Changing the password needs the current one."},
+		{"too_many_failures", "Too many failed attempts", "Wait for `Retry-After` seconds, then try again."},
+		{"email_taken", "There is an account with this e-mail", "Sign in instead."},
+		{"registration_closed", "Registration is closed", "Ask the operator for an account."},
+		{"invitation_required", "Registration is by invitation", "Ask the operator for an invitation."},
+		{"setup_token_invalid", "The setup token is not valid", "It is wrong, or was used already."},
+		{"hashing_busy", "Too many people are signing in", "Repeat after `Retry-After` seconds."},
+		{"forbidden", "Not allowed", "The account lacks the role for this."},
+		{"cross_origin_refused", "Refused because of the request's origin", "Requests that carry cookies must come from the server's own origin or one of the allowed ones."},
+		{"tenant_suspended", "The account's data is suspended", "Ask the operator."},
+
+		// Turns and providers. Provider codes also stand in the `error` of a failed message or turn.
+		{"turn_running", "The turn is still running", "Stop it, or wait for its end."},
+		{"turn_finished", "The answer is complete", "There is nothing to continue; ask for another answer with retry."},
+		{"provider_not_configured", "No model is configured", "The operator has to set up a provider."},
+		{"provider_auth", "The provider refused its key", "The operator has to check the provider's key."},
+		{"provider_rejected", "The provider refused the request", "Change the model, its settings, or the message."},
+		{"provider_too_long", "The conversation is too long for the model", "Start a new branch or conversation, or choose a model with a larger window."},
+		{"provider_limited", "The provider's limit is reached", "Retry the turn later."},
+		{"provider_overloaded", "The provider is overloaded", "Retry the turn later."},
+		{"provider_failed", "The provider failed", "Retry the turn."},
+		{"provider_cut", "The answer was cut off", "Continue the turn, or retry it."},
+		{"provider_unreachable", "The provider cannot be reached", "Retry the turn later."},
+		{"provider_timeout", "The provider took too long", "Retry the turn."},
+		{"provider_malformed", "The provider's answer was not understood", "Retry the turn; the operator may have to look."},
+		{"too_many_turns", "Too many answers are being written", "Repeat after `Retry-After` seconds."},
+
+		// The server.
+		{"internal", "Something went wrong on the server", "A defect. The request id finds it in the server's log."},
 		{"unavailable", "Not available at the moment", "Repeat after `Retry-After` seconds."},
+		{"timeout", "The database took too long", "Repeat after `Retry-After` seconds."},
 		{"timed_out", "It took too long", "The server gave up on the request; what had been committed stays."},
 		{"not_ready", "The server is not ready", "It is starting, or something that it needs is away."},
 		{"server_stopping", "The server is stopping", "Repeat the request: another server, or this one, answers soon. A turn that was asked for goes its own way."},
-		{"canceled", "The client went away", "Nobody reads this one."},
+		{"server_stopped", "The server stopped while it was answering", "Continue the turn, or retry it."},
+		{"shutting_down", "The server is stopping", "Repeat the request in a moment."},
+		{"too_many_tenants", "Too many databases are in use", "Repeat after `Retry-After` seconds."},
+		{"tenant_unavailable", "The account's database cannot be used", "Repeat after `Retry-After` seconds. Other accounts are not affected."},
+	}
+	// What is wrong with an account's database is the operator's to mend; clients see that it is not available.
+	for _, code := range []string{"tenant_missing", "tenant_host_unknown", "database_closed", "database_forbidden",
+		"database_version", "database_unreachable", "database_busy", "database_full", "database_damaged",
+		"storage_failed", "schema_newer", "schema_damaged", "commits_not_durable", "seal_broken", "seal_unknown_key"} {
+		list = append(list, Explanation{code, "The account's database cannot be used",
+			"Repeat after `Retry-After` seconds; when it lasts, the operator has to look."})
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].Code < list[j].Code })
 	return list

@@ -162,6 +162,9 @@ func (x *exchange) permit(signedIn error) error {
 	if signedIn != nil {
 		return signedIn
 	}
+	if err := x.s.deps.Accounts.Deny(x.ctx, x.actor, x.op.ID); err != nil {
+		x.s.log.Error("refusal not noted", "operation", x.op.ID, "request_id", x.requestID, "code", fault.CodeOf(err))
+	}
 	return fault.New(fault.Forbidden, op, codeForbidden, "this needs the role admin")
 }
 

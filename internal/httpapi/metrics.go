@@ -85,11 +85,11 @@ func NewTurnMeters() *TurnMeters {
 // Observe notes the end of a turn.
 func (m *TurnMeters) Observe(provider string, t conversation.Turn, a conversation.Message) {
 	m.ended.WithLabelValues(provider, string(t.State)).Inc()
-	m.tokens.WithLabelValues(provider, "input").Add(float64(a.Usage.InputTokens))
-	m.tokens.WithLabelValues(provider, "output").Add(float64(a.Usage.OutputTokens))
-	m.tokens.WithLabelValues(provider, "cache_read").Add(float64(a.Usage.CacheReadInputTokens))
-	m.tokens.WithLabelValues(provider, "cache_creation").Add(float64(a.Usage.CacheCreationInputTokens))
-	m.cost.WithLabelValues(provider).Add(float64(a.CostMicroUSD))
+	m.tokens.WithLabelValues(provider, "input").Add(float64(max(a.Usage.InputTokens, 0)))
+	m.tokens.WithLabelValues(provider, "output").Add(float64(max(a.Usage.OutputTokens, 0)))
+	m.tokens.WithLabelValues(provider, "cache_read").Add(float64(max(a.Usage.CacheReadInputTokens, 0)))
+	m.tokens.WithLabelValues(provider, "cache_creation").Add(float64(max(a.Usage.CacheCreationInputTokens, 0)))
+	m.cost.WithLabelValues(provider).Add(float64(max(a.CostMicroUSD, 0)))
 	if a.FirstTokenMS > 0 {
 		m.first.WithLabelValues(provider).Observe(float64(a.FirstTokenMS) / 1000)
 	}

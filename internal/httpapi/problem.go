@@ -106,7 +106,7 @@ func newProblem(status int, code, detail, requestID string) *Problem {
 // challenge tells a client how to sign in, and whether it was the token that was refused (RFC 6750).
 func challenge(code string) string {
 	switch code {
-	case codeTokenInvalid, "token_expired", "session_ended":
+	case codeTokenInvalid, "session_ended", "refresh_refused":
 		return `Bearer realm="memory", error="invalid_token"`
 	}
 	return `Bearer realm="memory"`

@@ -1,0 +1,458 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/legacy"
+
+	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/audit"
+	"claude-memory-backend/internal/claude"
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
+)
+
+// house is a door on real services over SQLite files, with people that need no master database.
+type house struct {
+	t      *testing.T
+	server *Server
+	people *people
+	log    *lockedBuffer
+	router routers.Router
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// newHouse opens a door; changes adapt its configuration.
+func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
+	t.Helper()
+	keys, err := seal.NewKeyring(seal.Secret("a master key of more than 32 bytes, for tests only"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: t.TempDir(),
+		Synchronous: "NORMAL", Keys: keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &people{byName: map[string]account.Account{}, tenants: map[ident.TenantID]tenant.Tenant{}, places: places}
+	p.add(t, "ada", ident.Member)
+	p.add(t, "bob", ident.Member)
+	p.add(t, "root", ident.Admin)
+	bus := event.NewLocalBus()
+	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: bus, Default: "scripted",
+		Known: []string{"anthropic", "n8n", "scripted"}, FlushAge: 10 * time.Millisecond,
+		Models: map[string]conversation.Model{"scripted": claude.NewScripted(claude.ScriptedConfig{
+			WordDelay: time.Millisecond, SlowDelay: 100 * time.Millisecond})}})
+	pool := workspace.NewPool(workspace.Config{Directory: p, Hints: p, Trail: p, Placements: places, Engine: engine,
+		Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}})
+	t.Cleanup(func() {
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		if err := engine.Close(ended); err != nil {
+			t.Error(err)
+		}
+		within, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := pool.Close(within); err != nil {
+			t.Error(err)
+		}
+	})
+	log := &lockedBuffer{}
+	cfg := Config{Version: "1.2.3", AllowedOrigins: []string{"https://app.example"}, DocsPage: true,
+		OnceSecret: []byte("the secret of idempotent requests, for tests")}
+	deps := Deps{Accounts: p, Log: slog.New(slog.NewTextHandler(log, nil)),
+		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (Workspace, error) {
+			ws, err := pool.Acquire(ctx, actor, id)
+			if err != nil {
+				return Workspace{}, err
+			}
+			return Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
+				Audit: ws.Audit, Release: ws.Release}, nil
+		}}
+	for _, change := range changes {
+		change(&cfg, &deps)
+	}
+	h := &house{t: t, people: p, log: log}
+	if h.server, err = NewServer(cfg, deps); err != nil {
+		t.Fatal(err)
+	}
+	h.router = routerOf(t, h.server)
+	return h
+}
+
+func routerOf(t *testing.T, s *Server) routers.Router {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromData(s.spec.json)
+	if err != nil {
+		t.Fatal(err)
+	}
+	router, err := legacy.NewRouter(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return router
+}
+
+// call is one request of a scenario.
+type call struct {
+	as     string // name of who asks; empty: a stranger
+	method string
+	path   string
+	header map[string]string
+	body   string
+}
+
+// answer is what came back.
+type answer struct {
+	t      *testing.T
+	Status int
+	Header http.Header
+	Text   string
+}
+
+// do sends a request and checks what holds for every answer.
+func (h *house) do(c call) answer {
+	h.t.Helper()
+	r := httptest.NewRequestWithContext(h.t.Context(), c.method, c.path, strings.NewReader(c.body))
+	r.RemoteAddr = "192.0.2.7:4711"
+	if c.body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	if c.as != "" {
+		r.Header.Set("Authorization", "Bearer access-"+c.as)
+	}
+	for k, v := range c.header {
+		if v == "" {
+			r.Header.Del(k)
+			continue
+		}
+		r.Header.Set(k, v)
+	}
+	asked := r.Clone(context.Background())
+	w := httptest.NewRecorder()
+	h.server.Handler().ServeHTTP(w, r)
+	a := answer{h.t, w.Code, w.Header(), w.Body.String()}
+	h.check(asked, a)
+	return a
+}
+
+// check asserts what the interface promises of every answer, and that the document describes it.
+func (h *house) check(r *http.Request, a answer) {
+	h.t.Helper()
+	for name, want := range map[string]string{"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"} {
+		if got := a.Header.Get(name); got != want {
+			h.t.Errorf("%s %s: %s is %q", r.Method, r.URL.Path, name, got)
+		}
+	}
+	if a.Header.Get("X-Request-Id") == "" || a.Header.Get("Content-Security-Policy") == "" {
+		h.t.Errorf("%s %s: no request id or no policy", r.Method, r.URL.Path)
+	}
+	if a.Status >= 400 {
+		checkProblem(h.t, a)
+	}
+	route, params, err := h.router.FindRoute(r)
+	if err != nil {
+		return // pages, and what is not there
+	}
+	in := &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: r, PathParams: params, Route: route},
+		Status:                 a.Status, Header: a.Header,
+		Options: &openapi3filter.Options{IncludeResponseStatus: true, MultiError: true},
+	}
+	if strings.HasPrefix(a.Header.Get("Content-Type"), "text/") {
+		in.Options.ExcludeResponseBody = true
+	}
+	in.SetBodyBytes([]byte(a.Text))
+	if err := openapi3filter.ValidateResponse(context.Background(), in); err != nil {
+		h.t.Errorf("%s %s %d is not as documented: %v", r.Method, r.URL.Path, a.Status, err)
+	}
+}
+
+// checkProblem asserts the shape of an error.
+func checkProblem(t *testing.T, a answer) {
+	t.Helper()
+	if got := a.Header.Get("Content-Type"); got != problemType {
+		t.Errorf("an error of type %q: %s", got, a.Text)
+		return
+	}
+	var p map[string]any
+	if err := json.Unmarshal([]byte(a.Text), &p); err != nil {
+		t.Errorf("an error that is no JSON: %v", err)
+		return
+	}
+	for name := range p {
+		if !slices.Contains([]string{"type", "title", "status", "detail", "code", "request_id", "errors"}, name) {
+			t.Errorf("a problem has %q", name)
+		}
+	}
+	code, _ := p["code"].(string)
+	if p["status"] != float64(a.Status) || p["request_id"] != a.Header.Get("X-Request-Id") || p["title"] == "" ||
+		p["detail"] == "" || p["type"] != "/api/docs/errors#"+code {
+		t.Errorf("a problem that contradicts itself: %s", a.Text)
+	}
+	if explain(code).Help == "" {
+		t.Errorf("code %q is not catalogued", code)
+	}
+	switch a.Status {
+	case http.StatusUnauthorized:
+		if !strings.HasPrefix(a.Header.Get("WWW-Authenticate"), "Bearer") {
+			t.Error("401 without WWW-Authenticate")
+		}
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		if n, err := strconv.Atoi(a.Header.Get("Retry-After")); err != nil || n < 1 {
+			t.Errorf("%d with Retry-After %q", a.Status, a.Header.Get("Retry-After"))
+		}
+	case http.StatusMethodNotAllowed:
+		if a.Header.Get("Allow") == "" {
+			t.Error("405 without Allow")
+		}
+	}
+}
+
+// is asserts the status, and the code for an error.
+func (a answer) is(status int, code ...string) answer {
+	a.t.Helper()
+	if a.Status != status {
+		a.t.Fatalf("status %d, want %d: %s", a.Status, status, a.Text)
+	}
+	if len(code) > 0 && a.text("code") != code[0] {
+		a.t.Fatalf("code %q, want %q: %s", a.text("code"), code[0], a.Text)
+	}
+	return a
+}
+
+// at follows names into the JSON of the answer.
+func (a answer) at(path ...string) any {
+	a.t.Helper()
+	var v any
+	if err := json.Unmarshal([]byte(a.Text), &v); err != nil {
+		a.t.Fatalf("no JSON: %v: %s", err, a.Text)
+	}
+	for _, name := range path {
+		switch x := v.(type) {
+		case map[string]any:
+			v = x[name]
+		case []any:
+			i, err := strconv.Atoi(name)
+			if err != nil || i >= len(x) {
+				return nil
+			}
+			v = x[i]
+		default:
+			return nil
+		}
+	}
+	return v
+}
+
+// text is at for strings; "" when there is none.
+func (a answer) text(path ...string) string {
+	a.t.Helper()
+	s, _ := a.at(path...).(string)
+	return s
+}
+
+// make creates something and returns its id.
+func (h *house) make(as, path, body string) string {
+	h.t.Helper()
+	return h.do(call{as: as, method: "POST", path: path, body: body}).is(http.StatusCreated).text("id")
+}
+
+// people is a door's Accounts, a pool's Directory and Hints, and the installation's trail, in memory.
+type people struct {
+	mu       sync.Mutex
+	byName   map[string]account.Account
+	tenants  map[ident.TenantID]tenant.Tenant
+	places   *workspace.Placements
+	sessions map[ident.SessionID]account.Session
+	refused  error // what Login answers
+}
+
+func (p *people) add(t *testing.T, name string, role ident.Role) {
+	t.Helper()
+	a := account.Account{ID: ident.New[ident.AccountID](), Email: name + "@example.org", Role: role,
+		Details: account.Details{Name: name}, Tenant: ident.New[ident.TenantID](), CreatedAt: time.Now()}
+	at, err := p.places.Provision(t.Context(), a.Tenant)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.byName[name] = a
+	p.tenants[a.Tenant] = tenant.Tenant{ID: a.Tenant, Account: a.ID, Placement: at, State: tenant.Active}
+}
+
+func (p *people) FindTenant(_ context.Context, id ident.TenantID) (tenant.Tenant, error) {
+	t, ok := p.tenants[id]
+	if !ok {
+		return t, fault.Missing("people")
+	}
+	return t, nil
+}
+
+func (p *people) Hint(context.Context, ident.TenantID, time.Time) error { return nil }
+
+func (p *people) Due(context.Context, time.Time, int) ([]ident.TenantID, error) { return nil, nil }
+
+func (p *people) Settle(context.Context, ident.TenantID, time.Time, time.Time) error { return nil }
+
+func (p *people) Append(context.Context, audit.Entry) error { return nil }
+
+func (p *people) Entries(context.Context, audit.Filter, string, int) ([]audit.Entry, string, error) {
+	return nil, "", nil
+}
+
+func (p *people) grant(a account.Account) account.Grant {
+	name := a.Name
+	return account.Grant{Account: a, Session: ident.New[ident.SessionID](), AccessToken: account.AccessToken("access-" + name),
+		ExpiresIn: 15 * time.Minute, RefreshToken: account.RefreshToken("refresh-" + name),
+		RefreshUntil: time.Now().Add(24 * time.Hour)}
+}
+
+func (p *people) Register(_ context.Context, in account.RegisterInput, _ account.Origin) (account.Grant, error) {
+	name, _, _ := strings.Cut(in.Email, "@")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, taken := p.byName[name]; taken {
+		return account.Grant{}, fault.New(fault.Conflict, "people", "email_taken", "there is an account with that e-mail")
+	}
+	a := account.Account{ID: ident.New[ident.AccountID](), Email: in.Email, Details: account.Details{Name: name},
+		Role: ident.Member, CreatedAt: time.Now()}
+	p.byName[name] = a
+	return p.grant(a), nil
+}
+
+func (p *people) Login(_ context.Context, email, _ string, _ account.Origin) (account.Grant, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	name, _, _ := strings.Cut(email, "@")
+	a, ok := p.byName[name]
+	if !ok {
+		return account.Grant{}, fault.New(fault.Unauthenticated, "people", "wrong_credentials", "e-mail or password is wrong")
+	}
+	return p.grant(a), p.refused
+}
+
+func (p *people) Refresh(_ context.Context, token account.RefreshToken, _ account.Origin) (account.Grant, error) {
+	a, err := p.find(strings.TrimPrefix(token.Reveal(), "refresh-"))
+	return p.grant(a), err
+}
+
+func (p *people) Verify(_ context.Context, token account.AccessToken, from account.Origin) (account.Identity, error) {
+	a, err := p.find(strings.TrimPrefix(token.Reveal(), "access-"))
+	return account.Identity{Actor: ident.Actor{Account: a.ID, Name: a.Name, Role: a.Role}, Tenant: a.Tenant}, err
+}
+
+func (p *people) find(name string) (account.Account, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a, ok := p.byName[name]
+	if !ok {
+		return a, fault.New(fault.Unauthenticated, "people", codeTokenInvalid, "the token is not valid")
+	}
+	return a, nil
+}
+
+func (p *people) Deny(context.Context, ident.Actor, string) error { return nil }
+func (p *people) Logout(context.Context, ident.Actor) error       { return nil }
+func (p *people) LogoutAll(context.Context, ident.Actor) error    { return nil }
+
+func (p *people) Find(_ context.Context, actor ident.Actor) (account.Account, error) {
+	return p.find(actor.Name)
+}
+
+func (p *people) Edit(_ context.Context, actor ident.Actor, change func(*account.Details) error) (account.Account, error) {
+	a, err := p.find(actor.Name)
+	if err != nil {
+		return a, err
+	}
+	err = change(&a.Details)
+	return a, err
+}
+
+func (p *people) ChangePassword(context.Context, ident.Actor, string, string) error { return nil }
+
+func (p *people) Sessions(context.Context, ident.Actor, string, int) ([]account.Session, string, error) {
+	return []account.Session{{ID: ident.New[ident.SessionID](), Device: "test", CreatedAt: time.Now(), Current: true}}, "", nil
+}
+
+func (p *people) EndSession(context.Context, ident.Actor, ident.SessionID) error {
+	return fault.Missing("people")
+}
+
+// live serves a house on a real listener, for streams.
+func (h *house) live() *httptest.Server {
+	h.t.Helper()
+	s := httptest.NewServer(h.server.Handler())
+	h.t.Cleanup(s.Close)
+	return s
+}
+
+// sseEvent is one event of a stream.
+type sseEvent struct{ id, kind, data string }
+
+// readEvents reads a whole stream.
+func readEvents(t *testing.T, r io.Reader) []sseEvent {
+	t.Helper()
+	raw, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parseEvents(string(raw))
+}
+
+func parseEvents(text string) []sseEvent {
+	var list []sseEvent
+	for part := range strings.SplitSeq(text, "\n\n") {
+		var e sseEvent
+		for line := range strings.SplitSeq(part, "\n") {
+			name, value, _ := strings.Cut(line, ": ")
+			switch name {
+			case "id":
+				e.id = value
+			case "event":
+				e.kind = value
+			case "data":
+				e.data = value
+			}
+		}
+		if e.kind != "" {
+			list = append(list, e)
+		}
+	}
+	return list
+}
