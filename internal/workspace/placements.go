@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"os"
 	"path/filepath"
 
 	"claude-memory-backend/internal/fault"
@@ -52,6 +53,9 @@ func (p *Placements) Provision(ctx context.Context, id ident.TenantID) (tenant.P
 			return tenant.Placement{}, fault.Wrap(op, err)
 		}
 		return tenant.Placement{Kind: tenant.Postgres, Host: name}, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(p.path(id)), 0o700); err != nil {
+		return tenant.Placement{}, fault.New(fault.Unavailable, op, "storage_failed", "the storage does not work").With(err)
 	}
 	key := seal.NewKey()
 	if err := p.template.Create(ctx, p.path(id), &key); err != nil {
