@@ -91,3 +91,20 @@ func stores(db *DB) storetest.Stores {
 			return slices.Clone(commits)
 		}}
 }
+
+// TestBothEnginesAnswerAlike plays one script on both and compares every answer.
+func TestBothEnginesAnswerAlike(t *testing.T) {
+	lite := storetest.Script(t, stores(tenantFiles(t)(t)))
+	post := storetest.Script(t, stores(tenantSchemas(t)(t)))
+	if len(lite) < 500 {
+		t.Errorf("only %d answers were compared", len(lite))
+	}
+	for i := range min(len(lite), len(post)) {
+		if lite[i] != post[i] {
+			t.Fatalf("they differ:\nsqlite   %s\npostgres %s", lite[i], post[i])
+		}
+	}
+	if len(lite) != len(post) {
+		t.Errorf("%d answers against %d", len(lite), len(post))
+	}
+}

@@ -25,36 +25,63 @@ type pageCursor struct {
 const (
 	pathLeaf = `(CASE WHEN ?2 <> '' THEN ?2 ELSE (SELECT leaf_id FROM conversations WHERE id = ?1) END)`
 
-	pathRanges = `WITH RECURSIVE leaf (branch, depth) AS (
-		SELECT branch, depth FROM messages WHERE id = ` + pathLeaf + ` AND conversation_id = ?1
-	), edge (low, high) AS (
-		SELECT CASE WHEN x.low > 0 THEN x.low ELSE 0 END, x.high FROM (`
-
 	windowDown = `SELECT CASE WHEN ?3 > 0 AND ?3 <= depth THEN ?3 - 1 ELSE depth END - ?4 AS low,
 		CASE WHEN ?3 > 0 AND ?3 <= depth THEN ?3 - 1 ELSE depth END AS high FROM leaf`
 
 	windowUp = `SELECT ?3 AS low, ?3 + ?4 AS high FROM leaf`
 
-	pathRows = `) AS x
+	spansBegin = `WITH RECURSIVE leaf (branch, depth) AS (
+		SELECT branch, depth FROM messages WHERE id = ` + pathLeaf + ` AND conversation_id = ?1
+	), edge (low, high) AS (
+		SELECT CASE WHEN x.low > 0 THEN x.low ELSE 0 END, x.high FROM (`
+
+	// Forks are looked up by subselects, one place at a time: as a join they could be read all at once.
+	spansEnd = `) AS x
 	), ranges (branch, low, high, up) AS (
-		SELECT l.branch, COALESCE(b.fork_depth, 0), l.depth, COALESCE(b.parent_branch, 0)
-		FROM leaf l LEFT JOIN branches b ON b.conversation_id = ?1 AND b.branch = l.branch
+		SELECT l.branch,
+			COALESCE((SELECT b.fork_depth FROM branches b WHERE b.conversation_id = ?1 AND b.branch = l.branch), 0), l.depth,
+			COALESCE((SELECT b.parent_branch FROM branches b WHERE b.conversation_id = ?1 AND b.branch = l.branch), 0)
+		FROM leaf l
 		UNION ALL
-		SELECT r.up, COALESCE(b.fork_depth, 0), r.low, COALESCE(b.parent_branch, 0)
-		FROM ranges r LEFT JOIN branches b ON b.conversation_id = ?1 AND b.branch = r.up
-		WHERE r.low > (SELECT low FROM edge)
+		SELECT r.up,
+			COALESCE((SELECT b.fork_depth FROM branches b WHERE b.conversation_id = ?1 AND b.branch = r.up), 0), r.low,
+			COALESCE((SELECT b.parent_branch FROM branches b WHERE b.conversation_id = ?1 AND b.branch = r.up), 0)
+		FROM ranges r WHERE r.low > (SELECT low FROM edge)
 	), spans (branch, low, high) AS (
 		SELECT r.branch, CASE WHEN r.low > e.low THEN r.low ELSE e.low END,
 			CASE WHEN r.high < e.high THEN r.high ELSE e.high END
 		FROM ranges r CROSS JOIN edge e WHERE r.low < e.high AND r.high > e.low
-	)
-	SELECT ` + messageColumns + ` FROM spans s CROSS JOIN messages m
-	WHERE m.conversation_id = ?1 AND m.branch = s.branch AND m.depth > s.low AND m.depth <= s.high
-	ORDER BY m.depth`
+	) SELECT ` + messageColumns + ` FROM spans s CROSS JOIN `
 
-	pageDown = pathRanges + windowDown + pathRows + ` DESC`
-	pageUp   = pathRanges + windowUp + pathRows
+	spanOf = `m.conversation_id = ?1 AND m.branch = s.branch AND m.depth > s.low AND m.depth <= s.high ORDER BY m.depth`
+
+	pageDown = spansBegin + windowDown + spansEnd
+	pageUp   = spansBegin + windowUp + spansEnd
 )
+
+// pageOfPath is the statement for one page of a path. SQLite joins in the order in which a CROSS JOIN is written, and
+// so reads the spans by the index. PostgreSQL joins as it pleases, which without fresh statistics is by reading the
+// whole branch and throwing most of it away; the limit inside the lateral part takes that choice from it.
+func pageOfPath(d Dialect, ascending bool) string {
+	if ascending {
+		return pageUp + d.Pick(`messages m WHERE `+spanOf,
+			`LATERAL (SELECT * FROM messages m WHERE `+spanOf+` LIMIT ?4) AS m ORDER BY m.depth`)
+	}
+	return pageDown + d.Pick(`messages m WHERE `+spanOf+` DESC`,
+		`LATERAL (SELECT * FROM messages m WHERE `+spanOf+` DESC LIMIT ?4) AS m ORDER BY m.depth DESC`)
+}
+
+// pageOfAll is the statement for one page of all branches. The conversation is asked for as a range, because of a
+// single one PostgreSQL would know that the order is that of the primary key, and walk over everything that is newer
+// or older in other conversations. ?1 is the conversation, ?2 the number of the cursor, ?3 the limit.
+func pageOfAll(ascending bool) string {
+	if ascending {
+		return `SELECT ` + messageColumns + ` FROM messages m WHERE (m.conversation_id, m.n) > (?1, ?2)
+			AND m.conversation_id <= ?1 ORDER BY m.conversation_id, m.n LIMIT ?3`
+	}
+	return `SELECT ` + messageColumns + ` FROM messages m WHERE (m.conversation_id, m.n) < (?1, ?2)
+		AND m.conversation_id >= ?1 ORDER BY m.conversation_id DESC, m.n DESC LIMIT ?3`
+}
 
 // ListMessages implements conversation.Store.
 func (s *TenantStore) ListMessages(ctx context.Context, id ident.ConversationID, q conversation.MessageQuery) (
@@ -87,14 +114,10 @@ func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, fro
 	var active, leaf ident.MessageID
 	var depth int64
 	var found *Found
-	text := pageDown
-	if from.Ascending {
-		text = pageUp
-	}
 	err := s.db.Read(ctx, func(b *Batch) {
 		found = b.One([]any{&active, &leaf, &depth}, `SELECT c.leaf_id, m.id, m.depth FROM conversations c
 			LEFT JOIN messages m ON m.conversation_id = c.id AND m.id = `+pathLeaf+` WHERE c.id = ?1`, id, from.Leaf)
-		b.Query(collect(&list), text, id, from.Leaf, from.At, limit)
+		b.Query(collect(&list), pageOfPath(s.db.Dialect(), from.Ascending), id, from.Leaf, from.At, limit)
 	})
 	switch {
 	case err != nil:
@@ -121,10 +144,7 @@ func (s *TenantStore) listAll(ctx context.Context, id ident.ConversationID, from
 	var list []conversation.Message
 	var places []int64
 	var found *Found
-	where, order := "m.n < ?", "m.n DESC"
-	if from.Ascending {
-		where, order = "m.n > ?", "m.n"
-	} else if from.At == 0 {
+	if !from.Ascending && from.At == 0 {
 		from.At = 1<<63 - 1
 	}
 	err := s.db.Read(ctx, func(b *Batch) {
@@ -134,8 +154,7 @@ func (s *TenantStore) listAll(ctx context.Context, id ident.ConversationID, from
 			m, n, err := scanMessage(s)
 			list, places = append(list, m), append(places, n)
 			return err
-		}, `SELECT `+messageColumns+` FROM messages m WHERE m.conversation_id = ? AND `+where+` ORDER BY `+order+` LIMIT ?`,
-			id, from.At, limit+1)
+		}, pageOfAll(from.Ascending), id, from.At, limit+1)
 	})
 	if err == nil && !found.Yes {
 		err = fault.Missing("sqlstore.ListMessages")
