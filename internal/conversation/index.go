@@ -16,6 +16,7 @@ type Candidates struct {
 	From    time.Time // inclusive; zero: open
 	To      time.Time // exclusive; zero: open
 	Limit   int       // newest first, no more than this many
+	Text    int64     // no more documents once their texts have more bytes than this; 0: no such bound
 	Before  int64     // only documents with a smaller Doc.N; 0: all
 }
 
@@ -34,15 +35,15 @@ type Doc struct {
 // Frequencies are what ranking goes by.
 type Frequencies struct {
 	Clauses  []int64 // how many messages match each clause
-	Total    int64   // how many messages there are
+	Total    int64   // how many messages there are, deleted ones included
 	Messages int64   // the N of the newest message; what comes later has a greater one
 	Titles   int64   // the same of titles
 }
 
 // Index finds messages and titles by their words. Both engines return the same documents for the same question.
 type Index interface {
-	// Frequencies tells how common clauses are. It is exact while there are fewer than 2,000 messages; among more,
-	// what is common is estimated from the newest.
+	// Frequencies tells how common clauses are. It is exact while there are no more than 2,000 messages; among
+	// more, what is common is estimated from the newest.
 	Frequencies(ctx context.Context, clauses []words.Clause) (Frequencies, error)
 	// FindMessages returns messages that match, newest first, bounded by Limit; its cost is bounded too, however
 	// common the words are.

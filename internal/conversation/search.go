@@ -20,11 +20,9 @@ const (
 	searchLimitMax = 200 // and at most
 	snippetLength  = 200 // runes
 	// candidatesMax documents are read to find the best among; of words that more documents have, the newest count.
-	candidatesMax = 2_000
-	titlesMax     = 500
-	// candidatesText ends the reading early when messages are long. In bytes.
-	candidatesText = 8 << 20
-	candidatesPage = 500
+	candidatesMax  = 2_000
+	titlesMax      = 500
+	candidatesText = 8 << 20 // bytes: where messages are long, fewer are read
 	looseRounds    = 3
 	titleWeight    = 1.5 // a title says what a whole conversation is about
 )
@@ -283,26 +281,19 @@ func (s *searcher) titles(ctx context.Context, c Candidates, newest int64) ([]fo
 	return docs, err
 }
 
-// read takes documents up to newest, until there are enough of them or enough text.
+// read takes the newest documents up to newest.
 func (s *searcher) read(ctx context.Context, find func(context.Context, Candidates) ([]Doc, error), c Candidates,
-	newest int64, limit int) (out []found, err error) {
-	size := 0
-	for c.Before = newest + 1; c.Before > 1 && len(out) < limit && size < candidatesText; {
-		c.Limit = min(candidatesPage, limit-len(out))
-		docs, err := find(ctx, c)
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range docs {
-			out = append(out, found{Doc: d})
-			size += len(d.Text)
-			c.Before = d.N
-		}
-		if len(docs) < c.Limit {
-			break
-		}
+	newest int64, limit int) ([]found, error) {
+	if newest == 0 { // there was none when the search began
+		return nil, nil
 	}
-	return out, nil
+	c.Before, c.Limit, c.Text = newest+1, limit, candidatesText
+	docs, err := find(ctx, c)
+	out := make([]found, len(docs))
+	for i, d := range docs {
+		out[i].Doc = d
+	}
+	return out, err
 }
 
 // byAge merges messages and titles, newest first. In auto mode it shows what has all the words, or, when nothing has,

@@ -1,7 +1,9 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
+	"math"
 	"slices"
 	"strings"
 
@@ -25,7 +27,8 @@ const (
 	ginMax    = 20_000
 )
 
-// Frequencies implements conversation.Index.
+// Frequencies implements conversation.Index. Numbers are given out one after the other, so the newest one is also how
+// many messages there are, but for what was deleted.
 func (s *TenantStore) Frequencies(ctx context.Context, clauses []words.Clause) (conversation.Frequencies, error) {
 	f := conversation.Frequencies{Clauses: make([]int64, len(clauses))}
 	exprs := make([]string, len(clauses))
@@ -34,21 +37,18 @@ func (s *TenantStore) Frequencies(ctx context.Context, clauses []words.Clause) (
 		exprs[i] = expression(d, words.Match{All: []words.Clause{c}}, "")
 	}
 	err := s.db.Read(ctx, func(b *Batch) {
-		b.One([]any{&f.Total, &f.Messages}, `SELECT count(*), coalesce(max(n), 0)
-			FROM (SELECT n FROM messages ORDER BY n DESC LIMIT ?) w`, countWindow)
+		b.One([]any{&f.Messages}, `SELECT coalesce(max(n), 0) FROM messages`)
 		b.One([]any{&f.Titles}, `SELECT coalesce(max(n), 0) FROM conversations`)
 		countNewest(b, d, exprs, f.Clauses)
 	})
-	if err != nil || f.Total < countWindow {
+	f.Total = f.Messages
+	if err != nil || f.Total <= countWindow {
 		return f, err
 	}
-	// Numbers are given out one after the other, so the newest is the total, but for what was deleted.
-	scale := float64(f.Messages) / float64(f.Total)
-	f.Total = f.Messages
 	err = s.db.Read(ctx, func(b *Batch) {
 		for i, e := range exprs {
 			if f.Clauses[i] >= countRare {
-				f.Clauses[i] = int64(float64(f.Clauses[i]) * scale)
+				f.Clauses[i] = f.Clauses[i] * f.Total / countWindow
 				continue
 			}
 			b.One([]any{&f.Clauses[i]}, d.Pick(
@@ -62,24 +62,24 @@ func (s *TenantStore) Frequencies(ctx context.Context, clauses []words.Clause) (
 
 // countNewest counts for each expression the hits among the newest messages.
 func countNewest(b *Batch, d Dialect, exprs []string, counts []int64) {
+	const newest = `(SELECT coalesce(max(n), 0) - ? FROM messages)`
 	if d == SQLite {
 		for i, e := range exprs {
-			b.One([]any{&counts[i]}, `SELECT count(*) FROM message_words WHERE message_words MATCH ? AND rowid >=
-				(SELECT coalesce(min(n), 0) FROM (SELECT n FROM messages ORDER BY n DESC LIMIT ?))`, e, countWindow)
+			b.One([]any{&counts[i]}, `SELECT count(*) FROM message_words WHERE message_words MATCH ? AND rowid > `+newest,
+				e, countWindow)
 		}
 		return
 	}
 	// One pass over the rows for all expressions.
-	if len(exprs) == 0 {
-		return
-	}
 	var dest, args []any
 	for i, e := range exprs {
 		dest, args = append(dest, &counts[i]), append(args, e)
 	}
-	b.One(dest, `SELECT count(*) FILTER (WHERE words @@ CAST(? AS tsquery))`+
-		strings.Repeat(`, count(*) FILTER (WHERE words @@ CAST(? AS tsquery))`, len(exprs)-1)+`
-		FROM (SELECT words FROM message_words ORDER BY n DESC LIMIT ?) w`, append(args, countWindow)...)
+	if len(exprs) > 0 {
+		b.One(dest, `SELECT count(*) FILTER (WHERE words @@ CAST(? AS tsquery))`+
+			strings.Repeat(`, count(*) FILTER (WHERE words @@ CAST(? AS tsquery))`, len(exprs)-1)+`
+			FROM message_words WHERE n > `+newest, append(args, countWindow)...)
+	}
 }
 
 // FindMessages implements conversation.Index. Of words that very many messages have, only the newest 200,000 are
@@ -90,7 +90,7 @@ func (s *TenantStore) FindMessages(ctx context.Context, c conversation.Candidate
 		role: c.Role,
 		rows: `SELECT m.n, m.conversation_id, c.title, c.project_id, m.id, m.role, m.content, m.created_at`,
 		from: ` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
-		time: `m.created_at`,
+		time: `m.created_at`, length: `m.content_length`,
 	})
 }
 
@@ -101,19 +101,20 @@ func (s *TenantStore) FindTitles(ctx context.Context, c conversation.Candidates)
 	}
 	return s.find(ctx, c, wordTable{
 		name: "title_words",
-		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', c.title, c.created_at`,
+		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', c.title AS text, c.created_at`,
 		from: ` CROSS JOIN conversations c WHERE c.n = x.n`,
-		time: `c.created_at`,
+		time: `c.created_at`, length: `length(c.title)`,
 	})
 }
 
 // wordTable is one of the two tables of the index, with what leads from its rows to documents.
 type wordTable struct {
-	name string
-	role conversation.Role
-	rows string
-	from string
-	time string
+	name   string
+	role   conversation.Role
+	rows   string
+	from   string
+	time   string
+	length string
 }
 
 // filters are the conditions besides the words, each with a leading AND.
@@ -130,80 +131,137 @@ func (t wordTable) filters(c conversation.Candidates) (sql string, args []any) {
 	return sql, args
 }
 
-func (s *TenantStore) find(ctx context.Context, c conversation.Candidates, t wordTable) (docs []conversation.Doc, err error) {
-	if c.Limit <= 0 {
-		return nil, nil
-	}
+func (s *TenantStore) find(ctx context.Context, c conversation.Candidates, t wordTable) ([]conversation.Doc, error) {
 	if c.Before <= 0 {
-		c.Before = 1<<63 - 1
+		c.Before = math.MaxInt64
 	}
-	expr := expression(s.db.Dialect(), c.Match, t.role)
-	read := func(r Scanner) error {
-		var d conversation.Doc
-		var at int64
-		err := r.Scan(&d.N, &d.ConversationID, &d.ConversationTitle, &d.ProjectID, &d.MessageID, &d.Role, &d.Text, &at)
-		d.CreatedAt = ident.Time(at)
-		docs = append(docs, d)
-		return err
+	if c.Text <= 0 {
+		c.Text = math.MaxInt64
 	}
+	f := finding{db: s.db, Candidates: c, wordTable: t, expr: expression(s.db.Dialect(), c.Match, t.role)}
+	f.where, f.args = t.filters(c)
+	run := f.stream
 	if s.db.Dialect() == Postgres {
-		err = s.walk(ctx, c, t, expr, read, &docs)
-	} else {
-		filters, args := t.filters(c)
-		hits := c.Limit
-		if filters != "" {
-			hits = max(hits, scanMax)
-		}
-		// FTS5 delivers from the newest on, and the join stops it when there are enough.
-		err = s.db.Read(ctx, func(b *Batch) {
-			b.Query(read, t.rows+` FROM (SELECT rowid AS n FROM `+t.name+` WHERE `+t.name+` MATCH ? AND rowid < ?
-				ORDER BY rowid DESC LIMIT ?) x`+t.from+filters+` LIMIT ?`,
-				append([]any{expr, c.Before, hits}, append(args, c.Limit)...)...)
-		})
+		run = f.walk
 	}
-	slices.SortFunc(docs, func(a, b conversation.Doc) int { return int(b.N - a.N) })
-	return docs, err
+	if err := run(ctx); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(f.docs, func(a, b conversation.Doc) int { return cmp.Compare(b.N, a.N) })
+	size := int64(0)
+	for i, d := range f.docs {
+		if size > c.Text {
+			return f.docs[:i], nil
+		}
+		size += int64(len(d.Text))
+	}
+	return f.docs, nil
+}
+
+// finding is one question on its way.
+type finding struct {
+	conversation.Candidates
+	wordTable
+	db    *DB
+	expr  string
+	where string // conditions besides the words
+	args  []any  // of where
+	docs  []conversation.Doc
+	size  int64 // of their texts
+}
+
+func (f *finding) read(r Scanner) error {
+	var d conversation.Doc
+	var at int64
+	err := r.Scan(&d.N, &d.ConversationID, &d.ConversationTitle, &d.ProjectID, &d.MessageID, &d.Role, &d.Text, &at)
+	d.CreatedAt = ident.Time(at)
+	f.docs = append(f.docs, d)
+	f.size += int64(len(d.Text))
+	return err
+}
+
+// room is how many documents are still wanted.
+func (f *finding) room() int {
+	if f.size > f.Text {
+		return 0
+	}
+	return f.Limit - len(f.docs)
+}
+
+// stream finds newest first on SQLite: FTS5 delivers in this order, and the join stops it when there are enough. It
+// reads in portions, since the text of a thousand messages may be a lot or very little.
+func (f *finding) stream(ctx context.Context) error {
+	sql := f.rows + ` FROM (SELECT rowid AS n FROM ` + f.name + ` WHERE ` + f.name + ` MATCH ? AND rowid < ?
+		ORDER BY rowid DESC LIMIT ?) x` + f.from + f.where + ` LIMIT ?`
+	for portion := 128; f.room() > 0; {
+		portion = min(portion, f.room())
+		hits := portion
+		if f.where != "" {
+			hits = scanMax
+		}
+		before := len(f.docs)
+		err := f.db.Read(ctx, func(b *Batch) {
+			b.Query(f.read, sql, append([]any{f.expr, f.Before, hits}, append(f.args, portion)...)...)
+		})
+		if err != nil || len(f.docs)-before < portion {
+			return err
+		}
+		f.Before = f.docs[len(f.docs)-1].N
+		usual := f.size/int64(len(f.docs)) + 1
+		portion = int(max(16, min(1000, (f.Text-f.size)/usual)))
+	}
+	return nil
 }
 
 // walk finds newest first on PostgreSQL, where an index of words has no order: common words are met soon on a walk
 // backwards through the rows, and of rare words the index has few hits to sort. A look at the newest rows tells which
 // it is; the planner's statistics could not, they lag behind and know the most common thousand words only.
-func (s *TenantStore) walk(ctx context.Context, c conversation.Candidates, t wordTable, expr string,
-	read func(Scanner) error, docs *[]conversation.Doc) error {
-	filters, args := t.filters(c)
-	rows := t.rows + ` FROM x` + t.from + filters + ` ORDER BY x.n DESC LIMIT ?`
-	for step, scanned := int64(walkFirst), int64(0); ; {
+func (f *finding) walk(ctx context.Context) error {
+	// How much text there is, PostgreSQL adds up before it reads the text.
+	rows := ` SELECT * FROM (` + f.rows + `, sum(` + f.length + `) OVER (ORDER BY x.n DESC) - ` + f.length + ` AS above
+		FROM x` + f.from + f.where + ` ORDER BY x.n DESC LIMIT ?) y WHERE above <= ?`
+	read := func(r Scanner) error { return f.read(beside{r}) }
+	for step, scanned := int64(walkFirst), int64(0); f.room() > 0; {
 		var seen, low, hits int64
-		err := s.db.Read(ctx, func(b *Batch) {
+		err := f.db.Read(ctx, func(b *Batch) {
 			b.One([]any{&seen, &low, &hits}, `SELECT count(*), coalesce(min(n), 0),
 				count(*) FILTER (WHERE words @@ CAST(? AS tsquery))
-				FROM (SELECT n, words FROM `+t.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w`, expr, c.Before, step)
+				FROM (SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w`, f.expr, f.Before, step)
 			b.Query(read, `WITH x AS MATERIALIZED (SELECT n FROM
-				(SELECT n, words FROM `+t.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w
+				(SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w
 				WHERE words @@ CAST(? AS tsquery))`+rows,
-				append([]any{c.Before, step, expr}, append(args, c.Limit-len(*docs))...)...)
+				append([]any{f.Before, step, f.expr}, append(f.args, f.room(), f.Text-f.size)...)...)
 		})
-		if err != nil || len(*docs) >= c.Limit || seen < step {
+		if err != nil || seen < step || f.room() <= 0 {
 			return err
 		}
-		c.Before = low
+		f.Before = low
 		scanned += seen
 		share := float64(hits) / float64(seen)
 		if share*float64(low) <= ginMax {
-			return s.db.Read(ctx, func(b *Batch) {
-				b.Query(read, `WITH x AS MATERIALIZED (SELECT n FROM `+t.name+`
+			return f.db.Read(ctx, func(b *Batch) {
+				b.Query(read, `WITH x AS MATERIALIZED (SELECT n FROM `+f.name+`
 					WHERE words @@ CAST(? AS tsquery) AND n < ?)`+rows,
-					append([]any{expr, c.Before}, append(args, c.Limit-len(*docs))...)...)
+					append([]any{f.expr, f.Before}, append(f.args, f.room(), f.Text-f.size)...)...)
 			})
 		}
 		if scanned >= scanMax {
 			return nil
 		}
 		step = walkMax
-		if filters == "" {
-			step = min(walkMax, max(walkFirst, int64(1.5*float64(c.Limit-len(*docs))/share)))
+		if f.where == "" {
+			step = min(walkMax, max(walkFirst, int64(1.5*float64(f.room())/share)))
 		}
 	}
+	return nil
+}
+
+// beside scans rows that have one column more than is asked for.
+type beside struct{ Scanner }
+
+func (s beside) Scan(dest ...any) error {
+	var other any
+	return s.Scanner.Scan(append(dest, &other)...)
 }
 
 // expression is the text in which the engine takes a match: for FTS5 or for tsquery.
