@@ -61,14 +61,14 @@ func conversationBodyOf(d conversation.Details) conversationBody {
 
 type conversationAnswer struct {
 	ETag string `header:"ETag" doc:"The version, for If-Match"`
-	Body conversationView
+	Body ConversationView
 }
 
 type createdConversation struct {
 	ETag     string `header:"ETag" doc:"The version, for If-Match"`
 	Location string `header:"Location"`
 	Replayed string `header:"Idempotency-Replayed" doc:"true when this is an earlier answer"`
-	Body     conversationView
+	Body     ConversationView
 }
 
 // ConversationPath names a conversation in the path.
@@ -115,7 +115,7 @@ type conversationList struct {
 	Cursor          string `query:"cursor" maxLength:"1024" doc:"From next_cursor"`
 }
 
-func (s *Server) listConversations(x *exchange, in *conversationList) (*paged[conversationView], error) {
+func (s *Server) listConversations(x *exchange, in *conversationList) (*paged[ConversationView], error) {
 	ws, err := x.workspace()
 	if err != nil {
 		return nil, err
@@ -151,7 +151,7 @@ func (s *Server) findConversation(x *exchange, in *conversationFind) (*openedAns
 	if err != nil {
 		return nil, err
 	}
-	out := &openedAnswer{ETag: etag(c.Version), Body: openedView{conversationView: viewConversation(c)}}
+	out := &openedAnswer{ETag: etag(c.Version), Body: openedView{ConversationView: viewConversation(c)}}
 	if in.Include == "messages" {
 		ms, next, err := ws.Conversations.Messages(x.ctx, x.actor, id, conversation.MessageQuery{Limit: 50})
 		if err != nil {

@@ -187,7 +187,7 @@ func (h *house) check(r *http.Request, a answer) {
 		checkProblem(h.t, a)
 	}
 	route, params, err := h.router.FindRoute(r)
-	if err != nil {
+	if err != nil || a.Status == http.StatusMethodNotAllowed || strings.HasSuffix(r.URL.Path, "/") {
 		return // pages, and what is not there
 	}
 	in := &openapi3filter.ResponseValidationInput{

@@ -11,7 +11,7 @@ import (
 	"claude-memory-backend/internal/fault"
 )
 
-// limits counts requests per account and per address, on this node (decision 0002).
+// limits counts requests per account and per address, on this node (decision 0003).
 type limits struct {
 	on      bool
 	now     func() time.Time

@@ -27,7 +27,7 @@ type follow struct {
 // The data of the events, for the documentation and for writing.
 type (
 	startedEvent struct {
-		Turn             turnView     `json:"turn"`
+		Turn             TurnView     `json:"turn"`
 		UserMessage      messageView  `json:"user_message"`
 		AssistantMessage *messageView `json:"assistant_message"`
 	}
@@ -40,7 +40,7 @@ type (
 		Message messageView `json:"message"`
 	}
 	turnEvent struct {
-		Turn turnView `json:"turn"`
+		Turn TurnView `json:"turn"`
 	}
 )
 

@@ -80,7 +80,7 @@ type againBody struct {
 type exchangeView struct {
 	UserMessage      messageView  `json:"user_message"`
 	AssistantMessage *messageView `json:"assistant_message,omitempty"`
-	Turn             *turnView    `json:"turn,omitempty"`
+	Turn             *TurnView    `json:"turn,omitempty"`
 }
 
 func viewExchange(e conversation.Exchange) exchangeView {
@@ -283,7 +283,7 @@ type turnAnswer struct{ Body exchangeTurn }
 
 // exchangeTurn is a turn, with its messages beside it.
 type exchangeTurn struct {
-	turnView
+	TurnView
 	UserMessage      messageView  `json:"user_message"`
 	AssistantMessage *messageView `json:"assistant_message,omitempty"`
 }
@@ -298,10 +298,10 @@ func (s *Server) findTurn(x *exchange, in *turnFind) (*turnAnswer, error) {
 		return nil, err
 	}
 	v := viewExchange(e)
-	return &turnAnswer{exchangeTurn{turnView: *v.Turn, UserMessage: v.UserMessage, AssistantMessage: v.AssistantMessage}}, nil
+	return &turnAnswer{exchangeTurn{TurnView: *v.Turn, UserMessage: v.UserMessage, AssistantMessage: v.AssistantMessage}}, nil
 }
 
-type stoppedTurn struct{ Body turnView }
+type stoppedTurn struct{ Body TurnView }
 
 func (s *Server) stopTurn(x *exchange, in *turnFind) (*stoppedTurn, error) {
 	id, turn, ws, err := in.at(x)

@@ -96,8 +96,8 @@ func viewProject(p project.Project) projectView {
 	}
 }
 
-// conversationView is a conversation as clients see it.
-type conversationView struct {
+// ConversationView is a conversation as clients see it.
+type ConversationView struct {
 	ID              string     `json:"id" example:"conv_06f4k3z9c8tqv5m2yb7n1x0d4e"`
 	Title           string     `json:"title"`
 	ProjectID       *string    `json:"project_id"`
@@ -118,8 +118,8 @@ type conversationView struct {
 	LastMessageAt   *time.Time `json:"last_message_at"`
 }
 
-func viewConversation(c conversation.Conversation) conversationView {
-	return conversationView{
+func viewConversation(c conversation.Conversation) ConversationView {
+	return ConversationView{
 		ID: string(c.ID), Title: c.Title, ProjectID: orNull(string(c.ProjectID)), Description: c.Description,
 		Status: string(c.Status), ImportanceLevel: c.ImportanceLevel, Tags: tagsOf(c.Tags), System: c.System,
 		Provider: c.Provider, Model: c.Model, Settings: object(c.Settings), MessageCount: c.MessageCount,
@@ -130,7 +130,7 @@ func viewConversation(c conversation.Conversation) conversationView {
 
 // openedView is a conversation with, when asked for, the latest page of its messages.
 type openedView struct {
-	conversationView
+	ConversationView
 	Messages           *[]messageView `json:"messages,omitempty" doc:"With include=messages: the newest ones, newest first"`
 	MessagesNextCursor *string        `json:"messages_next_cursor,omitempty" doc:"Continues the messages at …/messages"`
 }
@@ -148,8 +148,8 @@ func failureOf(code, detail string) *failureView {
 	return &failureView{code, detail}
 }
 
-// turnView is a turn as clients see it.
-type turnView struct {
+// TurnView is a turn as clients see it.
+type TurnView struct {
 	ID                 string       `json:"id" example:"turn_06f4k3z9c8tqv5m2yb7n1x0d4e"`
 	ConversationID     string       `json:"conversation_id"`
 	UserMessageID      string       `json:"user_message_id"`
@@ -162,8 +162,8 @@ type turnView struct {
 	FinishedAt         *time.Time   `json:"finished_at"`
 }
 
-func viewTurn(t conversation.Turn) turnView {
-	return turnView{
+func viewTurn(t conversation.Turn) TurnView {
+	return TurnView{
 		ID: string(t.ID), ConversationID: string(t.Conversation), UserMessageID: string(t.UserMessage),
 		AssistantMessageID: string(t.AssistantMessage), State: string(t.State), Provider: t.Provider, Model: t.Model,
 		Error: failureOf(t.ErrorCode, t.ErrorDetail), StartedAt: t.StartedAt.UTC(), FinishedAt: utc(t.FinishedAt),
