@@ -24,12 +24,10 @@ type TenantStore struct {
 }
 
 var (
-	_ project.Store              = (*TenantStore)(nil)
-	_ conversation.Conversations = (*TenantStore)(nil)
-	_ conversation.Messages      = (*TenantStore)(nil)
-	_ conversation.Turns         = (*TenantStore)(nil)
-	_ event.Log                  = (*TenantStore)(nil)
-	_ audit.Store                = trail{}
+	_ project.Store      = (*TenantStore)(nil)
+	_ conversation.Store = (*TenantStore)(nil)
+	_ event.Log          = (*TenantStore)(nil)
+	_ audit.Store        = trail{}
 )
 
 // NewTenantStore speaks to a migrated database of the tenant line. onCommit, which may be nil, hears the log's new end

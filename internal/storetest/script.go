@@ -16,7 +16,7 @@ import (
 // each as text. Two engines that differ anywhere tell it here.
 func Script(t testing.TB, s Stores) []string {
 	t.Helper()
-	p := &player{TB: t, Stores: s, dice: rand.New(rand.NewPCG(2026, 7))}
+	p := &player{TB: t, Stores: s, dice: rand.New(rand.NewPCG(2026, 7)), home: map[ident.MessageID]ident.ConversationID{}}
 	p.conversations = append(p.conversations, "conv_nowhere")
 	p.messages = append(p.messages, "")
 	for p.step = range 400 {
@@ -43,6 +43,7 @@ type player struct {
 	step          int
 	conversations []ident.ConversationID
 	messages      []ident.MessageID
+	home          map[ident.MessageID]ident.ConversationID
 	turns         []conversation.Turn
 	notes         []string
 }
@@ -64,6 +65,9 @@ var phrases = []string{"", "Straße", "🧵 thread", "a\x00b", "\xff", "Ärger\n
 
 func (p *player) play() {
 	conv, msg, phrase := pick(p.dice, p.conversations), pick(p.dice, p.messages), pick(p.dice, phrases)
+	if id, ok := p.home[msg]; ok && p.dice.IntN(4) > 0 {
+		conv = id
+	}
 	switch p.dice.IntN(9) {
 	case 0:
 		c := plainConversation(phrase, p.dice.IntN(5))
@@ -149,7 +153,9 @@ func (p *player) append(conv ident.ConversationID, parent ident.MessageID, phras
 		})
 	p.note("append", []any{c, got}, err)
 	if err == nil {
-		p.messages = append(p.messages, m.ID)
+		for _, m := range got.Messages {
+			p.messages, p.home[m.ID] = append(p.messages, m.ID), conv
+		}
 		if e.Turn != nil {
 			p.turns = append(p.turns, *e.Turn)
 		}
