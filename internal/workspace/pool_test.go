@@ -1,0 +1,293 @@
+package workspace
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"claude-memory-backend/internal/claude"
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// town is a directory in memory that counts its visitors; it keeps hints too.
+type town struct {
+	mu      sync.Mutex
+	tenants map[ident.TenantID]tenant.Tenant
+	asked   int
+	hints   map[ident.TenantID]time.Time
+	written int
+}
+
+func (d *town) FindTenant(_ context.Context, id ident.TenantID) (tenant.Tenant, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked++
+	t, ok := d.tenants[id]
+	if !ok {
+		return t, fault.Missing("town")
+	}
+	return t, nil
+}
+
+func (d *town) Hint(_ context.Context, id ident.TenantID, due time.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.written++
+	if old, ok := d.hints[id]; !ok || due.Before(old) {
+		d.hints[id] = due
+	}
+	return nil
+}
+
+func (d *town) Due(_ context.Context, now time.Time, _ int) (out []ident.TenantID, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, due := range d.hints {
+		if !due.After(now) {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}
+
+func (d *town) Settle(_ context.Context, id ident.TenantID, now, next time.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if due, ok := d.hints[id]; ok && !due.After(now) {
+		delete(d.hints, id)
+	}
+	if old, ok := d.hints[id]; !next.IsZero() && (!ok || next.Before(old)) {
+		d.hints[id] = next
+	}
+	return nil
+}
+
+type house struct {
+	t     *testing.T
+	town  *town
+	pool  *Pool
+	place *Placements
+	keys  *seal.Keyring
+	slow  *claude.Scripted
+}
+
+func newHouse(t *testing.T, adjust ...func(*Config)) *house {
+	t.Helper()
+	keys, err := seal.NewKeyring("an entirely unguessable phrase, 0123456789")
+	if err != nil {
+		t.Fatal(err)
+	}
+	place, err := NewPlacements(t.Context(), PlacementsConfig{Root: t.TempDir(), Keys: keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &house{t: t, place: place, keys: keys, slow: claude.NewScripted(claude.ScriptedConfig{}),
+		town: &town{tenants: map[ident.TenantID]tenant.Tenant{}, hints: map[ident.TenantID]time.Time{}}}
+	h.start(adjust...)
+	return h
+}
+
+// start begins with a new pool and a new engine, as after a restart.
+func (h *house) start(adjust ...func(*Config)) {
+	bus := event.NewLocalBus()
+	c := Config{Directory: h.town, Hints: h.town, Placements: h.place, Bus: bus, Sealer: h.keys, Sole: true,
+		Engine: conversation.NewEngine(conversation.Config{Node: string(ident.New[ident.EventID]()), Sole: true, Bus: bus,
+			Models: map[string]conversation.Model{"scripted": h.slow}, Known: []string{"scripted"}, Default: "scripted"})}
+	for _, f := range adjust {
+		f(&c)
+	}
+	pool := NewPool(c)
+	h.pool = pool
+	h.t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = c.Engine.Close(ctx)
+		_ = pool.Close(context.Background())
+	})
+}
+
+func (h *house) newTenant() tenant.Tenant {
+	h.t.Helper()
+	id := ident.New[ident.TenantID]()
+	at, err := h.place.Provision(h.t.Context(), id)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	t := tenant.Tenant{ID: id, Account: ident.New[ident.AccountID](), Placement: at, State: tenant.Active}
+	h.town.mu.Lock()
+	defer h.town.mu.Unlock()
+	h.town.tenants[id] = t
+	return t
+}
+
+func (h *house) acquire(t tenant.Tenant) *Workspace {
+	h.t.Helper()
+	ws, err := h.pool.Acquire(h.t.Context(), ident.Actor{Account: t.Account}, t.ID)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return ws
+}
+
+func TestAcquire(t *testing.T) {
+	t.Run("many who ask at once share one opening", func(t *testing.T) {
+		h := newHouse(t)
+		me := h.newTenant()
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				ws := h.acquire(me)
+				defer ws.Release()
+				if _, _, err := ws.Projects.List(t.Context(), ident.Actor{Account: me.Account}, project.Query{Limit: 1}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if h.town.asked != 1 {
+			t.Errorf("the directory was asked %d times", h.town.asked)
+		}
+	})
+	t.Run("to a stranger nothing is there", func(t *testing.T) {
+		h := newHouse(t)
+		_, err := h.pool.Acquire(t.Context(), ident.Actor{Account: ident.New[ident.AccountID]()}, h.newTenant().ID)
+		_, never := h.pool.Acquire(t.Context(), ident.Actor{Account: "usr_x"}, ident.New[ident.TenantID]())
+		if !fault.Is(err, fault.NotFound) || fault.CodeOf(err) != fault.CodeOf(never) {
+			t.Errorf("%v against %v", err, never)
+		}
+	})
+	t.Run("the least recently used makes room, a leased one never", func(t *testing.T) {
+		h := newHouse(t, func(c *Config) { c.MaxOpen = 3 })
+		kept := h.newTenant()
+		lease := h.acquire(kept)
+		defer lease.Release()
+		for range 10 {
+			h.acquire(h.newTenant()).Release()
+		}
+		if got := h.pool.Stats(); got.Open > 3 || got.Leased != 1 {
+			t.Errorf("%+v", got)
+		}
+		if _, err := lease.Conversations.Create(t.Context(), ident.Actor{Account: kept.Account}, conversation.CreateInput{}); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("a full pool waits for a lease to come back", func(t *testing.T) {
+		h := newHouse(t, func(c *Config) { c.MaxOpen = 1 })
+		a, b := h.newTenant(), h.newTenant()
+		first := h.acquire(a)
+		got := make(chan *Workspace)
+		go func() { got <- h.acquire(b) }()
+		first.Release()
+		(<-got).Release()
+	})
+	t.Run("a broken tenant is unavailable alone, and quickly", func(t *testing.T) {
+		h := newHouse(t)
+		bad, good := h.newTenant(), h.newTenant()
+		if err := os.WriteFile(h.place.path(bad.ID), []byte("rubbish"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			_, err := h.pool.Acquire(t.Context(), ident.Actor{Account: bad.Account}, bad.ID)
+			if !fault.Is(err, fault.Unavailable) {
+				t.Fatalf("%v", err)
+			}
+		}
+		if h.town.asked != 1 {
+			t.Errorf("%d attempts within the pause", h.town.asked)
+		}
+		h.acquire(good).Release()
+		if h.pool.Stats().Failed != 1 {
+			t.Errorf("%+v", h.pool.Stats())
+		}
+	})
+	t.Run("idle databases are closed", func(t *testing.T) {
+		now := time.Now()
+		h := newHouse(t, func(c *Config) { c.Now = func() time.Time { return now } })
+		h.acquire(h.newTenant()).Release()
+		now = now.Add(time.Hour)
+		h.pool.closeIdle()
+		if got := h.pool.Stats().Open; got != 0 {
+			t.Errorf("%d open", got)
+		}
+	})
+	t.Run("a closed pool opens nothing", func(t *testing.T) {
+		h := newHouse(t)
+		me := h.newTenant()
+		_ = h.pool.Close(t.Context())
+		if _, err := h.pool.Acquire(t.Context(), ident.Actor{Account: me.Account}, me.ID); fault.CodeOf(err) != "shutting_down" {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestFilesAreSealed(t *testing.T) {
+	h := newHouse(t)
+	me := h.newTenant()
+	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.ID)}); err == nil {
+		t.Error("a tenant's file opens without its key")
+	}
+	other := h.newTenant()
+	key, err := h.keys.UnwrapKey(string(other.ID), other.Placement.WrappedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.ID), Key: &key}); err == nil {
+		t.Error("a tenant's file opens with another's key")
+	}
+	if _, err := h.keys.UnwrapKey(string(me.ID), other.Placement.WrappedKey); err == nil {
+		t.Error("a wrapped key is good for another tenant")
+	}
+	if dir := filepath.Dir(h.place.path(me.ID)); filepath.Dir(filepath.Dir(dir)) != h.place.root {
+		t.Errorf("not in hashed folders: %s", dir)
+	}
+}
+
+func TestOrphanedTurnsAreMarked(t *testing.T) {
+	h := newHouse(t)
+	me := h.newTenant()
+	actor := ident.Actor{Account: me.Account, Name: "Ada"}
+	ws := h.acquire(me)
+	c, err := ws.Conversations.Create(t.Context(), actor, conversation.CreateInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := ws.Conversations.Send(t.Context(), actor, c.ID, conversation.SendInput{Text: "#slow #long 10000", Reply: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(h.town.hints) != 1 {
+		t.Fatal("a running turn left no hint")
+	}
+	// A second process starts on the same databases, as after a crash of the first.
+	h.start()
+	if err := h.pool.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(h.town.hints) != 0 {
+		t.Errorf("hints left: %v", h.town.hints)
+	}
+	db, err := h.place.open(t.Context(), me)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	turn, _, m, err := sqlstore.NewTenantStore(db, nil).FindTurn(t.Context(), c.ID, x.Turn.ID)
+	if err != nil || turn.State != conversation.Interrupted || m.State != conversation.Interrupted {
+		t.Errorf("%s, %s, %v", turn.State, m.State, err)
+	}
+	ws.Release()
+}
