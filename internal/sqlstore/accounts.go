@@ -4,10 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"reflect"
-	"time"
 
 	"claude-memory-backend/internal/account"
-	"claude-memory-backend/internal/audit"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -163,7 +161,7 @@ func (s *MasterStore) ListAccounts(ctx context.Context, cursor string, limit int
 
 // UpdateAccount implements account.Store.
 func (s *MasterStore) UpdateAccount(ctx context.Context, id ident.AccountID,
-	edit func(a account.Account, hash string) (account.Account, string, event.Change, error), end *account.EndSessions) (
+	edit func(a account.Account, hash string) (account.Account, string, event.Change, error), along account.Along) (
 	account.Account, error) {
 	var after account.Account
 	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {
@@ -183,15 +181,21 @@ func (s *MasterStore) UpdateAccount(ctx context.Context, id ident.AccountID,
 			return err
 		}
 		after = a
-		if len(ch.Events) == 0 && ch.Once == nil && end == nil && hash == r.hash && reflect.DeepEqual(a, r.Account) {
+		if len(ch.Events) == 0 && ch.Once == nil && reflect.DeepEqual(along, account.Along{}) && hash == r.hash && reflect.DeepEqual(a, r.Account) {
 			return nil
 		}
 		return tx.Commit(func(b *Batch) {
 			b.Exec(`UPDATE accounts SET password_hash = ?, name = ?, role = ?, state = ?, settings = ?, version = ?,
 				updated_at = ? WHERE id = ?`,
 				hash, a.Name, a.Role, a.State, object(a.Settings), a.Version, ident.Micros(a.UpdatedAt), id)
-			if end != nil {
-				endSessions(b, id, *end)
+			if along.End != nil {
+				endSessions(b, id, *along.End)
+			}
+			if along.Start != nil {
+				insertSession(b, *along.Start)
+			}
+			if along.Forget != nil {
+				b.Exec(`DELETE FROM sign_in_failures WHERE subject = ?`, along.Forget)
 			}
 			appendChange(b, ch, head)
 		})
@@ -200,10 +204,4 @@ func (s *MasterStore) UpdateAccount(ctx context.Context, id ident.AccountID,
 		return account.Account{}, err
 	}
 	return after, nil
-}
-
-// Refuse implements account.Store.
-func (s *MasterStore) Refuse(ctx context.Context, actor ident.Actor, at time.Time, action, subject string,
-	detail json.RawMessage) error {
-	return s.Trail().Append(ctx, audit.Refusal(actor, at, action, subject, detail))
 }

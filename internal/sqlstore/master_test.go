@@ -94,6 +94,27 @@ func join(t *testing.T, s *MasterStore, email, token string) account.Account {
 	return settle[account.Account](t)(s.InsertAccount(t.Context(), n, registered))
 }
 
+// begin starts a session of an account, as a sign-in does.
+func begin(s *MasterStore, f account.Family) error {
+	_, err := s.UpdateAccount(context.Background(), f.Account, func(a account.Account, hash string) (account.Account, string, event.Change, error) {
+		return a, hash, happened("session.started", string(f.ID), 0), nil
+	}, account.Along{Start: &f})
+	return err
+}
+
+// stored reads a session's row as it is.
+func stored(t *testing.T, s *MasterStore, id ident.SessionID) (r sessionRow) {
+	t.Helper()
+	var found *Found
+	if err := s.db.Read(t.Context(), func(b *Batch) {
+		found = b.One(r.dest(), `SELECT `+sessionColumns+` FROM sessions s WHERE s.id = ?`, id)
+	}); err != nil || !found.Yes {
+		t.Fatalf("session %s: %v", id, err)
+	}
+	r.done()
+	return r
+}
+
 func registered(a account.Account) event.Change {
 	return happened("account.registered", string(a.ID), 0)
 }
@@ -322,7 +343,7 @@ func TestUpdateAccount(t *testing.T) {
 	onMaster(t, func(t *testing.T, s *MasterStore) {
 		a := join(t, s, "ada@example.com", "first")
 		other := family(a.ID, "second", 0)
-		if err := s.InsertSession(t.Context(), other, happened("session.started", string(other.ID), 0)); err != nil {
+		if err := begin(s, other); err != nil {
 			t.Fatal(err)
 		}
 		want := a
@@ -333,13 +354,13 @@ func TestUpdateAccount(t *testing.T) {
 				t.Errorf("edit sees %+v %q", was, hash)
 			}
 			return want, "new hash", happened("account.updated", string(a.ID), time.Hour), nil
-		}, &account.EndSessions{Keep: other.ID, Why: "password_changed", At: noon(time.Hour)})
+		}, account.Along{End: &account.EndSessions{Keep: other.ID, Why: "password_changed", At: noon(time.Hour)}})
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Fatalf("%+v %v", got, err)
 		}
-		stored, hash, err := s.FindAccount(t.Context(), a.ID)
-		if err != nil || hash != "new hash" || !reflect.DeepEqual(stored, want) {
-			t.Fatalf("stored %+v %q %v", stored, hash, err)
+		found, hash, err := s.FindAccount(t.Context(), a.ID)
+		if err != nil || hash != "new hash" || !reflect.DeepEqual(found, want) {
+			t.Fatalf("stored %+v %q %v", found, hash, err)
 		}
 		live, _, err := s.ListSessions(t.Context(), a.ID, noon(time.Hour), "", 10)
 		if err != nil || len(live) != 1 || live[0].ID != other.ID {
@@ -350,14 +371,14 @@ func TestUpdateAccount(t *testing.T) {
 			_, err := s.UpdateAccount(t.Context(), a.ID, func(a account.Account, _ string) (account.Account, string, event.Change, error) {
 				a.Name = "nobody"
 				return a, "", happened("account.updated", string(a.ID), 0), fault.New(fault.Stale, "test", "", "old")
-			}, &account.EndSessions{At: noon(time.Hour)})
+			}, account.Along{End: &account.EndSessions{At: noon(time.Hour)}})
 			refused(t, err, "stale_version")
 			again, hash, err := s.FindAccount(t.Context(), a.ID)
 			if err != nil || hash != "new hash" || again.Name != "Augusta" || settle[event.Seq](t)(s.Head(t.Context())) != before {
 				t.Fatalf("%+v %q %v", again, hash, err)
 			}
 		})
-		_, err = s.UpdateAccount(t.Context(), "usr_nobody", nil, nil)
+		_, err = s.UpdateAccount(t.Context(), "usr_nobody", nil, account.Along{})
 		refused(t, err, "not_found")
 	})
 }
@@ -368,44 +389,45 @@ func TestSessionsRoundTrip(t *testing.T) {
 		want := family(a.ID, "t1", 0)
 		want.PreviousHash, want.PreviousUntil, want.Successor, want.Generation = []byte("t0"), noon(time.Second), []byte("sealed"), 7
 		want.Device, want.Address = "Gerät 🦉", "2001:db8::1"
-		if err := s.InsertSession(t.Context(), want, happened("session.started", string(want.ID), 0)); err != nil {
+		if err := begin(s, want); err != nil {
 			t.Fatal(err)
 		}
-		got, owner, err := s.FindSession(t.Context(), want.ID, noon(time.Minute))
-		if err != nil || !reflect.DeepEqual(got, want) || !reflect.DeepEqual(owner, a) {
-			t.Fatalf("%+v of %+v, %v; want %+v", got, owner, err, want)
+		if got := stored(t, s, want.ID).Family; !reflect.DeepEqual(got, want) {
+			t.Fatalf("%+v; want %+v", got, want)
+		}
+		live := settle[account.Live](t)(s.FindLive(t.Context(), want.ID, noon(time.Minute)))
+		if live != (account.Live{Session: want.ID, Account: a.ID, Name: a.Name, Role: a.Role, State: a.State, Tenant: a.Tenant,
+			LastUsedAt: want.LastUsedAt, ExpiresAt: want.ExpiresAt}) {
+			t.Fatalf("live %+v", live)
 		}
 		for name, c := range map[string]struct {
 			id ident.SessionID
 			at time.Time
 		}{"unknown": {"ses_none", noon(0)}, "idle too long": {want.ID, want.ExpiresAt}} {
 			t.Run(name, func(t *testing.T) {
-				_, _, err := s.FindSession(t.Context(), c.id, c.at)
+				_, err := s.FindLive(t.Context(), c.id, c.at)
 				refused(t, err, "not_found")
 			})
 		}
 		t.Run("the same token twice", func(t *testing.T) {
 			twin := family(a.ID, "t1", 0)
-			err := s.InsertSession(t.Context(), twin, happened("session.started", string(twin.ID), 0))
+			err := begin(s, twin)
 			refused(t, err, "duplicate")
 		})
 		t.Run("of an account that is not there", func(t *testing.T) {
 			orphan := family("usr_nobody", "t9", 0)
-			err := s.InsertSession(t.Context(), orphan, happened("session.started", string(orphan.ID), 0))
+			err := begin(s, orphan)
 			refused(t, err, "not_found")
 		})
 		t.Run("use is noted, and never goes back", func(t *testing.T) {
-			for _, use := range []struct {
-				address string
-				after   time.Duration
-			}{{"192.0.2.7", time.Hour}, {"192.0.2.8", time.Minute}} {
-				if err := s.TouchSession(t.Context(), want.ID, use.address, noon(use.after)); err != nil {
+			for _, use := range []account.Touch{{Session: want.ID, Address: "192.0.2.7", At: noon(time.Hour)},
+				{Session: want.ID, Address: "192.0.2.8", At: noon(time.Minute)}} {
+				if err := s.TouchSessions(t.Context(), []account.Touch{use, {Session: "ses_none", At: noon(0)}}); err != nil {
 					t.Fatal(err)
 				}
 			}
-			got, _, err := s.FindSession(t.Context(), want.ID, noon(time.Minute))
-			if err != nil || !got.LastUsedAt.Equal(noon(time.Hour)) || got.Address != "192.0.2.7" {
-				t.Fatalf("%+v %v", got, err)
+			if got := stored(t, s, want.ID); !got.LastUsedAt.Equal(noon(time.Hour)) || got.Address != "192.0.2.7" {
+				t.Fatalf("%+v", got)
 			}
 		})
 	})
@@ -417,7 +439,7 @@ func TestSessionsArePagedAndEnd(t *testing.T) {
 		var want []ident.SessionID
 		for i := range 5 {
 			f := family(a.ID, fmt.Sprint("t", i), 0)
-			if err := s.InsertSession(t.Context(), f, happened("session.started", string(f.ID), 0)); err != nil {
+			if err := begin(s, f); err != nil {
 				t.Fatal(err)
 			}
 			want = append([]ident.SessionID{f.ID}, want...)
@@ -534,7 +556,7 @@ func TestRotate(t *testing.T) {
 			if _, f := seen("t3"); f.RevokedAt == nil || !f.RevokedAt.Equal(noon(time.Hour)) || f.RevokedWhy != "reused" || f.Successor != nil {
 				t.Fatalf("%+v", f)
 			}
-			_, _, err = s.FindSession(t.Context(), f.ID, noon(time.Hour))
+			_, err = s.FindLive(t.Context(), f.ID, noon(time.Hour))
 			refused(t, err, "not_found")
 		})
 	})
@@ -579,10 +601,29 @@ func TestSweeps(t *testing.T) {
 			t.Fatal(err)
 		}
 		late := family(a.ID, "later", 24*time.Hour)
-		if err := s.InsertSession(t.Context(), late, happened("session.started", string(late.ID), 0)); err != nil {
+		if err := begin(s, late); err != nil {
 			t.Fatal(err)
 		}
-		if n := settle[int64](t)(s.SweepSessions(t.Context(), noon(14*24*time.Hour+time.Second))); n != 1 {
+		early, _, err := s.ListSessions(t.Context(), a.ID, noon(0), "", 10)
+		if err != nil || len(early) != 2 {
+			t.Fatalf("%+v %v", early, err)
+		}
+		before := stored(t, s, early[1].ID)
+		for _, c := range []struct {
+			after time.Duration
+			kept  string
+		}{{time.Second, "sealed t2"}, {11 * time.Second, ""}} {
+			if n := settle[int64](t)(s.SweepSessions(t.Context(), noon(c.after), 0)); n != 0 {
+				t.Fatalf("%d sessions swept too early", n)
+			}
+			if got := stored(t, s, before.ID); string(got.Successor) != c.kept || string(got.CurrentHash) != "t2" {
+				t.Fatalf("after %s: %+v", c.after, got)
+			}
+		}
+		if n := settle[int64](t)(s.SweepSessions(t.Context(), noon(14*24*time.Hour+time.Second), time.Hour)); n != 0 {
+			t.Fatalf("%d sessions swept that were to be kept for an hour", n)
+		}
+		if n := settle[int64](t)(s.SweepSessions(t.Context(), noon(14*24*time.Hour+time.Second), 0)); n != 1 {
 			t.Fatalf("%d sessions swept", n)
 		}
 		for _, token := range []string{"t1", "t2"} { // the spent ones go with their session
@@ -596,30 +637,61 @@ func TestSweeps(t *testing.T) {
 	})
 }
 
-func TestFailuresAreCounted(t *testing.T) {
+func TestAttempts(t *testing.T) {
 	onMaster(t, func(t *testing.T, s *MasterStore) {
 		pair, address, none := []byte("pair"), []byte("address"), []byte("none")
+		a := join(t, s, "Ada@example.com", "t1")
 		for i := range 3 {
-			if err := s.AddFailures(t.Context(), [][]byte{pair, address}, noon(time.Duration(i)*time.Minute)); err != nil {
+			if err := s.Refuse(t.Context(), account.Refusal{Actor: ident.Actor{Address: "192.0.2.1"}, Action: "session.refused",
+				At: noon(time.Duration(i) * time.Minute), Subject: string(a.ID), Failures: [][]byte{pair, address}}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		counts, oldest, err := s.CountFailures(t.Context(), [][]byte{pair, none, address}, noon(0))
-		if err != nil || !slices.Equal(counts, []int{2, 0, 2}) || !oldest[0].Equal(noon(time.Minute)) || !oldest[1].IsZero() {
-			t.Fatalf("%v %v %v", counts, oldest, err)
+		find := func(email string, since time.Duration, subjects ...[]byte) account.Attempt {
+			t.Helper()
+			return settle[account.Attempt](t)(s.FindAttempt(t.Context(), email, subjects, noon(since)))
 		}
-		if err := s.ForgetFailures(t.Context(), pair); err != nil {
-			t.Fatal(err)
+		want := account.Attempt{Account: a, Hash: "$argon2id$of Ada@example.com", Counts: []int{2, 0, 2},
+			Oldest: []time.Time{noon(time.Minute), {}, noon(time.Minute)}, Addresses: []string{"192.0.2.1"}}
+		if got := find("ada@example.com", 0, pair, none, address); !reflect.DeepEqual(got, want) {
+			t.Fatalf("%+v, want %+v", got, want)
 		}
-		if counts, _, err = s.CountFailures(t.Context(), [][]byte{pair, address}, noon(-time.Hour)); err != nil || !slices.Equal(counts, []int{0, 3}) {
-			t.Fatalf("after forgetting: %v %v", counts, err)
-		}
-		if n := settle[int64](t)(s.SweepFailures(t.Context(), noon(time.Minute))); n != 2 {
-			t.Fatalf("%d swept", n)
-		}
-		if counts, _, err = s.CountFailures(t.Context(), [][]byte{address}, noon(-time.Hour)); err != nil || counts[0] != 1 {
-			t.Fatalf("after the sweep: %v %v", counts, err)
-		}
+		t.Run("nobody has no account, but failures", func(t *testing.T) {
+			want := account.Attempt{Counts: []int{3}, Oldest: []time.Time{noon(0)}}
+			if got := find("eve@example.com", -time.Second, address); !reflect.DeepEqual(got, want) {
+				t.Fatalf("%+v, want %+v", got, want)
+			}
+		})
+		t.Run("a copied token vouches for no address", func(t *testing.T) {
+			if _, _, err := s.Rotate(t.Context(), []byte("t1"), func(f account.Family, _ account.Account, _ account.Use) (account.Family, event.Change, error) {
+				at := noon(time.Hour)
+				f.RevokedAt, f.RevokedWhy = &at, "reused"
+				return f, event.Change{}, nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if got := find("ada@example.com", 0); len(got.Addresses) != 0 {
+				t.Fatalf("%+v", got)
+			}
+		})
+		t.Run("signing in forgets the pair", func(t *testing.T) {
+			if _, err := s.UpdateAccount(t.Context(), a.ID, func(a account.Account, hash string) (account.Account, string, event.Change, error) {
+				return a, hash, event.Change{}, nil
+			}, account.Along{Forget: pair}); err != nil {
+				t.Fatal(err)
+			}
+			if got := find("ada@example.com", -time.Hour, pair, address); !slices.Equal(got.Counts, []int{0, 3}) {
+				t.Fatalf("%+v", got)
+			}
+		})
+		t.Run("old ones are swept", func(t *testing.T) {
+			if n := settle[int64](t)(s.SweepFailures(t.Context(), noon(time.Minute))); n != 2 {
+				t.Fatalf("%d swept", n)
+			}
+			if got := find("ada@example.com", -time.Hour, address); got.Counts[0] != 1 {
+				t.Fatalf("%+v", got)
+			}
+		})
 	})
 }
 
@@ -704,7 +776,8 @@ func TestMasterLogAndTrail(t *testing.T) {
 			t.Fatalf("events %+v, announced %v", list, heads)
 		}
 		detail := json.RawMessage(`{"reason":"bad_credentials"}`)
-		if err := s.Refuse(t.Context(), ident.Actor{Address: "192.0.2.1"}, noon(0), "session.refused", string(a.ID), detail); err != nil {
+		if err := s.Refuse(t.Context(), account.Refusal{Actor: ident.Actor{Address: "192.0.2.1"}, At: noon(0), Action: "session.refused",
+			Subject: string(a.ID), Detail: detail}); err != nil {
 			t.Fatal(err)
 		}
 		entries, _, err := s.Trail().Entries(t.Context(), audit.Filter{Account: a.ID, Outcome: audit.Refused}, "", 10)

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"bytes"
 	"context"
+	"slices"
 	"time"
 
 	"claude-memory-backend/internal/account"
@@ -53,36 +54,25 @@ func insertSession(b *Batch, f account.Family) {
 		moment(f.RevokedAt), f.RevokedWhy)
 }
 
-// InsertSession implements account.Sessions.
-func (s *MasterStore) InsertSession(ctx context.Context, f account.Family, c event.Change) error {
-	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
-		return tx.Commit(func(b *Batch) {
-			insertSession(b, f)
-			appendChange(b, c, head)
-		})
-	})
-}
-
-// FindSession implements account.Sessions.
-func (s *MasterStore) FindSession(ctx context.Context, id ident.SessionID, now time.Time) (account.Family, account.Account,
-	error) {
-	var f sessionRow
-	var a accountRow
+// FindLive implements account.Sessions. It is what every request asks, so it reads no more than that needs.
+func (s *MasterStore) FindLive(ctx context.Context, id ident.SessionID, now time.Time) (account.Live, error) {
+	l := account.Live{Session: id}
+	var used, idle, ends int64
 	var found *Found
 	err := s.db.Read(ctx, func(b *Batch) {
-		found = b.One(append(f.dest(), a.dest()...), `SELECT `+sessionColumns+`, `+accountColumns+`
+		found = b.One([]any{&l.Account, &l.Name, &l.Role, &l.State, &l.Tenant, &used, &idle, &ends},
+			`SELECT a.id, a.name, a.role, a.state, a.tenant_id, s.last_used_at, s.idle_until, s.ends_at
 			FROM sessions s JOIN accounts a ON a.id = s.account_id
 			WHERE s.id = ?1 AND s.revoked_at IS NULL AND s.idle_until > ?2 AND s.ends_at > ?2`, id, ident.Micros(now))
 	})
 	if err == nil && !found.Yes {
-		err = fault.Missing("sqlstore.FindSession")
+		err = fault.Missing("sqlstore.FindLive")
 	}
 	if err != nil {
-		return account.Family{}, account.Account{}, err
+		return account.Live{}, err
 	}
-	f.done()
-	a.done()
-	return f.Family, a.Account, nil
+	l.LastUsedAt, l.ExpiresAt = ident.Time(used), ident.Time(min(idle, ends))
+	return l, nil
 }
 
 // Rotate implements account.Sessions. Who comes second with the same token waits for the row, and then finds it among
@@ -209,27 +199,40 @@ func endSessions(b *Batch, a ident.AccountID, e account.EndSessions) {
 		WHERE account_id = ? AND id <> ? AND revoked_at IS NULL`, ident.Micros(e.At), e.Why, a, e.Keep)
 }
 
-// TouchSession implements account.Sessions. It is no change: nobody is told.
-func (s *MasterStore) TouchSession(ctx context.Context, id ident.SessionID, address string, at time.Time) error {
-	return s.db.Write(ctx, func(tx *Tx) error {
-		return tx.Commit(func(b *Batch) {
-			b.Exec(`UPDATE sessions SET last_used_at = ?1, address = ?2 WHERE id = ?3 AND last_used_at < ?1`,
-				ident.Micros(at), address, id)
+// TouchSessions implements account.Sessions. It is no change: nobody is told.
+func (s *MasterStore) TouchSessions(ctx context.Context, list []account.Touch) error {
+	for chunk := range slices.Chunk(list, sweepAtOnce) {
+		err := s.db.Write(ctx, func(tx *Tx) error {
+			return tx.Commit(func(b *Batch) {
+				for _, t := range chunk {
+					b.Exec(`UPDATE sessions SET last_used_at = ?1, address = ?2 WHERE id = ?3 AND last_used_at < ?1`,
+						ident.Micros(t.At), t.Address, t.Session)
+				}
+			})
 		})
-	})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// sweepAtOnce bounds how much one transaction of a sweep removes: other writers wait meanwhile.
+// sweepAtOnce bounds how many rows one transaction of housekeeping touches: other writers wait meanwhile.
 const sweepAtOnce = 1000
 
 // SweepSessions implements account.Sessions. A revoked session stays until it would have ended by itself, so that its
 // tokens are still known for what they are. The spent tokens go with it.
-func (s *MasterStore) SweepSessions(ctx context.Context, before time.Time) (int64, error) {
+func (s *MasterStore) SweepSessions(ctx context.Context, now time.Time, keep time.Duration) (int64, error) {
+	if _, err := s.sweep(ctx, `UPDATE sessions SET successor = NULL WHERE id IN
+		(SELECT id FROM sessions WHERE successor IS NOT NULL AND previous_until <= ? LIMIT ?)`, now); err != nil {
+		return 0, err
+	}
 	return s.sweep(ctx, `DELETE FROM sessions WHERE id IN
-		(SELECT id FROM sessions WHERE idle_until <= ? ORDER BY idle_until LIMIT ?)`, before)
+		(SELECT id FROM sessions WHERE idle_until <= ? ORDER BY idle_until LIMIT ?)`, now.Add(-keep))
 }
 
-// sweep runs a statement that removes what is older than ?1, at most ?2 rows, until nothing is left to remove.
+// sweep runs a statement that clears away what is no newer than its first argument, as many rows at once as its second,
+// until nothing is left.
 func (s *MasterStore) sweep(ctx context.Context, sql string, before time.Time) (int64, error) {
 	var all int64
 	for {
