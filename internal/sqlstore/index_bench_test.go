@@ -58,12 +58,12 @@ func fill(tb testing.TB, db *DB, messages int) {
 	for done := 0; done < messages; {
 		write(func(b *Batch) {
 			for range min(50, (messages-done+per-1)/per) {
-				id := ident.New[ident.ConversationID]()
+				id := ident.ConversationID(fmt.Sprintf("c%d", done))
 				putConversation(b, id, "", c.text(), at)
 				indexTitle(b, db.Dialect(), id, word(int(c.z.Uint64()))+" "+word(int(c.z.Uint64())))
 				for i := range min(per, messages-done) {
 					at = at.Add(time.Second)
-					m := ident.New[ident.MessageID]()
+					m := ident.MessageID(fmt.Sprintf("m%d", done))
 					role := []conversation.Role{conversation.User, conversation.Assistant}[i%2]
 					text := c.text()
 					putMessage(b, m, id, i+1, role, text, at)

@@ -128,10 +128,9 @@ CREATE TABLE systems (
 );
 
 -- The index of words. The columns hold folded words and stems, made by package words; no text is kept here.
--- detail=full keeps positions for phrases; document sizes are not needed, ranking happens outside.
+-- Positions are kept for phrases; ranking happens outside. Deleting without content needs columnsize.
 CREATE VIRTUAL TABLE message_words USING fts5 (words, stems, content='', contentless_delete=1, columnsize=1, tokenize='ascii');
 CREATE VIRTUAL TABLE title_words USING fts5 (words, stems, content='', contentless_delete=1, columnsize=1, tokenize='ascii');
-CREATE VIRTUAL TABLE message_terms USING fts5vocab (message_words, col);
 
 -- The log: one row, whose lock orders the commits that announce something.
 CREATE TABLE log_head (
