@@ -134,16 +134,21 @@ func (s *Server) login(x *exchange, in *loginIn) (*grantAnswer, error) {
 	return s.grant(x, g, in.Body.Cookie), nil
 }
 
+type refreshBody struct {
+	RefreshToken string `json:"refresh_token,omitempty" maxLength:"1024" doc:"Left out when the cookie holds it"`
+}
+
 type refreshIn struct {
 	Call
-	Body struct {
-		RefreshToken string `json:"refresh_token,omitempty" maxLength:"1024" doc:"Left out when the cookie holds it"`
-	} `nameHint:"Refresh" required:"false"`
+	Body *refreshBody
 }
 
 // refresh rotates the token that came, and answers the way that it came.
 func (s *Server) refresh(x *exchange, in *refreshIn) (*grantAnswer, error) {
-	token, cookie := in.Body.RefreshToken, false
+	token, cookie := "", false
+	if in.Body != nil {
+		token = in.Body.RefreshToken
+	}
 	if token == "" {
 		token = cookieValue(x.r, refreshCookie)
 		cookie = true

@@ -40,16 +40,15 @@ func (content) Schema(huma.Registry) *huma.Schema {
 // parent says where a message goes; its three meanings need its presence.
 type parent struct {
 	given bool
-	id    string // empty with given: null
+	null  bool
+	id    string
 }
 
 // UnmarshalJSON notes that the field is there.
 func (p *parent) UnmarshalJSON(raw []byte) error {
 	p.given = true
-	if bytes.Equal(raw, []byte("null")) {
-		return nil
-	}
-	return json.Unmarshal(raw, &p.id)
+	p.null = bytes.Equal(raw, []byte("null"))
+	return json.Unmarshal(raw, &p.id) // null leaves it empty
 }
 
 // Schema says that it is an identifier or null.
@@ -127,7 +126,7 @@ func (s *Server) sendMessage(x *exchange, in *messageSend) (*written, error) {
 		send.Blocks = json.RawMessage(raw)
 	}
 	switch {
-	case b.ParentID.given && b.ParentID.id == "":
+	case b.ParentID.null:
 		send.Where.Root = true
 	case b.ParentID.given:
 		var err error
@@ -171,7 +170,7 @@ type turnAgain struct {
 	Call
 	TurnPath
 	Preference
-	Body againBody `required:"false"`
+	Body *againBody
 }
 
 func (s *Server) retryTurn(x *exchange, in *turnAgain) (*written, error) {
@@ -195,12 +194,16 @@ func (s *Server) again(x *exchange, in *turnAgain, ask againFunc) (*written, err
 	if err != nil {
 		return nil, err
 	}
-	e, err := ask(ws.Turns, x.ctx, x.actor, id, turn, conversation.AgainInput{Provider: in.Body.Provider,
-		Model: in.Body.Model, MaxTokens: in.Body.MaxTokens, Once: once})
+	var b againBody
+	if in.Body != nil {
+		b = *in.Body
+	}
+	e, err := ask(ws.Turns, x.ctx, x.actor, id, turn, conversation.AgainInput{Provider: b.Provider, Model: b.Model,
+		MaxTokens: b.MaxTokens, Once: once})
 	if err != nil {
 		return nil, err
 	}
-	return s.answerExchange(x, ws, e, once, in.Body.Stream, in.Preference)
+	return s.answerExchange(x, ws, e, once, b.Stream, in.Preference)
 }
 
 // answerExchange answers in the way that the client asked for. What was sent is committed by now: whatever becomes

@@ -229,12 +229,17 @@ func viewMessage(m conversation.Message) messageView {
 	}
 }
 
+type textBlock struct {
+	Type string `json:"type"`
+	Text string `json:"text"`
+}
+
 // blocksOf writes out what the store leaves implicit: text alone is one text block.
 func blocksOf(m conversation.Message) blocks {
 	if len(m.Blocks) > 0 || m.Content == "" {
 		return blocks(m.Blocks)
 	}
-	raw, err := json.Marshal([]map[string]string{{"type": "text", "text": m.Content}})
+	raw, err := json.Marshal([]textBlock{{Type: "text", Text: m.Content}})
 	if err != nil {
 		return nil // strings always marshal
 	}
