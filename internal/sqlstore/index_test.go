@@ -398,7 +398,7 @@ func TestAnyTextFitsTheIndex(t *testing.T) {
 
 func TestPagesNeitherRepeatNorSkip(t *testing.T) {
 	for name, db := range engines(t) {
-		fill(t, db, 700)
+		fill(t, db, 300)
 		for _, in := range []conversation.SearchInput{
 			{Text: word(2) + " " + word(30), Limit: 23},
 			{Text: word(2) + " " + word(30), Limit: 23, Newest: true, Mode: conversation.MatchAny},
