@@ -46,6 +46,7 @@ type job struct {
 
 	mu    sync.Mutex
 	text  []byte    // all of the answer so far, prefix included
+	since time.Time // when the oldest piece came that no flush has taken yet; zero: all are taken
 	units int       // its length in UTF-16 code units
 	first time.Time // when the first piece came
 	wake  chan struct{}
@@ -110,6 +111,9 @@ func (j *job) say(piece string) {
 	at := j.units
 	j.text = append(j.text, piece...)
 	j.units += utf16Len(piece)
+	if j.since.IsZero() {
+		j.since = j.engine.Now()
+	}
 	j.mu.Unlock()
 	j.engine.bus.Publish(j.ctx, event.Signal{Topic: string(j.turn), Kind: event.Delta, Offset: at, Text: piece})
 	select {
@@ -140,6 +144,7 @@ func (j *job) flush(quit <-chan struct{}) {
 		age.Stop()
 		j.mu.Lock()
 		text, units := string(j.text[stored:]), j.units
+		j.since = time.Time{}
 		j.mu.Unlock()
 		until := e.lease()
 		held, err := j.service.store.FlushTurn(j.ctx, *j.x.Turn, storedUnits, text, until)
@@ -148,6 +153,9 @@ func (j *job) flush(quit <-chan struct{}) {
 			// The text is still here; the next flush takes all of it. Only a flush whose outcome is unknown could
 			// have moved the stored length: look before the next one.
 			e.Log.Warn("turn not flushed", "code", fault.CodeOf(err))
+			j.mu.Lock()
+			j.since = e.Now() // not at once again
+			j.mu.Unlock()
 			if m, err := j.service.store.FindMessage(j.ctx, j.conv.ID, j.x.Assistant.ID); err == nil {
 				stored, storedUnits = len(m.Content), utf16Len(m.Content)
 			}
@@ -169,13 +177,14 @@ func (j *job) flush(quit <-chan struct{}) {
 			put()
 		case <-j.wake:
 			j.mu.Lock()
-			pending := len(j.text) - stored
+			pending, since := len(j.text)-stored, j.since
 			j.mu.Unlock()
 			if pending >= e.FlushSize {
 				put()
 			} else if pending > 0 && !waiting {
 				waiting = true
-				age.Reset(e.FlushAge)
+				// Not from now: the piece may have waited for a slow flush already.
+				age.Reset(max(0, e.FlushAge-e.Now().Sub(since)))
 			}
 		}
 	}

@@ -147,7 +147,7 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 			return Exchange{}, fault.Wrap(op, err)
 		}
 	}
-	conv, entry, err := s.store.Append(ctx, id, w, func(sp Spot) (Entry, event.Change, error) {
+	conv, entry, err := s.commit(ctx, id, w, j, func(sp Spot) (Entry, event.Change, error) {
 		e, ch, err := fill(sp)
 		ch.Once = once
 		return e, ch, err
