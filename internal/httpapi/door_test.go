@@ -16,7 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"claude-memory-backend/internal/conversation"
+	"github.com/prometheus/client_golang/prometheus"
+
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 )
@@ -222,9 +223,8 @@ func TestHealth(t *testing.T) {
 			{Name: "master_database", Look: func(context.Context) (map[string]any, error) { return map[string]any{"engine": "sqlite"}, nil }},
 			{Name: "provider", Look: func(context.Context) (map[string]any, error) { return nil, fails }},
 		}
-		meters := NewTurnMeters()
-		meters.Observe("scripted", conversation.Turn{State: conversation.Completed}, conversation.Message{CostMicroUSD: -1})
-		d.Collectors = append(d.Collectors, meters)
+		own := prometheus.NewGauge(prometheus.GaugeOpts{Name: "memoryd_test"})
+		d.Collectors = append(d.Collectors, own)
 	})
 	if a := h.do(call{method: "GET", path: "/api/v1/health"}).is(200); a.text("status") != "ok" || a.text("version") != "1.2.3" {
 		t.Errorf("%s", a.Text)
@@ -242,9 +242,9 @@ func TestHealth(t *testing.T) {
 	h.do(call{as: "ada", method: "GET", path: "/api/v1/projects/" + string(ident.New[ident.ProjectID]())}).is(404)
 	h.do(call{as: "ada", method: "GET", path: "/api/v1/whatever/" + string(ident.New[ident.ProjectID]())}).is(404)
 	text := h.do(call{method: "GET", path: "/api/v1/health/metrics"}).is(200).Text
-	for _, want := range []string{`memory_http_requests_total{method="GET",route="/api/v1/projects/{id}",status="404"} 1`,
-		`memory_http_requests_total{method="GET",route="unmatched",status="404"} 1`, `memory_http_request_seconds_count{`,
-		"memory_http_streams 0", `memory_turns_total{provider="scripted",state="completed"} 1`, "go_goroutines"} {
+	for _, want := range []string{`memoryd_http_requests_total{method="GET",route="/api/v1/projects/{id}",status="404"} 1`,
+		`memoryd_http_requests_total{method="GET",route="unmatched",status="404"} 1`, `memoryd_http_request_seconds_count{`,
+		"memoryd_http_streams 0", "memoryd_test 0", "go_goroutines"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %s in the metrics", want)
 		}

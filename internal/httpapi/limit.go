@@ -83,12 +83,12 @@ func (l *limiter) take(key string, now time.Time) (left int, wait time.Duration)
 	return int(math.Floor(max(b.TokensAt(now), 0))), 0
 }
 
-// refill tells after how long there is more: at once when something is left, else after the wait.
+// refill tells how long until everything is back; of a refused request, how long to wait.
 func (l *limiter) refill(left int, wait time.Duration) time.Duration {
-	if left > 0 || wait > 0 {
+	if wait > 0 {
 		return wait
 	}
-	return time.Minute / time.Duration(l.rate.PerMinute)
+	return time.Duration(l.rate.Burst-left) * time.Minute / time.Duration(l.rate.PerMinute)
 }
 
 // forget makes room: of a few keys in the map's random order, the one with the fullest bucket goes. A full bucket

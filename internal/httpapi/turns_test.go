@@ -330,7 +330,7 @@ func TestStopping(t *testing.T) {
 		}
 	}()
 	waitFor(t, "all three are running", func() bool {
-		return strings.Contains(h.do(call{method: "GET", path: "/api/v1/health/metrics"}).Text, "memory_http_in_flight 4")
+		return strings.Contains(h.do(call{method: "GET", path: "/api/v1/health/metrics"}).Text, "memoryd_http_in_flight 4")
 	})
 	h.do(call{method: "GET", path: "/api/v1/health/readiness"}).is(200)
 	stop()
