@@ -25,17 +25,16 @@ type Config struct {
 	DocsPage       bool           // serve the documentation page
 	OnceSecret     []byte         // keys the fingerprints of idempotent requests; at least 32 bytes
 
-	PerAccount    Rate          // requests of one account; default 1,200 a minute, bursts of 200
-	PerAddress    Rate          // requests without an account from one address; default 600 a minute, bursts of 200
-	PerAddressIn  Rate          // registrations, logins and refreshes from one address; default 60 a minute, bursts of 60
-	LimitedKeys   int           // accounts and addresses remembered at once; default 100,000
-	BodyLimit     int64         // default 1 MiB
-	MessageLimit  int64         // body of a sent message; default 4 MiB
-	RequestTime   time.Duration // for anything that does not wait for a model; default 30 s
-	BodyTime      time.Duration // to receive a body; default 30 s
-	PingEvery     time.Duration // pings of a stream; default 15 s
-	DrainTime     time.Duration // how long requests and streams may take to end when the server stops; default 25 s
-	SessionCookie string        // SameSite of the access cookie: "lax" (default) or "strict"
+	PerAccount   Rate          // requests of one account; default 1,200 a minute, bursts of 200
+	PerAddress   Rate          // requests without an account from one address; default 600 a minute, bursts of 200
+	PerAddressIn Rate          // registrations, logins and refreshes from one address; default 60 a minute, bursts of 60
+	LimitedKeys  int           // accounts and addresses remembered at once; default 100,000
+	BodyLimit    int64         // default 1 MiB
+	MessageLimit int64         // body of a sent message; default 4 MiB
+	RequestTime  time.Duration // for anything that does not wait for a model; default 30 s
+	BodyTime     time.Duration // to receive a body; default 30 s
+	PingEvery    time.Duration // pings of a stream; default 15 s
+	DrainTime    time.Duration // how long requests and streams may take to end when the server stops; default 25 s
 }
 
 // Rate is a sustained number of requests a minute and how many may come at once.
