@@ -16,21 +16,25 @@ type Model struct {
 	http *http.Server
 }
 
-// NewModel opens one on the loopback address; Close ends it.
-func NewModel(o emulator.Options) (*Model, error) {
+// NewModel opens one on a free port of the loopback address; Close ends it.
+func NewModel(o emulator.Options) (*Model, error) { return NewModelAt("127.0.0.1:0", o) }
+
+// NewModelAt opens one at an address, for a server that somebody else has started.
+func NewModelAt(addr string, o emulator.Options) (*Model, error) {
 	m := &Model{Server: emulator.New(o)}
-	return m, m.listen(m.Handler())
+	var err error
+	m.URL, m.http, err = serve(addr, m.Handler())
+	return m, err
 }
 
-func (m *Model) listen(h http.Handler) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func serve(addr string, h http.Handler) (string, *http.Server, error) {
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("lab: %w", err)
+		return "", nil, fmt.Errorf("lab: %w", err)
 	}
-	m.URL = "http://" + l.Addr().String()
-	m.http = &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = m.http.Serve(l) }() // it ends with Close
-	return nil
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = s.Serve(l) }() // it ends with Close
+	return "http://" + l.Addr().String(), s, nil
 }
 
 // Close ends it.
