@@ -1,0 +1,8 @@
+package account
+
+import "claude-memory-backend/internal/ident"
+
+// Sign makes an access token as the service does.
+func Sign(s *Service, a ident.AccountID, session ident.SessionID) (AccessToken, error) {
+	return s.signer.sign(a, session, s.c.FullLife)
+}
