@@ -358,26 +358,13 @@ func closed() error {
 }
 
 func (e *sqliteEngine) read(ctx context.Context, b *Batch) (err error) {
-	if err := e.take(ctx, e.readers); err != nil {
-		return err
-	}
-	c, err := e.reader()
+	c, back, err := e.borrow(ctx)
 	if err != nil {
-		<-e.readers
 		return err
 	}
 	done := false
-	defer func() {
-		// Also when a callback panics. A connection that cannot leave its transaction is not used again.
-		if c.rollback() && done {
-			e.mu.Lock()
-			e.idle = append(e.idle, c)
-			e.mu.Unlock()
-		} else {
-			_ = c.close()
-		}
-		<-e.readers
-	}()
+	// Also when a callback panics. A connection that cannot leave its transaction is not used again.
+	defer func() { back(c.rollback() && done) }()
 	err = c.interrupted(ctx, func() error {
 		if len(b.list) == 1 {
 			return c.exec(b) // one statement is a snapshot by itself
@@ -389,6 +376,63 @@ func (e *sqliteEngine) read(ctx context.Context, b *Batch) (err error) {
 	})
 	done = true
 	return e.outcome(ctx, "sqlstore.Read", err)
+}
+
+// borrow finds a connection to read with; back returns it, fine or not. A reader that is open and idle comes first,
+// then the writing connection if nobody writes: a tenant that is only looked at, or used by one person, needs a single
+// connection, which is most of what opening it costs and of the memory that it holds.
+func (e *sqliteEngine) borrow(ctx context.Context) (c *sqliteConn, back func(fine bool), err error) {
+	e.mu.Lock()
+	none := len(e.idle) == 0
+	e.mu.Unlock()
+	if none {
+		if c, back := e.borrowWriter(); c != nil {
+			return c, back, nil
+		}
+	}
+	if err := e.take(ctx, e.readers); err != nil {
+		return nil, nil, err
+	}
+	if c, err = e.reader(); err != nil {
+		<-e.readers
+		return nil, nil, err
+	}
+	return c, func(fine bool) {
+		if fine {
+			e.mu.Lock()
+			e.idle = append(e.idle, c)
+			e.mu.Unlock()
+		} else {
+			_ = c.close()
+		}
+		<-e.readers
+	}, nil
+}
+
+// borrowWriter takes the writing connection for a read, unless it is in use, gone or about to be closed.
+func (e *sqliteEngine) borrowWriter() (c *sqliteConn, back func(fine bool)) {
+	select {
+	case <-e.closing:
+		return nil, nil
+	case e.writer <- struct{}{}:
+	default:
+		return nil, nil
+	}
+	if e.write == nil {
+		<-e.writer
+		return nil, nil
+	}
+	if err := e.write.Exec("PRAGMA query_only = ON"); err != nil {
+		<-e.writer
+		return nil, nil // a reader will say what is wrong
+	}
+	return e.write, func(fine bool) {
+		if err := e.write.Exec("PRAGMA query_only = OFF"); err != nil || !fine {
+			_ = e.write.close()
+			e.write = nil
+		}
+		<-e.writer
+	}
 }
 
 // outcome puts the context's end before what it made the engine report.
