@@ -229,9 +229,12 @@ func (f found) key() int64 {
 // whole reads what has all the words.
 func (s *searcher) whole(ctx context.Context, p searchPlace) ([]found, error) {
 	c := s.candidates(words.Match{All: s.query.All})
-	docs, err := s.read(ctx, s.idx.FindMessages, c, p.Messages, candidatesMax)
-	if err != nil {
-		return nil, err
+	var docs []found
+	if !slices.Contains(p.Counts, 0) { // otherwise no message has all
+		var err error
+		if docs, err = s.read(ctx, s.idx.FindMessages, c, p.Messages, candidatesMax); err != nil {
+			return nil, err
+		}
 	}
 	titles, err := s.titles(ctx, c, p.Titles)
 	return append(docs, titles...), err

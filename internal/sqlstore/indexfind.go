@@ -20,8 +20,8 @@ const (
 	countWindow = 2_000
 	countRare   = 40
 	countMax    = 20_000
-	// PostgreSQL walks backwards through this many rows at first, and at most through walkMax at once; it asks the
-	// GIN index, which knows no order, for words of which no more than ginMax hits are expected.
+	// PostgreSQL walks backwards through this many rows at first, and at most through walkMax at once. With other
+	// filters, it walks on unless no more than ginMax hits are expected of the GIN index, which knows no order.
 	walkFirst = 4_000
 	walkMax   = 50_000
 	ginMax    = 20_000
@@ -89,7 +89,10 @@ func (s *TenantStore) FindMessages(ctx context.Context, c conversation.Candidate
 		name: "message_words",
 		role: c.Role,
 		rows: `SELECT m.n, m.conversation_id, c.title, c.project_id, m.id, m.role, m.content, m.created_at`,
-		from: ` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
+		from: s.db.Dialect().Pick(
+			` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
+			` CROSS JOIN LATERAL (SELECT * FROM messages WHERE messages.n = x.n LIMIT 1) m
+			CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.id = m.conversation_id LIMIT 1) c WHERE true`),
 		time: `m.created_at`, length: `m.content_length`,
 	})
 }
@@ -102,12 +105,15 @@ func (s *TenantStore) FindTitles(ctx context.Context, c conversation.Candidates)
 	return s.find(ctx, c, wordTable{
 		name: "title_words",
 		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', c.title AS text, c.created_at`,
-		from: ` CROSS JOIN conversations c WHERE c.n = x.n`,
+		from: s.db.Dialect().Pick(
+			` CROSS JOIN conversations c WHERE c.n = x.n`,
+			` CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.n = x.n LIMIT 1) c WHERE true`),
 		time: `c.created_at`, length: `length(c.title)`,
 	})
 }
 
-// wordTable is one of the two tables of the index, with what leads from its rows to documents.
+// wordTable is one of the two tables of the index, with what leads from its rows to documents: on PostgreSQL by LATERAL
+// and LIMIT, which make it look up row by row. Left to itself it reads all messages to find two thousand.
 type wordTable struct {
 	name   string
 	role   conversation.Role
@@ -219,7 +225,14 @@ func (f *finding) stream(ctx context.Context) error {
 func (f *finding) walk(ctx context.Context) error {
 	// How much text there is, PostgreSQL adds up before it reads the text.
 	rows := ` SELECT * FROM (` + f.rows + `, sum(` + f.length + `) OVER (ORDER BY x.n DESC) - ` + f.length + ` AS above
-		FROM x` + f.from + f.where + ` ORDER BY x.n DESC LIMIT ?) y WHERE above <= ?`
+		FROM (SELECT n FROM hits ORDER BY n DESC LIMIT ?) x` + f.from + f.where + ` ORDER BY x.n DESC LIMIT ?) y WHERE above <= ?`
+	narrow := func(args ...any) []any {
+		room, hits := f.room(), f.room()
+		if f.where != "" {
+			hits = scanMax
+		}
+		return append(append(append(args, hits), f.args...), room, f.Text-f.size)
+	}
 	read := func(r Scanner) error { return f.read(beside{r}) }
 	for step, scanned := int64(walkFirst), int64(0); f.room() > 0; {
 		var seen, low, hits int64
@@ -227,10 +240,9 @@ func (f *finding) walk(ctx context.Context) error {
 			b.One([]any{&seen, &low, &hits}, `SELECT count(*), coalesce(min(n), 0),
 				count(*) FILTER (WHERE words @@ CAST(? AS tsquery))
 				FROM (SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w`, f.expr, f.Before, step)
-			b.Query(read, `WITH x AS MATERIALIZED (SELECT n FROM
+			b.Query(read, `WITH hits AS MATERIALIZED (SELECT n FROM
 				(SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w
-				WHERE words @@ CAST(? AS tsquery))`+rows,
-				append([]any{f.Before, step, f.expr}, append(f.args, f.room(), f.Text-f.size)...)...)
+				WHERE words @@ CAST(? AS tsquery))`+rows, narrow(f.Before, step, f.expr)...)
 		})
 		if err != nil || seen < step || f.room() <= 0 {
 			return err
@@ -238,11 +250,10 @@ func (f *finding) walk(ctx context.Context) error {
 		f.Before = low
 		scanned += seen
 		share := float64(hits) / float64(seen)
-		if share*float64(low) <= ginMax {
+		if f.rare(share, float64(low)) {
 			return f.db.Read(ctx, func(b *Batch) {
-				b.Query(read, `WITH x AS MATERIALIZED (SELECT n FROM `+f.name+`
-					WHERE words @@ CAST(? AS tsquery) AND n < ?)`+rows,
-					append([]any{f.expr, f.Before}, append(f.args, f.room(), f.Text-f.size)...)...)
+				b.Query(read, `WITH hits AS MATERIALIZED (SELECT n FROM `+f.name+`
+					WHERE words @@ CAST(? AS tsquery) AND n < ?)`+rows, narrow(f.expr, f.Before)...)
 			})
 		}
 		if scanned >= scanMax {
@@ -254,6 +265,15 @@ func (f *finding) walk(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// rare reports whether the index is the better way to the rest, below low, of what has this share: each of its hits
+// must be fetched, before the newest are known, at about five times the price of a row on the walk.
+func (f *finding) rare(share, low float64) bool {
+	if f.where != "" {
+		return share*low <= ginMax
+	}
+	return 5*share*low <= float64(f.room())/share // also when the share is 0
 }
 
 // beside scans rows that have one column more than is asked for.

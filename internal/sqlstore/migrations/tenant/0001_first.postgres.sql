@@ -128,17 +128,18 @@ CREATE TABLE systems (
 );
 
 -- The index of words. Lexemes are folded words with positions, and stems behind a tilde without them; both are made
--- by package words, so no dictionary of the engine is involved.
+-- by package words, so no dictionary of the engine is involved. Every search reads the list of pending entries from
+-- one end to the other, so it is kept short.
 CREATE TABLE message_words (
     n                BIGINT NOT NULL PRIMARY KEY REFERENCES messages (n) ON DELETE CASCADE,
     words            tsvector NOT NULL
 );
-CREATE INDEX message_words_by_word ON message_words USING gin (words);
+CREATE INDEX message_words_by_word ON message_words USING gin (words) WITH (gin_pending_list_limit = 256);
 CREATE TABLE title_words (
     n                BIGINT NOT NULL PRIMARY KEY REFERENCES conversations (n) ON DELETE CASCADE,
     words            tsvector NOT NULL
 );
-CREATE INDEX title_words_by_word ON title_words USING gin (words);
+CREATE INDEX title_words_by_word ON title_words USING gin (words) WITH (gin_pending_list_limit = 256);
 
 -- The log: one row, whose lock orders the commits that announce something.
 CREATE TABLE log_head (
