@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,14 +76,21 @@ func (s *signer) read(t AccessToken) (ident.AccountID, ident.SessionID, error) {
 	refused := fault.New(fault.Unauthenticated, "account.Verify", "token_invalid",
 		"the access token is missing, wrong or has expired: sign in or refresh it")
 	text := t.Reveal()
-	if len(text) > tokenMax || strings.Count(text, ".") != 2 {
+	// Decoders of base64 skip line breaks: one token would have many spellings.
+	if len(text) > tokenMax || strings.Count(text, ".") != 2 || strings.ContainsAny(text, "\r\n") {
 		return "", "", refused
 	}
 	head, rest, _ := strings.Cut(text, ".")
 	body, _, _ := strings.Cut(rest, ".")
-	if !plainObject(head, "alg", "typ", "kid") ||
-		!plainObject(body, "iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp") {
+	if plainObject(head, "alg", "typ", "kid") == nil {
 		return "", "", refused
+	}
+	values := plainObject(body, "iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp")
+	for _, name := range []string{"iat", "nbf", "exp"} {
+		// The parser takes a number in quotes for a number.
+		if v := values[name]; len(v) == 0 || v[0] < '0' || v[0] > '9' {
+			return "", "", refused
+		}
 	}
 	var c claims
 	_, err := s.parser.ParseWithClaims(text, &c, func(t *jwt.Token) (any, error) {
@@ -104,39 +112,34 @@ func (s *signer) read(t AccessToken) (ident.AccountID, ident.SessionID, error) {
 	return account, session, nil
 }
 
-// plainObject checks that part is base64url of one JSON object with exactly the names, each once and in this case:
+// plainObject reads base64url of one JSON object with exactly the names, each once and in this case, and nil otherwise:
 // the decoder behind the parser would take the last of several, in any case.
-func plainObject(part string, names ...string) bool {
+func plainObject(part string, names ...string) map[string]json.RawMessage {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(part)
 	if err != nil {
-		return false
+		return nil
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return false
+		return nil
 	}
-	seen := map[string]bool{}
+	values := map[string]json.RawMessage{}
 	for d.More() {
 		t, err := d.Token()
 		name, ok := t.(string)
-		if err != nil || !ok || seen[name] {
-			return false
+		if _, twice := values[name]; err != nil || !ok || twice || !slices.Contains(names, name) {
+			return nil
 		}
-		seen[name] = true
-		var skip json.RawMessage
-		if d.Decode(&skip) != nil {
-			return false
+		var v json.RawMessage
+		if d.Decode(&v) != nil {
+			return nil
 		}
+		values[name] = v
 	}
-	if _, err := d.Token(); err != nil || d.More() || int(d.InputOffset()) != len(raw) {
-		return false
+	if _, err := d.Token(); err != nil || int(d.InputOffset()) != len(raw) || len(values) != len(names) {
+		return nil
 	}
-	for _, n := range names {
-		if !seen[n] {
-			return false
-		}
-	}
-	return len(seen) == len(names)
+	return values
 }
 
 // refreshPrefix makes a refresh token recognisable to whoever finds one where it should not be.
