@@ -1,6 +1,7 @@
 package account_test
 
 import (
+	"context"
 	"fmt"
 	"reflect"
 	"slices"
@@ -313,5 +314,41 @@ func TestOperator(t *testing.T) {
 		"session.started", "account.registered", "session.started"}
 	if got := h.events(); !slices.Equal(got, want) {
 		t.Fatalf("events %v", got)
+	}
+}
+
+// unsure stores an account and then does not know whether it did.
+type unsure struct {
+	account.Store
+	stores bool
+}
+
+func (s unsure) InsertAccount(ctx context.Context, n account.Newcomer, change func(account.Account) event.Change) (account.Account, error) {
+	if s.stores {
+		if a, err := s.Store.InsertAccount(ctx, n, change); err != nil {
+			return a, err
+		}
+	}
+	return account.Account{}, fault.New(fault.Unavailable, "test", "outcome_unknown", "no answer came")
+}
+
+func TestACommitWithoutAnAnswer(t *testing.T) {
+	for _, stored := range []bool{true, false} {
+		t.Run(fmt.Sprintf("stored %v", stored), func(t *testing.T) {
+			h := newHouse(t, nil)
+			s, err := account.New(account.Config{Secret: secret, Now: h.clock.Now}, unsure{h.store, stored}, h.places, h.hasher, h.keys)
+			must(t, err)
+			g, err := s.Register(t.Context(), account.RegisterInput{Email: "ada@example.com", Password: password}, home)
+			if stored {
+				must(t, err)
+				h.actor(g)
+			} else {
+				refused(t, err, "outcome_unknown")
+			}
+			// Its database stays in both cases: the commit may still arrive.
+			if h.places.count() != 1 || h.places.discarded != 0 {
+				t.Fatalf("%d databases, %d thrown away", h.places.count(), h.places.discarded)
+			}
+		})
 	}
 }
