@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -221,10 +222,16 @@ func (s *Server) answerExchange(x *exchange, ws Workspace, e conversation.Exchan
 	}
 	place := basePath + "/conversations/" + string(e.Turn.Conversation) + "/turns/" + string(e.Turn.ID)
 	h.Set("Location", place)
+	async := prefersAsync(x.r.Header.Values("Prefer"))
+	if once != nil && once.Replayed && !e.Turn.State.Final() && !async {
+		return nil, fault.New(fault.Conflict, "httpapi.answerExchange", codeInProgress,
+			"the first request with this key is still being answered: repeat this one, or follow the turn at "+place+"/events").
+			RetryAfter(time.Second)
+	}
 	switch {
 	case stream || accepts(want.Accept, "text/event-stream"):
 		return s.stream(h, follow{ws: ws, id: e.Turn.Conversation, turn: e.Turn.ID}), nil
-	case prefersAsync(x.r.Header.Values("Prefer")):
+	case async:
 		h.Set("Preference-Applied", "respond-async")
 		return writeJSON(http.StatusAccepted, h, viewExchange(e)), nil
 	}
