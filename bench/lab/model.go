@@ -19,22 +19,21 @@ type Model struct {
 // NewModel opens one on a free port of the loopback address; Close ends it.
 func NewModel(o emulator.Options) (*Model, error) { return NewModelAt("127.0.0.1:0", o) }
 
-// NewModelAt opens one at an address, for a server that somebody else has started.
-func NewModelAt(addr string, o emulator.Options) (*Model, error) {
+// NewModelAt opens one at an address, for a server that somebody else has started. Each of wrap goes around its handler.
+func NewModelAt(addr string, o emulator.Options, wrap ...func(http.Handler) http.Handler) (*Model, error) {
 	m := &Model{Server: emulator.New(o)}
-	var err error
-	m.URL, m.http, err = serve(addr, m.Handler())
-	return m, err
-}
-
-func serve(addr string, h http.Handler) (string, *http.Server, error) {
+	h := m.Handler()
+	for _, w := range wrap {
+		h = w(h)
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return "", nil, fmt.Errorf("lab: %w", err)
+		return nil, fmt.Errorf("lab: %w", err)
 	}
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = s.Serve(l) }() // it ends with Close
-	return "http://" + l.Addr().String(), s, nil
+	m.URL = "http://" + l.Addr().String()
+	m.http = &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = m.http.Serve(l) }() // it ends with Close
+	return m, nil
 }
 
 // Close ends it.

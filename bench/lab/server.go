@@ -61,13 +61,18 @@ const startPatience = time.Minute
 
 var listens = regexp.MustCompile(`listens on (http://\S+)`)
 
-// Start runs a binary with exactly these variables, on a free port of the loopback address, in a folder of its own
-// choosing, and returns when it listens. What listens there is that process: the port is read from its own output.
+// Start runs the server in a folder with exactly these variables, on a free port of the loopback address, and returns
+// when it listens.
 func Start(binary, dir string, env ...string) (*Server, error) {
-	s := &Server{cmd: exec.Command(binary, "serve"), gone: make(chan struct{})}
-	s.cmd.Dir = dir
-	s.cmd.Env = append([]string{"HOST=127.0.0.1", "PORT=0", "RATE_LIMIT=off", "LOG_LEVEL=warn"}, env...)
-	s.cmd.Stderr = s
+	return Launch(binary, []string{"serve"}, dir,
+		append([]string{"HOST=127.0.0.1", "PORT=0", "RATE_LIMIT=off", "LOG_LEVEL=warn"}, env...)...)
+}
+
+// Launch runs any program that says where it listens as the server does. What listens there is that process: the port
+// is read from its own output.
+func Launch(binary string, args []string, dir string, env ...string) (*Server, error) {
+	s := &Server{cmd: exec.Command(binary, args...), gone: make(chan struct{})} //nolint:gosec // our own programs
+	s.cmd.Dir, s.cmd.Env, s.cmd.Stderr = dir, env, s
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("lab: %w", err)

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"math/rand"
+	"strings"
+)
+
+// corpus makes text of invented words whose frequencies follow Zipf's law, as in any language.
+type corpus struct {
+	r *rand.Rand
+	z *rand.Zipf
+}
+
+func newCorpus(seed int64) *corpus {
+	r := rand.New(rand.NewSource(seed)) //nolint:gosec // the same text every time
+	return &corpus{r, rand.NewZipf(r, 1.07, 1, 19_999)}
+}
+
+// word names the word of a rank, with letters only.
+func word(rank int) string {
+	const consonants, vowels = "bdfgklmnprtvz", "aiou"
+	out := []byte{}
+	for n := rank; ; n /= len(consonants) * len(vowels) {
+		k := n % (len(consonants) * len(vowels))
+		out = append(out, consonants[k/len(vowels)], vowels[k%len(vowels)])
+		if n < len(consonants)*len(vowels) {
+			return string(out) + "x"
+		}
+	}
+}
+
+func (c *corpus) text() string {
+	parts := make([]string, 25+c.r.Intn(30))
+	for i := range parts {
+		parts[i] = word(int(c.z.Uint64())) //nolint:gosec // below 20,000
+	}
+	return strings.Join(parts, " ")
+}
+
+// query is a search of a class.
+func (c *corpus) query(class string) string {
+	switch class {
+	case "common":
+		return word(c.r.Intn(20))
+	case "medium":
+		return word(200 + c.r.Intn(300))
+	case "rare":
+		return word(8_000 + c.r.Intn(11_000))
+	case "two words":
+		return word(c.r.Intn(20)) + " " + word(200+c.r.Intn(300))
+	case "none":
+		return "qwertyq" + word(c.r.Intn(1000))
+	}
+	parts := []string{"What"} // a question
+	for _, top := range []int{20, 20, 60, 300, 60, 3000, 20} {
+		parts = append(parts, word(c.r.Intn(top)))
+	}
+	return strings.Join(parts, " ") + "?"
+}
