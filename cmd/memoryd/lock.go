@@ -14,11 +14,11 @@ func lockFolder(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the storage folder cannot be made: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "memoryd.lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator's folder
+	f, err := os.OpenFile(filepath.Join(dir, "memoryd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("the storage folder cannot be locked: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fmt.Errorf("another memoryd already works in %s: stop it, or set STORAGE_PATH to another folder", dir)

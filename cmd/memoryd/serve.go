@@ -162,7 +162,7 @@ func loadPrices(s *settings) (*claude.Prices, error) {
 	if path == "" {
 		return claude.DefaultPrices(), nil
 	}
-	f, err := os.Open(path) //nolint:gosec // the operator names the file
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("PRICES_FILE cannot be read: %w", err)
 	}
@@ -185,7 +185,7 @@ func maxOpen(s *settings) int {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
 		return most
 	}
-	return min(max((int(limit.Cur)-reserve)/perTenant, 64), most) //nolint:gosec // bounded above
+	return min(max((int(limit.Cur)-reserve)/perTenant, 64), most)
 }
 
 // announce prints where the server listens and what it runs on.

@@ -95,7 +95,7 @@ func loadSettings(environ []string, dotenv string) (*settings, error) {
 		}
 	}
 	file := map[string]string{}
-	if raw, err := os.ReadFile(dotenv); err == nil { //nolint:gosec // the operator's own file
+	if raw, err := os.ReadFile(dotenv); err == nil {
 		if file, err = godotenv.UnmarshalBytes(raw); err != nil {
 			return nil, usageError{fmt.Errorf("%s cannot be read: is every line NAME=value?", dotenv)}
 		}
@@ -135,7 +135,7 @@ func (v variable) read(env, file map[string]string) (value, error) {
 	case inEnv && direct != "" && inFile && path != "":
 		return out, fmt.Errorf("and %s_FILE are both set: choose one", v.name)
 	case inFile && path != "":
-		raw, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+		raw, err := os.ReadFile(path)
 		if err != nil {
 			return out, fmt.Errorf("cannot be read from the file that %s_FILE names", v.name)
 		}
@@ -315,7 +315,7 @@ func postgresURL(v string) error {
 }
 
 func readable(v string) error {
-	f, err := os.Open(v) //nolint:gosec // the operator names the file
+	f, err := os.Open(v)
 	if err != nil {
 		return errors.New("names a file that cannot be read")
 	}

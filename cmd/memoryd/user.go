@@ -125,9 +125,9 @@ func withAccounts(ctx context.Context, p *program, do func(*account.Service) err
 
 // readPassword asks at a terminal without echo, and takes the first line of anything else.
 func readPassword(p *program) (string, error) {
-	if f, ok := p.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) { //nolint:gosec // a descriptor fits
+	if f, ok := p.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		fmt.Fprint(p.stderr, "Password: ")
-		raw, err := term.ReadPassword(int(f.Fd())) //nolint:gosec // a descriptor fits
+		raw, err := term.ReadPassword(int(f.Fd()))
 		fmt.Fprintln(p.stderr)
 		return string(raw), err
 	}

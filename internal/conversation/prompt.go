@@ -110,7 +110,7 @@ func appendTurn(out []PromptMessage, h hash.Hash, role Role, blocks []json.RawMe
 // writePart hashes with lengths, so that no two sequences of parts look alike.
 func writePart(h hash.Hash, kind, s string) {
 	n := len(s)
-	h.Write([]byte{byte(len(kind)), byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}) //nolint:gosec // lengths are bounded
+	h.Write([]byte{byte(len(kind)), byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
 	h.Write([]byte(kind))
 	h.Write([]byte(s))
 }
