@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"claude-memory-backend/internal/fault"
 )
 
 func main() {
@@ -76,9 +78,22 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	if err == nil {
 		return exitFine
 	}
-	fmt.Fprintf(stderr, "memoryd: %s\n", strings.TrimSpace(err.Error()))
+	fmt.Fprintf(stderr, "memoryd: %s\n", told(err))
 	if _, wrong := errors.AsType[usageError](err); wrong {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// told is an error as an operator reads it: of a wrong input every mistake, of anything else the chain of causes.
+func told(err error) string {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok || len(f.Fields) == 0 {
+		return strings.TrimSpace(err.Error())
+	}
+	lines := []string{f.Message + ":"}
+	for _, wrong := range f.Fields {
+		lines = append(lines, strings.TrimPrefix(wrong.Location, "body.")+" "+wrong.Message)
+	}
+	return strings.Join(lines, "\n  ")
 }

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// step is one block of the README's walk, with what its output must and must not hold.
+type step struct {
+	line           int
+	script         string
+	wanted, banned []string
+}
+
+// walk reads the blocks of shell that a comment <!-- walk --> precedes. <!-- walk: text --> demands text in the
+// output of the block below it, <!-- walk-not: text --> forbids it.
+func walk(readme string) []step {
+	var steps []step
+	var next *step
+	inside := false
+	for i, line := range strings.Split(readme, "\n") {
+		note, isNote := strings.CutPrefix(line, "<!-- walk")
+		switch {
+		case inside && line == "```":
+			inside, steps, next = false, append(steps, *next), nil
+		case inside:
+			next.script += line + "\n"
+		case isNote:
+			if next == nil {
+				next = &step{}
+			}
+			note = strings.TrimSuffix(note, " -->")
+			if text, ok := strings.CutPrefix(note, ": "); ok {
+				next.wanted = append(next.wanted, text)
+			}
+			if text, ok := strings.CutPrefix(note, "-not: "); ok {
+				next.banned = append(next.banned, text)
+			}
+		case line == "```bash" && next != nil:
+			inside, next.line = true, i+1
+		}
+	}
+	return steps
+}
+
+// The README's walk does what it says: its blocks run in one shell, against the real binary.
+func TestREADMEWalk(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := walk(string(raw))
+	if len(steps) < 8 {
+		t.Fatalf("only %d blocks found: the walk is longer", len(steps))
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(binary(t), filepath.Join(dir, "bin", "memoryd")); err != nil {
+		t.Fatal(err)
+	}
+	const mark = "--- end of block "
+	var script strings.Builder
+	for i, s := range steps {
+		fmt.Fprintf(&script, "%s\necho; echo '%s%d'\n", s.script, mark, i)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	bash := exec.CommandContext(ctx, "bash", "-u", "-c", script.String())
+	bash.Dir, bash.Stdout, bash.Stderr = dir, &out, &out
+	bash.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "PORT=" + freePort(t), "STORAGE_PATH=" + dir + "/storage"}
+	// The server is a child of the shell: when the walk stumbles, both go.
+	bash.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	group := func() error { return syscall.Kill(-bash.Process.Pid, syscall.SIGKILL) }
+	bash.Cancel = group
+	if err := bash.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = group() }) // nothing is left of it when all went well
+	failed := bash.Wait()
+	rest := out.String()
+	for i, s := range steps {
+		printed, after, ended := strings.Cut(rest, mark+strconv.Itoa(i)+"\n")
+		rest = after
+		for _, want := range s.wanted {
+			if !strings.Contains(printed, want) {
+				t.Errorf("README.md:%d: the block does not print %q, but:\n%s", s.line, want, printed)
+			}
+		}
+		for _, not := range s.banned {
+			if strings.Contains(printed, not) {
+				t.Errorf("README.md:%d: the block prints %q:\n%s", s.line, not, printed)
+			}
+		}
+		if !ended {
+			t.Fatalf("README.md:%d: the block did not come to its end: %v", s.line, failed)
+		}
+	}
+	if failed != nil {
+		t.Errorf("the walk ended with: %v", failed)
+	}
+}
+
+// The README's table of variables is the table of the code: the same names, defaults and secrets.
+func TestREADMEVariables(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type row struct {
+		secret   bool
+		fallback string
+	}
+	told := map[string]row{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([A-Z0-9_]+)` \\| (S?) ?\\| (?:`([^`]*)` )?\\| ").FindAllStringSubmatch(string(raw), -1) {
+		told[m[1]] = row{m[2] == "S", m[3]}
+	}
+	for _, v := range variables() {
+		got, ok := told[v.name]
+		if want := (row{v.secret, v.fallback}); !ok || got != want {
+			t.Errorf("%s: README says %+v (there: %v), the code %+v", v.name, got, ok, want)
+		}
+		delete(told, v.name)
+	}
+	for name := range told {
+		t.Errorf("README explains %s, which the code does not read", name)
+	}
+}
+
+// freePort finds a port that nobody listens on at this moment.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}

@@ -1,0 +1,345 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"claude-memory-backend/internal/pgtest"
+)
+
+// Stories: testdata/script/*.txtar, told twice on the real binary, once on each engine. Beside what testscript brings
+// they use:
+//
+//	serve [@NAME] [VAR=VALUE…]   starts a server on a free port and waits until it answers; ! serve: it must refuse,
+//	                             and stdout and stderr hold what it said
+//	kill9 [@NAME]                kill -9, and waits until it is gone
+//	term [@NAME]                 SIGTERM, without waiting
+//	quit [@NAME]                 SIGTERM if it was not sent, then the server must end with exit code 0
+//	at [@NAME]                   requests go to that server from here on
+//	exits CODE COMMAND…          runs a command, which must end with that exit code
+//	lines FILE N                 the file (or stdout) has N lines
+//	take NAME FILE REGEXP        puts what matches in the file into $NAME
+//
+// and the commands of scripthttp_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite] and [postgres] tell which engine it is.
+func TestStories(t *testing.T) {
+	path := binary(t)
+	for engine, place := range map[string]func(testing.TB, *testscript.Env){
+		"sqlite": func(testing.TB, *testscript.Env) {},
+		"postgres": func(t testing.TB, env *testscript.Env) {
+			env.Setenv("MASTER_DATABASE_URL", pgtest.URL(t))
+			env.Setenv("TENANT_DATABASE_URLS", pgtest.URL(t))
+		},
+	} {
+		t.Run(engine, func(t *testing.T) {
+			testscript.Run(t, testscript.Params{
+				Dir: filepath.Join("testdata", "script"),
+				Setup: func(env *testscript.Env) error {
+					tb := env.T().(testing.TB) //nolint:errcheck // documented for tests that Run starts
+					env.Setenv("PATH", filepath.Dir(path)+string(os.PathListSeparator)+env.Getenv("PATH"))
+					env.Setenv("STORAGE_PATH", filepath.Join(env.WorkDir, "storage"))
+					env.Setenv("PORT", "0")
+					place(tb, env)
+					s := newStory(env.WorkDir)
+					env.Values[storyKey{}] = s
+					env.Defer(func() { s.close(tb) })
+					return nil
+				},
+				Condition: func(cond string) (bool, error) {
+					if cond != "sqlite" && cond != "postgres" {
+						return false, fmt.Errorf("unknown condition %q", cond)
+					}
+					return cond == engine, nil
+				},
+				Cmds: storyCommands(),
+			})
+		})
+	}
+}
+
+// patience is how long a story waits for anything. Far more than needed: a busy machine must not fail it.
+const patience = 60 * time.Second
+
+type storyKey struct{}
+
+// story is what one script's commands share.
+type story struct {
+	dir     string
+	servers map[string]*server
+	*browser
+}
+
+func newStory(dir string) *story {
+	return &story{dir: dir, servers: make(map[string]*server), browser: newBrowser()}
+}
+
+func storyOf(ts *testscript.TestScript) *story {
+	return ts.Value(storyKey{}).(*story) //nolint:errcheck // Setup put it there
+}
+
+// close ends what is left, and shows what the servers had logged when the story failed.
+func (s *story) close(t testing.TB) {
+	s.browser.close()
+	for name, srv := range s.servers {
+		srv.kill()
+		if raw, err := os.ReadFile(srv.log); t.Failed() && err == nil {
+			t.Logf("log of server %q:\n%s", name, raw[max(0, len(raw)-8000):])
+		}
+	}
+}
+
+// server is one running memoryd.
+type server struct {
+	cmd    *exec.Cmd
+	url    string
+	out    string // file with what it prints
+	log    string // file with what it logs
+	told   bool   // SIGTERM was sent
+	ended  chan struct{}
+	failed error // how it ended
+}
+
+func (s *server) kill() {
+	_ = s.cmd.Process.Kill() // it may be gone
+	<-s.ended
+}
+
+func (s *server) wait() error {
+	select {
+	case <-s.ended:
+		return s.failed
+	case <-time.After(patience):
+		return errors.New("the server does not end")
+	}
+}
+
+func storyCommands() map[string]func(*testscript.TestScript, bool, []string) {
+	all := map[string]func(*testscript.TestScript, bool, []string){
+		"serve": cmdServe,
+		"kill9": func(ts *testscript.TestScript, _ bool, args []string) { serverOf(ts, args).kill() },
+		"term": func(ts *testscript.TestScript, _ bool, args []string) {
+			s := serverOf(ts, args)
+			s.told = true
+			ts.Check(s.cmd.Process.Signal(syscall.SIGTERM))
+		},
+		"quit": func(ts *testscript.TestScript, _ bool, args []string) {
+			s := serverOf(ts, args)
+			if !s.told {
+				ts.Check(s.cmd.Process.Signal(syscall.SIGTERM))
+			}
+			ts.Check(s.wait())
+		},
+		"at": func(ts *testscript.TestScript, _ bool, args []string) { storyOf(ts).base = serverOf(ts, args).url },
+		"exits": func(ts *testscript.TestScript, _ bool, args []string) {
+			if len(args) < 2 {
+				ts.Fatalf("usage: exits CODE COMMAND…")
+			}
+			code := 0
+			if err := ts.Exec(args[1], args[2:]...); err != nil {
+				bad, ok := errors.AsType[*exec.ExitError](err)
+				if !ok {
+					ts.Fatalf("%v", err)
+				}
+				code = bad.ExitCode()
+			}
+			if want, err := strconv.Atoi(args[0]); err != nil || code != want {
+				ts.Fatalf("exit code %d, not %s", code, args[0])
+			}
+		},
+		"take": func(ts *testscript.TestScript, _ bool, args []string) {
+			if len(args) != 3 {
+				ts.Fatalf("usage: take NAME FILE REGEXP")
+			}
+			re, err := regexp.Compile(args[2])
+			ts.Check(err)
+			found := re.FindString(ts.ReadFile(args[1]))
+			if found == "" {
+				ts.Fatalf("no match in %s", args[1])
+			}
+			ts.Setenv(args[0], found)
+		},
+		"lines": func(ts *testscript.TestScript, _ bool, args []string) {
+			if n := strings.Count(ts.ReadFile(args[0]), "\n"); len(args) != 2 || strconv.Itoa(n) != args[1] {
+				ts.Fatalf("%d lines, not %v", n, args[1:])
+			}
+		},
+	}
+	for name, cmd := range browserCommands() {
+		all[name] = cmd
+	}
+	return all
+}
+
+// named takes @NAME off the arguments.
+func named(args []string) (name string, rest []string) {
+	if len(args) > 0 && strings.HasPrefix(args[0], "@") {
+		return args[0], args[1:]
+	}
+	return "@", args
+}
+
+func serverOf(ts *testscript.TestScript, args []string) *server {
+	name, rest := named(args)
+	s := storyOf(ts).servers[name]
+	if s == nil || len(rest) > 0 {
+		ts.Fatalf("no server %q, or too many arguments", name)
+	}
+	return s
+}
+
+var listens = regexp.MustCompile(`listens on (http://\S+) .*\n`)
+
+func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
+	st := storyOf(ts)
+	name, extra := named(args)
+	if old := st.servers[name]; old != nil {
+		select {
+		case <-old.ended:
+		default:
+			ts.Fatalf("server %s is still running", name)
+		}
+	}
+	s := &server{cmd: exec.Command(binaryIn(ts), "serve"), log: filepath.Join(st.dir, "log"+name),
+		out: filepath.Join(st.dir, "out"+name), ended: make(chan struct{})}
+	s.cmd.Dir = ts.MkAbs(".")
+	for _, v := range append([]string{"PATH", "HOME", "TMPDIR"}, settingNames()...) {
+		if value := ts.Getenv(v); value != "" {
+			s.cmd.Env = append(s.cmd.Env, v+"="+value)
+		}
+	}
+	for _, kv := range extra {
+		s.cmd.Env = append(s.cmd.Env, os.Expand(kv, ts.Getenv))
+	}
+	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	ts.Check(err)
+	defer log.Close()
+	out, err := os.Create(s.out)
+	ts.Check(err)
+	defer out.Close()
+	var complaint strings.Builder
+	s.cmd.Stdout, s.cmd.Stderr = out, log
+	if neg {
+		s.cmd.Stderr = &complaint
+	} else {
+		st.servers[name] = s
+	}
+	ts.Check(s.cmd.Start())
+	go func() {
+		s.failed = s.cmd.Wait()
+		close(s.ended)
+	}()
+	listening, err := s.listening()
+	switch {
+	case err != nil:
+		s.kill()
+		ts.Fatalf("%v", err)
+	case listening && neg:
+		s.kill()
+		ts.Fatalf("the server started")
+	case !listening && !neg:
+		ts.Fatalf("the server did not start: %v", s.failed)
+	case !listening && s.failed == nil:
+		ts.Fatalf("the server ended without an error")
+	}
+	fmt.Fprint(ts.Stderr(), complaint.String())
+	if listening {
+		// The port is open before all is said; an answer comes after.
+		ts.Check(probe(s.url))
+		st.base = s.url
+		ts.Setenv("URL"+strings.TrimPrefix(name, "@"), s.url)
+	}
+	fmt.Fprint(ts.Stdout(), ts.ReadFile(s.out))
+}
+
+// listening waits until the server tells its address, or ends (false).
+func (s *server) listening() (bool, error) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		said, err := os.ReadFile(s.out)
+		if err != nil {
+			return false, err
+		}
+		if m := listens.FindSubmatch(said); m != nil {
+			s.url = string(m[1])
+			return true, nil
+		}
+		select {
+		case <-s.ended:
+			return false, nil
+		case <-time.After(10 * time.Millisecond): // a file tells nobody that it has grown
+		}
+	}
+	return false, errors.New("the server neither started nor ended")
+}
+
+func probe(url string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/api/v1/health/liveness", nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	return res.Body.Close()
+}
+
+func settingNames() (names []string) {
+	for _, v := range variables() {
+		names = append(names, v.name, v.name+"_FILE")
+	}
+	return names
+}
+
+// binaryIn is the memoryd that the script's PATH begins with.
+func binaryIn(ts *testscript.TestScript) string {
+	first, _, _ := strings.Cut(ts.Getenv("PATH"), string(os.PathListSeparator))
+	return filepath.Join(first, "memoryd")
+}
+
+// built is where the one binary of these tests lies; TestMain removes it.
+var built string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(filepath.Dir(built))
+	}
+	os.Exit(code)
+}
+
+// build makes the binary once for all tests, without the race detector: it is what ships that is looked at.
+var build = sync.OnceValue(func() error {
+	dir, err := os.MkdirTemp("", "memoryd-test-")
+	if err != nil {
+		return err
+	}
+	built = filepath.Join(dir, "memoryd")
+	if out, err := exec.Command("go", "build", "-o", built, ".").CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
+})
+
+// binary returns the path of the real memoryd.
+func binary(t testing.TB) string {
+	t.Helper()
+	if err := build(); err != nil {
+		t.Fatal(err)
+	}
+	return built
+}
