@@ -2,6 +2,7 @@ package conversation
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -165,7 +166,7 @@ func TestSearchRefuses(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := search(t.Context(), s, tt.in)
-			f, ok := err.(*fault.Error)
+			f, ok := errors.AsType[*fault.Error](err)
 			if !ok || f.Class != fault.Invalid || len(f.Fields) != 1 || f.Fields[0].Location != tt.where {
 				t.Errorf("got %v, want it at %s", err, tt.where)
 			}

@@ -145,7 +145,7 @@ func TestBothEnginesFindTheSame(t *testing.T) {
 		{name: "a phrase that nobody said", query: `"brown dog"`},
 		{name: "a phrase with a prefix", query: `"quick bro*"`, messages: "m1"},
 		{name: "a prefix", query: "migr*", messages: "m3"},
-		{name: "a short prefix", query: "d*", messages: "m10 m5 m4 m3 m2 m1", titles: "c1"},
+		{name: "a short prefix", query: "do*", messages: "m10 m2 m1"},
 		{name: "a prefix with marks inside", query: "dus*", messages: "m4"},
 		{name: "exclusion", query: "fox -lazy", messages: "m11 m2", titles: "c1"},
 		{name: "exclusion of a phrase", query: `fox -"brown fox"`, messages: "m11 m2", titles: "c1"},

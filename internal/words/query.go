@@ -86,7 +86,7 @@ func (p *parser) phrase(text string, not bool) {
 	star := false
 	for len(c) < p.room && s.next() {
 		c = append(c, Term{Text: string(s.word())})
-		star = prefixed(text) && !s.single && s.end == len(text)-1
+		star = prefixed(text, s)
 	}
 	if len(c) == 0 {
 		return
@@ -130,7 +130,7 @@ func (p *parser) plain(text string) {
 		}
 		w := string(s.word())
 		t := Term{Text: w, Stem: Stem(w)}
-		if prefixed(text) && s.end == len(text)-1 {
+		if prefixed(text, s) {
 			t = Term{Text: w, Prefix: true}
 		}
 		if p.room > 0 && p.add(&p.q.All, Clause{t}) {
@@ -140,9 +140,11 @@ func (p *parser) plain(text string) {
 	flush()
 }
 
-// prefixed reports whether a star ends the text and is no emphasis, as in **this**.
-func prefixed(text string) bool {
-	return strings.HasSuffix(text, "*") && !strings.HasSuffix(text, "**") && !strings.HasPrefix(text, "*")
+// prefixed reports whether the current word is the beginning of others: a star ends the text right behind it and is no
+// emphasis, as in **this**, and it has two letters at least: with one, a tenth of all words would have to be looked up.
+func prefixed(text string, s *scanner) bool {
+	return s.end == len(text)-1 && text[s.end] == '*' && text[0] != '*' && !s.single &&
+		utf8.RuneCountInString(text[s.start:s.end]) > 1
 }
 
 // add appends a clause unless it is there, and takes its terms off the room.

@@ -47,6 +47,7 @@ func TestParseQuery(t *testing.T) {
 		{"a quoted word has no other forms", `"running"`, "[running]", "=", ""},
 		{"an open quote is punctuation", `a 5" disk`, "a 5 disk", "=", ""},
 		{"prefixes", "data* \"hello wor*\"", "data* [hello wor*]", "=", ""},
+		{"one letter is no prefix", "d* \"plan b*\"", "d [plan b]", "=", ""},
 		{"emphasis is no prefix", "**bold** *it* 2*3", "bold it 2 3", "=", ""},
 		{"exclusion", `go -games -"old news" -well-known`, "go", "=", "[games] [old news] [well known]"},
 		{"dashes are not exclusion", "a - b -- c well-known", "a b c well known", "=", ""},

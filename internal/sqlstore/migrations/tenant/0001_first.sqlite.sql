@@ -128,9 +128,10 @@ CREATE TABLE systems (
 );
 
 -- The index of words. The columns hold folded words and stems, made by package words; no text is kept here.
--- Positions are kept for phrases; ranking happens outside. Deleting without content needs columnsize.
-CREATE VIRTUAL TABLE message_words USING fts5 (words, stems, content='', contentless_delete=1, columnsize=1, tokenize='ascii');
-CREATE VIRTUAL TABLE title_words USING fts5 (words, stems, content='', contentless_delete=1, columnsize=1, tokenize='ascii');
+-- Positions are kept for phrases; ranking happens outside. Deleting without content needs columnsize. Beginnings of two
+-- letters have entries of their own, as too many words have them to be looked up one after the other.
+CREATE VIRTUAL TABLE message_words USING fts5 (words, stems, content='', contentless_delete=1, columnsize=1, tokenize='ascii', prefix='2');
+CREATE VIRTUAL TABLE title_words USING fts5 (words, stems, content='', contentless_delete=1, columnsize=1, tokenize='ascii', prefix='2');
 
 -- The log: one row, whose lock orders the commits that announce something.
 CREATE TABLE log_head (
