@@ -3,6 +3,7 @@ package words
 import (
 	"math"
 	"strings"
+	"unicode/utf8"
 )
 
 // The figures of the ranking. It is BM25 with a fixed average length: one that follows the data would move scores
@@ -143,7 +144,8 @@ func (s *Scorer) match(word string) (hits []hit) {
 				grade = 1
 			case t.Prefix && strings.HasPrefix(word, t.Text):
 				grade = formGrade
-			case t.Stem != "":
+			// Latin words keep their first letter in every form. Stemming is most of the cost of a spelling.
+			case t.Stem != "" && (word[0] == t.Stem[0] || word[0] >= utf8.RuneSelf):
 				if stem == "" {
 					stem = Stem(word)
 				}

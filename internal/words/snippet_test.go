@@ -147,6 +147,16 @@ func TestStem(t *testing.T) {
 	}
 }
 
+func TestStemsKeepTheFirstLetter(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := rapid.OneOf(rapid.StringMatching(`[a-z]{1,12}(ing|ied|s|es|ly|ation)?`),
+			rapid.SampledFrom([]string{"dying", "lying", "tying", "skies", "skis", "idly", "ugly", "early", "only", "singly"})).Draw(t, "word")
+		if s := Stem(w); s[0] != w[0] {
+			t.Fatalf("Stem(%q) = %q", w, s)
+		}
+	})
+}
+
 func BenchmarkScore(b *testing.B) {
 	s := scorer(b, "What did we decide about the database migration?")
 	text := strings.Repeat("We talked for a while and then the decision about databases was to migrate them later. ", 100)
