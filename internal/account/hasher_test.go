@@ -2,6 +2,7 @@ package account
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -79,7 +80,7 @@ func occupied(c HasherConfig) (h *Hasher, let func()) {
 func TestHasherIsBounded(t *testing.T) {
 	busy := func(t *testing.T, err error) {
 		t.Helper()
-		f, ok := err.(*fault.Error)
+		f, ok := errors.AsType[*fault.Error](err)
 		if !ok || f.Class != fault.Unavailable || f.Code != "hashing_busy" || f.After <= 0 {
 			t.Fatalf("got %v", err)
 		}

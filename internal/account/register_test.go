@@ -2,6 +2,7 @@ package account_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -82,7 +83,7 @@ func TestRegistrationChecks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := h.Register(t.Context(), account.RegisterInput{Email: c.email, Password: c.password, Name: c.name}, home)
-			f, ok := err.(*fault.Error)
+			f, ok := errors.AsType[*fault.Error](err)
 			if !ok || f.Class != fault.Invalid || len(f.Fields) != 1 || f.Fields[0].Location != c.location {
 				t.Fatalf("want a complaint about %s, got %v", c.location, err)
 			}
@@ -96,7 +97,7 @@ func TestRegistrationChecks(t *testing.T) {
 	}
 	t.Run("everything at once", func(t *testing.T) {
 		_, err := h.Register(t.Context(), account.RegisterInput{Email: "x", Password: "y"}, home)
-		if f, ok := err.(*fault.Error); !ok || len(f.Fields) != 2 {
+		if f, ok := errors.AsType[*fault.Error](err); !ok || len(f.Fields) != 2 {
 			t.Fatalf("got %v", err)
 		}
 	})
@@ -149,8 +150,8 @@ func TestOneAccountPerAddress(t *testing.T) {
 }
 
 func TestRepeatedRegistrations(t *testing.T) {
-	once := func(h *house, key, print string) *event.Once {
-		return &event.Once{Scope: "register", Key: key, Fingerprint: []byte(print), ExpiresAt: h.clock.Now().Add(event.OnceLife)}
+	once := func(h *house, key, body string) *event.Once {
+		return &event.Once{Scope: "register", Key: key, Fingerprint: []byte(body), ExpiresAt: h.clock.Now().Add(event.OnceLife)}
 	}
 	h := newHouse(t, func(c *account.Config) { c.FirstIsAdmin = true })
 	in := account.RegisterInput{Email: "ada@example.com", Password: password, Once: once(h, "k1", "f")}
@@ -314,6 +315,38 @@ func TestOperator(t *testing.T) {
 		"session.started", "account.registered", "session.started"}
 	if got := h.events(); !slices.Equal(got, want) {
 		t.Fatalf("events %v", got)
+	}
+}
+
+// late does not see a record that is committed while it looks.
+type late struct {
+	account.Store
+	looked bool
+}
+
+func (s *late) FindOnce(ctx context.Context, scope, key string) (event.Once, error) {
+	if !s.looked {
+		s.looked = true
+		return event.Once{}, fault.Missing("test")
+	}
+	return s.Store.FindOnce(ctx, scope, key)
+}
+
+func TestARepeatOvertakesItsRequest(t *testing.T) {
+	h := newHouse(t, nil)
+	in := account.RegisterInput{Email: "ada@example.com", Password: password}
+	once := event.Once{Scope: "register", Key: "k", Fingerprint: []byte("f"), ExpiresAt: h.clock.Now().Add(event.OnceLife)}
+	one, two := once, once
+	in.Once = &one
+	first, err := h.Register(t.Context(), in, home)
+	must(t, err)
+	s, err := account.New(account.Config{Secret: secret, Now: h.clock.Now}, &late{Store: h.store}, h.places, h.hasher, h.keys)
+	must(t, err)
+	in.Once = &two
+	again, err := s.Register(t.Context(), in, home)
+	must(t, err)
+	if !reflect.DeepEqual(first, again) || !two.Replayed {
+		t.Fatalf("%+v\n%+v", first, again)
 	}
 }
 

@@ -79,6 +79,7 @@ func TestAnOlderTokenEndsTheSession(t *testing.T) {
 			for range generations {
 				last = h.refresh(last.RefreshToken) // all within the grace of the first
 			}
+			h.actor(last) // believed alive
 			_, err := h.Refresh(t.Context(), g.RefreshToken, home)
 			refused(t, err, "refresh_refused")
 			h.dead(last)
@@ -394,6 +395,19 @@ func TestAPasswordChangeOvertakesALogin(t *testing.T) {
 	if !slices.EqualFunc(list, []ident.SessionID{g.Session}, func(s account.Session, id ident.SessionID) bool { return s.ID == id }) {
 		t.Fatalf("%+v", list)
 	}
+}
+
+func TestTwoPasswordChangesAtOnce(t *testing.T) {
+	h := newHouse(t, nil)
+	g := h.register("ada@example.com")
+	actor := h.actor(g)
+	store := &overtaken{Store: h.store}
+	s, err := account.New(account.Config{Secret: secret, Now: h.clock.Now}, store, h.places, h.hasher, h.keys)
+	must(t, err)
+	store.between = func() { must(t, h.ResetPassword(t.Context(), "ada@example.com", "the operator's 77")) }
+	refused(t, s.ChangePassword(t.Context(), actor, password, "the thief's one 88"), "conflict")
+	_, err = h.Login(t.Context(), "ada@example.com", "the operator's 77", home)
+	must(t, err)
 }
 
 // overtaken does something between reading an account and updating it.

@@ -1,6 +1,7 @@
 package account_test
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -50,7 +51,7 @@ func TestLoginTellsNobodyWhoIsThere(t *testing.T) {
 		t.Helper()
 		before, head := h.hasher.Done(), h.head()
 		_, err := h.Login(t.Context(), email, password, from(address))
-		f, ok := err.(*fault.Error)
+		f, ok := errors.AsType[*fault.Error](err)
 		if !ok {
 			t.Fatalf("%s got in: %v", email, err)
 		}
@@ -106,7 +107,10 @@ func TestThrottle(t *testing.T) {
 		before := h.hasher.Done()
 		_, err := h.Login(t.Context(), "ada@example.com", password, from("198.51.100.1"))
 		refused(t, err, "too_many_failures")
-		f := err.(*fault.Error)
+		f, ok := errors.AsType[*fault.Error](err)
+		if !ok {
+			t.Fatal(err)
+		}
 		if f.Class != fault.Throttled || f.After != 15*time.Minute || h.hasher.Done() != before {
 			t.Fatalf("%v after %s, %d hashes", f, f.After, h.hasher.Done()-before)
 		}
