@@ -66,14 +66,18 @@ cover: $(PG) ## all tests with coverage over all packages; report in coverage.ht
 	go tool cover -func=coverage.out | tail -n 1
 
 .PHONY: bench
-bench: $(PG) ## Go benchmarks
+bench: ## measure the real server beside a bare echo and relay, on both engines (see bench/README.md)
+	go run ./bench
+
+.PHONY: bench-go
+bench-go: $(PG) ## Go benchmarks of the packages
 	$(PG) go test -vet=off -run '^$$' -bench . -benchmem ./...
 
 ##@ Keep
 
 .PHONY: fmt
 fmt: ## gofmt
-	gofmt -w cmd internal
+	gofmt -w cmd internal bench
 
 .PHONY: lint
 lint: $(GOLANGCI) ## golangci-lint with .golangci.yml

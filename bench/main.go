@@ -29,9 +29,10 @@ func main() {
 	engine := flag.String("engine", "both", "sqlite, postgres or both")
 	only := flag.String("only", ".", "which parts: calls, search, length, service, cold, streams")
 	quick := flag.Bool("quick", false, "few and short turns: to see that it works")
+	binary := flag.String("binary", "", "a server that is built already")
 	messages := flag.Int("messages", 100_000, "how many messages are searched")
 	flag.Parse()
-	b := &bench{out: os.Stdout, reps: 5, each: 500 * time.Millisecond, messages: *messages}
+	b := &bench{out: os.Stdout, binary: *binary, reps: 5, each: 500 * time.Millisecond, messages: *messages}
 	if *quick {
 		b.reps, b.each, b.messages = 2, 100*time.Millisecond, min(b.messages, 5_000)
 	}
@@ -50,6 +51,7 @@ type bench struct {
 	reps     int
 	each     time.Duration
 	messages int
+	binary   string
 	echo     string // the echo's address
 	stamps   stamps
 	model    *lab.Model
@@ -65,9 +67,10 @@ func (b *bench) run(ctx context.Context, engines []string, only string) (err err
 		return err
 	}
 	defer os.RemoveAll(dir)
-	binary, err := lab.Build(ctx, dir)
-	if err != nil {
-		return err
+	if b.binary == "" {
+		if b.binary, err = lab.Build(ctx, dir); err != nil {
+			return err
+		}
 	}
 	if b.model, err = lab.NewModelAt("127.0.0.1:0", emulator.Options{Limits: emulator.NoLimits(), Quiet: true}, b.stamps.around); err != nil {
 		return err
@@ -89,7 +92,7 @@ func (b *bench) run(ctx context.Context, engines []string, only string) (err err
 		}
 	}()
 	for _, e := range engines {
-		s, err := newSite(ctx, e, binary, b.model)
+		s, err := newSite(ctx, e, b.binary, b.model)
 		if err != nil {
 			return err
 		}

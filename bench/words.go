@@ -1,7 +1,7 @@
 package main
 
 import (
-	"math/rand"
+	"math/rand/v2"
 	"strings"
 )
 
@@ -11,8 +11,9 @@ type corpus struct {
 	z *rand.Zipf
 }
 
-func newCorpus(seed int64) *corpus {
-	r := rand.New(rand.NewSource(seed)) //nolint:gosec // the same text every time
+// newCorpus makes the same text every time.
+func newCorpus(seed uint64) *corpus {
+	r := rand.New(rand.NewPCG(seed, 0))
 	return &corpus{r, rand.NewZipf(r, 1.07, 1, 19_999)}
 }
 
@@ -30,9 +31,9 @@ func word(rank int) string {
 }
 
 func (c *corpus) text() string {
-	parts := make([]string, 25+c.r.Intn(30))
+	parts := make([]string, 25+c.r.IntN(30))
 	for i := range parts {
-		parts[i] = word(int(c.z.Uint64())) //nolint:gosec // below 20,000
+		parts[i] = word(int(c.z.Uint64()))
 	}
 	return strings.Join(parts, " ")
 }
@@ -41,19 +42,19 @@ func (c *corpus) text() string {
 func (c *corpus) query(class string) string {
 	switch class {
 	case "common":
-		return word(c.r.Intn(20))
+		return word(c.r.IntN(20))
 	case "medium":
-		return word(200 + c.r.Intn(300))
+		return word(200 + c.r.IntN(300))
 	case "rare":
-		return word(8_000 + c.r.Intn(11_000))
+		return word(8_000 + c.r.IntN(11_000))
 	case "two words":
-		return word(c.r.Intn(20)) + " " + word(200+c.r.Intn(300))
+		return word(c.r.IntN(20)) + " " + word(200+c.r.IntN(300))
 	case "none":
-		return "qwertyq" + word(c.r.Intn(1000))
+		return "qwertyq" + word(c.r.IntN(1000))
 	}
 	parts := []string{"What"} // a question
 	for _, top := range []int{20, 20, 60, 300, 60, 3000, 20} {
-		parts = append(parts, word(c.r.Intn(top)))
+		parts = append(parts, word(c.r.IntN(top)))
 	}
 	return strings.Join(parts, " ") + "?"
 }

@@ -18,10 +18,11 @@ type Client struct {
 	HTTP  *http.Client
 }
 
-// Dial returns a client of the server that keeps up to conns connections.
+// Dial returns a client of the server that keeps up to conns connections. It asks for no compression: what is compared
+// with the server has none.
 func Dial(base string, conns int) *Client {
 	return &Client{Base: base + "/api/v1", HTTP: &http.Client{
-		Transport: &http.Transport{MaxIdleConnsPerHost: conns, MaxConnsPerHost: 0}}}
+		Transport: &http.Transport{MaxIdleConnsPerHost: conns, DisableCompression: true}}}
 }
 
 // Close drops the connections.

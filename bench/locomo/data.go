@@ -33,7 +33,7 @@ type question struct {
 var categories = map[int]string{1: "several turns", 2: "time", 3: "inference", 4: "one turn", 5: "adversarial"}
 
 func load(path string, captions bool) (d dialogue, a string, err error) {
-	raw, err := os.ReadFile(path) //nolint:gosec // the caller names the file
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return d, "", err
 	}

@@ -28,7 +28,7 @@ type room struct {
 	note  string
 }
 
-// rooms has one line for every package below internal/ and cmd/. A new package needs a floor and a sentence.
+// rooms has one line for every package below internal/, cmd/ and bench/. A new package needs a floor and a sentence.
 var rooms = map[string]room{
 	"internal/fault": {floor: 0, note: "the one error type"},
 	"internal/seal":  {floor: 0, note: "keys and sealing"},
@@ -57,6 +57,9 @@ var rooms = map[string]room{
 	"internal/claude/n8nsuite":      {floor: 7, tests: true, note: "the workflows on a real n8n; only with the tag n8n"},
 	"internal/pgtest":               {floor: 4, tests: true, note: "real PostgreSQL for tests; speaks to the driver itself"},
 	"internal/pgtest/with-postgres": {floor: 8, tests: true, note: "the command that lends one cluster to all tests"},
+	"bench/lab":                     {floor: 8, tests: true, note: "runs the real server from outside, for experiments and the crash harness"},
+	"bench":                         {floor: 9, tests: true, note: "the command that measures"},
+	"bench/locomo":                  {floor: 9, tests: true, note: "the command that replays a long conversation and searches it"},
 
 	"cmd/memoryd": {floor: 8, note: "flags, configuration, wiring, lifetime"},
 }
@@ -207,11 +210,11 @@ type source struct {
 	set  *token.FileSet
 }
 
-// survey parses all Go files below internal/ and cmd/ but tests, whatever their build tags.
+// survey parses all Go files below internal/, cmd/ and bench/ but tests, whatever their build tags.
 func survey(tree fs.FS) (house, error) {
 	h := house{}
 	set := token.NewFileSet()
-	for _, top := range []string{"internal", "cmd"} {
+	for _, top := range []string{"internal", "cmd", "bench"} {
 		if _, err := fs.Stat(tree, top); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
