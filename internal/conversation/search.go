@@ -175,6 +175,7 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 	// more adds the hits of documents after the cursor, best first.
 	more := func(docs []found, loose bool) {
 		start := len(list)
+		list = slices.Grow(list, len(docs))
 		for _, d := range docs {
 			d.loose, d.score = loose, scorer.Score(d.Text)
 			if d.title {
@@ -200,8 +201,7 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 		more(docs, false)
 	}
 	// With one word, what has any has all. With more candidates than are read, nobody gets to the rest either.
-	differs := len(s.query.All) > 1 || len(s.query.Any) > 1
-	if s.in.Mode == MatchAny || s.in.Mode == MatchAuto && differs && !full && len(list) <= s.in.Limit {
+	if s.in.Mode == MatchAny || s.in.Mode == MatchAuto && s.differs() && !full && len(list) <= s.in.Limit {
 		docs, err := s.loose(ctx, p)
 		if err != nil {
 			return nil, "", err
@@ -218,6 +218,9 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 	}
 	return hits(list, scorer), next, nil
 }
+
+// differs reports whether having any of the words is less than having all.
+func (s *searcher) differs() bool { return len(s.query.All) > 1 || len(s.query.Any) > 1 }
 
 func (f found) key() int64 {
 	if f.title {
@@ -310,7 +313,7 @@ func (s *searcher) byAge(ctx context.Context) ([]Hit, string, error) {
 		match = words.Match{Any: s.query.Any}
 	}
 	list, err := s.newest(ctx, match, p)
-	if err == nil && len(list) == 0 && s.in.Mode == MatchAuto && s.in.Cursor == "" {
+	if err == nil && len(list) == 0 && s.in.Mode == MatchAuto && s.in.Cursor == "" && s.differs() {
 		p.Loose = true
 		list, err = s.newest(ctx, words.Match{Any: s.query.Any}, p)
 	}
