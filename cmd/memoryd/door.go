@@ -50,13 +50,13 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 }
 
 // newAccounts builds the account service over the master database.
-func newAccounts(s *settings, in *install) (*account.Service, error) {
+func newAccounts(s *settings, log *slog.Logger, in *install) (*account.Service, error) {
 	var previous []seal.Secret
 	if p := s.secret("JWT_SECRET_PREVIOUS"); p != "" {
 		previous = append(previous, p)
 	}
 	return account.New(account.Config{
 		Secret: s.secret("JWT_SECRET"), PreviousSecrets: previous, Registration: account.Registration(s.text("REGISTRATION")),
-		FirstIsAdmin: !s.production(),
+		FirstIsAdmin: !s.production(), Throttle: account.Throttle{Off: !s.on("RATE_LIMIT")}, Log: log,
 	}, in.store, in.placements, account.NewHasher(account.HasherConfig{}), in.keys)
 }

@@ -59,7 +59,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		Directory: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
 	})
-	accounts, err := newAccounts(s, in)
+	accounts, err := newAccounts(s, log, in)
 	if err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ func withAccounts(ctx context.Context, p *program, do func(*account.Service) err
 		return err
 	}
 	defer func() { warn(log, "databases", in.close()) }()
-	accounts, err := newAccounts(p.settings, in)
+	accounts, err := newAccounts(p.settings, log, in)
 	if err != nil {
 		return err
 	}
