@@ -48,7 +48,7 @@ func TestStories(t *testing.T) {
 			testscript.Run(t, testscript.Params{
 				Dir: filepath.Join("testdata", "script"),
 				Setup: func(env *testscript.Env) error {
-					tb := env.T().(testing.TB) //nolint:errcheck // documented for tests that Run starts
+					tb := env.T().(testing.TB) // documented for tests that Run starts
 					env.Setenv("PATH", filepath.Dir(path)+string(os.PathListSeparator)+env.Getenv("PATH"))
 					env.Setenv("STORAGE_PATH", filepath.Join(env.WorkDir, "storage"))
 					env.Setenv("PORT", "0")
@@ -87,7 +87,7 @@ func newStory(dir string) *story {
 }
 
 func storyOf(ts *testscript.TestScript) *story {
-	return ts.Value(storyKey{}).(*story) //nolint:errcheck // Setup put it there
+	return ts.Value(storyKey{}).(*story) // Setup put it there
 }
 
 // close ends what is left, and shows what the servers had logged when the story failed.
