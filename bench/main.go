@@ -54,6 +54,7 @@ type bench struct {
 	binary   string
 	echo     string // the echo's address
 	stamps   stamps
+	serial   int // of the next stream: what was noted of one must not meet another
 	model    *lab.Model
 }
 
@@ -66,7 +67,7 @@ func (b *bench) run(ctx context.Context, engines []string, only string) (err err
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if b.binary == "" {
 		if b.binary, err = lab.Build(ctx, dir); err != nil {
 			return err

@@ -121,7 +121,6 @@ func (b *bench) streams(ctx context.Context, s *site, t table) error {
 	}
 	through := lab.Dial(bare, 600)
 	through.Base = bare
-	serial := 0
 	// The pace of one stream falls as their number rises: the emulated model and the readers need these cores too.
 	for _, level := range []struct {
 		streams int
@@ -142,19 +141,19 @@ func (b *bench) streams(ctx context.Context, s *site, t table) error {
 				convs = append(convs, c.ID)
 			}
 			relayed, err := together(level.streams, func(i int) ([]time.Duration, error) {
-				return b.relayed(ctx, through, fmt.Sprintf("stream-%d", serial+i))
+				return b.relayed(ctx, through, fmt.Sprintf("stream-%d", b.serial+i))
 			})
 			if err != nil {
 				return err
 			}
-			serial += level.streams
+			b.serial += level.streams
 			served, err := together(level.streams, func(i int) ([]time.Duration, error) {
-				return b.served(ctx, people[i%accounts], convs[i], fmt.Sprintf("stream-%d", serial+i))
+				return b.served(ctx, people[i%accounts], convs[i], fmt.Sprintf("stream-%d", b.serial+i))
 			})
 			if err != nil {
 				return err
 			}
-			serial += level.streams
+			b.serial += level.streams
 			m, rm := quantile(served, 0.5), quantile(relayed, 0.5)
 			h, rh := quantile(served, 0.99), quantile(relayed, 0.99)
 			half, tail = append(half, float64(m)/float64(rm)), append(tail, float64(h)/float64(rh))

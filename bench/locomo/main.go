@@ -97,7 +97,7 @@ func try(ctx context.Context, o options, engine string, d dialogue, a string) (f
 		if err != nil {
 			return f, err
 		}
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()
 		env := append(model.Env(), "STORAGE_PATH="+dir)
 		if engine == "postgres" {
 			cluster, err := pgtest.Start(ctx, pgtest.Options{})
