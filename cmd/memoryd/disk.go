@@ -12,7 +12,7 @@ func diskFacts(path string) (map[string]any, error) {
 	if err := syscall.Statfs(path, &st); err != nil {
 		return nil, errors.New("the storage folder cannot be reached")
 	}
-	size := uint64(st.Bsize) //nolint:gosec // block sizes are positive
+	size := uint64(st.Bsize) // block sizes are positive
 	return map[string]any{"free_bytes": st.Bavail * size, "total_bytes": st.Blocks * size}, nil
 }
 

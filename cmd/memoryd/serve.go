@@ -166,7 +166,7 @@ func loadPrices(s *settings) (*claude.Prices, error) {
 	if err != nil {
 		return nil, fmt.Errorf("PRICES_FILE cannot be read: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	prices, err := claude.LoadPrices(f)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("PRICES_FILE is wrong: %w", err)}

@@ -81,7 +81,7 @@ func NewN8N(c N8NConfig) (*N8N, error) {
 }
 
 // Format prints no fields: a secret in an unexported field cannot mask itself.
-func (n *N8N) Format(f fmt.State, _ rune) { io.WriteString(f, "claude.N8N") }
+func (n *N8N) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "claude.N8N") }
 
 // n8nPayload is the body of a call. Field names and shapes are a public contract.
 type n8nPayload struct {

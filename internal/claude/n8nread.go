@@ -114,7 +114,7 @@ func (r *n8nReader) read(status int, h http.Header) (conversation.Answer, error)
 // firstByte skips white space and a byte order mark and shows what comes then.
 func firstByte(in *bufio.Reader) (byte, error) {
 	if mark, err := in.Peek(3); err == nil && string(mark) == "\xef\xbb\xbf" {
-		in.Discard(3)
+		_, _ = in.Discard(3) // Peek has buffered them
 	}
 	for {
 		b, err := in.ReadByte()

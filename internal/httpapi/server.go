@@ -157,7 +157,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.log.Warn("connections closed before their end", "streams", s.streams.count())
 		err = srv.Close()
 	}
-	<-failed // http.ErrServerClosed
+	<-failed //nolint:errcheck // http.ErrServerClosed: Shutdown or Close ended it
 	return fault.Wrap(op, err)
 }
 

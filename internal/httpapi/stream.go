@@ -111,7 +111,7 @@ func (s *Server) stream(headers http.Header, f follow) *written {
 			for {
 				select {
 				case <-moments:
-				case <-ended:
+				case <-ended: //nolint:errcheck // it was told to end, and nobody is left to hear how it did
 					return
 				}
 			}
@@ -156,7 +156,7 @@ func (s *Server) stream(headers http.Header, f follow) *written {
 				case s.streams.ended.Err() != nil:
 					w.comment(stoppingComment)
 				default:
-					s.answerTo(x, err) // logged; the status has been sent
+					_ = s.answerTo(x, err) // logged; the status has been sent
 					w.comment("the stream broke: ask again with Last-Event-ID")
 				}
 				return

@@ -116,7 +116,7 @@ func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
 	c := &sqliteConn{Conn: conn, statements: map[string]*sqlite3.Stmt{}}
 	defer func() {
 		if err != nil {
-			c.close()
+			_ = c.close()
 		}
 	}()
 	if o.Key != nil {
@@ -189,7 +189,7 @@ func (c *sqliteConn) pragma(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }() // repeats the error of the last step
 	if !s.Step() {
 		return "", s.Err()
 	}

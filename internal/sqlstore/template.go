@@ -29,7 +29,7 @@ func BuildTemplate(ctx context.Context, line Line) (_ *Template, err error) {
 	if err != nil {
 		return nil, storing(op, err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	plain := filepath.Join(dir, "plain.db")
 	db, err := OpenSQLite(ctx, SQLiteOptions{Path: plain, Create: true})
 	if err != nil {

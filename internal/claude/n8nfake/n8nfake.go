@@ -58,7 +58,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get(f.headerName) != f.secret {
 		w.Header()["Content-Type"] = nil // n8n names no type here
 		w.WriteHeader(http.StatusForbidden)
-		io.WriteString(w, "Authorization data is wrong!")
+		_, _ = io.WriteString(w, "Authorization data is wrong!")
 		return
 	}
 	reply(w, r)
@@ -69,7 +69,7 @@ func Buffered(status int, body string) Reply {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")
 		w.WriteHeader(status)
-		io.WriteString(w, body)
+		_, _ = io.WriteString(w, body)
 	}
 }
 
@@ -140,8 +140,8 @@ func stream(w http.ResponseWriter, lines []Line) {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(http.StatusOK)
 	for i, line := range lines {
-		io.WriteString(w, line.encode(i)+"\n")
-		http.NewResponseController(w).Flush()
+		_, _ = io.WriteString(w, line.encode(i)+"\n")
+		_ = http.NewResponseController(w).Flush() // a caller that left sees no answer
 	}
 }
 
