@@ -95,7 +95,7 @@ func careful(given *http.Client) *http.Client {
 	c := http.Client{}
 	if given != nil {
 		c = *given
-	} else if t, ok := http.DefaultTransport.(*http.Transport); ok {
+	} else if t, ok := http.DefaultTransport.(*http.Transport); ok { //nolint:forbidigo // only copied
 		own := t.Clone()
 		own.Proxy = nil // the environment is read in one place, and this is not it
 		c.Transport = own
@@ -105,7 +105,7 @@ func careful(given *http.Client) *http.Client {
 	return &c
 }
 
-func randomPart(d time.Duration) time.Duration { return rand.N(d + 1) }
+func randomPart(d time.Duration) time.Duration { return rand.N(d + 1) } //nolint:gosec // spreads retries; nobody gains by guessing it
 
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)

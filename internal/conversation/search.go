@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"hash/fnv"
 	"io"
 	"slices"
@@ -121,7 +122,7 @@ func (p *searchPlace) parse(text string) bool {
 		return false
 	}
 	_, err = d.Token()
-	return err == io.EOF
+	return errors.Is(err, io.EOF)
 }
 
 func (p searchPlace) format() string {

@@ -92,7 +92,8 @@ func classify(op string, err error) error {
 
 // at names the operation of a fault made below; what a callback of the caller's returned is wrapped.
 func at(op string, err error) error {
-	if f, ok := err.(*fault.Error); ok && f.Op == "sqlstore" {
+	f, ok := err.(*fault.Error) //nolint:errorlint // a fault further in belongs to what wrapped it
+	if ok && f.Op == "sqlstore" {
 		c := *f
 		c.Op = op
 		return &c

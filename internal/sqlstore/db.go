@@ -68,7 +68,7 @@ func (d *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
 		if err == nil || !again || attempt == retries {
 			return err
 		}
-		pause := time.NewTimer(time.Duration(1+rand.IntN(10<<attempt)) * time.Millisecond)
+		pause := time.NewTimer(time.Duration(1+rand.IntN(10<<attempt)) * time.Millisecond) //nolint:gosec // spreads retries; nobody gains by guessing it
 		select {
 		case <-ctx.Done():
 			pause.Stop()

@@ -3,6 +3,7 @@ package emulator
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 )
@@ -160,12 +161,12 @@ func Echo(question string) string {
 // block writes a block with its fields in the given order.
 func block(pairs ...string) json.RawMessage {
 	b := []byte{'{'}
-	for i := 0; i < len(pairs); i += 2 {
-		if i > 0 {
+	for pair := range slices.Chunk(pairs, 2) {
+		if len(b) > 1 {
 			b = append(b, ',')
 		}
-		key, _ := json.Marshal(pairs[i])
-		value := quote(pairs[i+1])
+		key, _ := json.Marshal(pair[0])
+		value := quote(pair[1])
 		b = append(append(append(b, key...), ':'), value...)
 	}
 	return append(b, '}')
