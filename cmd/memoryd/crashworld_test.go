@@ -521,7 +521,7 @@ func (w *world) integrity() {
 		if err != nil {
 			return err
 		}
-		defer db.Close() //nolint:errcheck // a copy
+		defer db.Close() // a copy
 		w.sound(d.Name(), db)
 		return nil
 	})

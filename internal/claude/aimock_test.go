@@ -125,7 +125,7 @@ func TestAgainstAimock(t *testing.T) {
 	t.Run("429 is retried twice", func(t *testing.T) {
 		before := received(t, url)
 		_, _, err := ask(t, "too many")
-		if e := wantCode(t, err, conversation.CodeProviderLimited); e.After != time.Second || received(t, url)-before != 3 {
+		if e := wantFault(t, err, conversation.CodeProviderLimited); e.After != time.Second || received(t, url)-before != 3 {
 			t.Fatalf("%+v", e)
 		}
 	})

@@ -64,7 +64,13 @@ func (h *heard) sink(text string) {
 
 func (h *heard) text() string { return strings.Join(h.pieces, "") }
 
-func wantCode(t testing.TB, err error, code string) *fault.Error {
+func wantCode(t testing.TB, err error, code string) {
+	t.Helper()
+	_ = wantFault(t, err, code)
+}
+
+// wantFault is wantCode for tests that look at the fault itself.
+func wantFault(t testing.TB, err error, code string) *fault.Error {
 	t.Helper()
 	e, ok := errors.AsType[*fault.Error](err)
 	if !ok || e.StableCode() != code {

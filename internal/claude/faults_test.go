@@ -2,6 +2,7 @@ package claude_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"os/exec"
@@ -116,7 +117,7 @@ func TestFaults(t *testing.T) {
 				}
 				return
 			}
-			e := wantCode(t, err, tc.code)
+			e := wantFault(t, err, tc.code)
 			if tc.partial != (a.Text != "") || tc.partial && (len(a.Blocks) != 1 || !strings.HasPrefix(spoken, a.Text)) {
 				t.Fatalf("partial: %+v", a)
 			}
@@ -142,7 +143,7 @@ func TestUnreachable(t *testing.T) {
 	d := direct(t, "http://"+address, nil)
 	waits := d.RecordWaits()
 	_, err = d.Answer(context.Background(), question("hi"), nil)
-	e := wantCode(t, err, conversation.CodeProviderUnreachable)
+	e := wantFault(t, err, conversation.CodeProviderUnreachable)
 	if e.Class != fault.Unavailable || len(*waits) != 2 {
 		t.Fatalf("%v, waits %v", e, *waits)
 	}
@@ -173,8 +174,8 @@ func TestRetryHints(t *testing.T) {
 			})
 			waits := d.RecordWaits()
 			_, err := d.Answer(context.Background(), question("hi"), nil)
-			e, _ := err.(*fault.Error)
-			if e == nil || e.After != tc.after {
+			e, ok := errors.AsType[*fault.Error](err)
+			if !ok || e.After != tc.after {
 				t.Fatalf("%+v", err)
 			}
 			if tc.wait == 0 && len(*waits) != 0 || tc.wait > 0 && (len(*waits) != 1 || (*waits)[0] != tc.wait) {
@@ -188,7 +189,7 @@ func TestRetryHints(t *testing.T) {
 		d := direct(t, url, func(c *claude.DirectConfig) { c.Timeout = 10 * time.Second })
 		begin := time.Now()
 		_, err := d.Answer(context.Background(), question("hi"), nil)
-		if e := wantCode(t, err, conversation.CodeProviderLimited); e.After != 15*time.Second || time.Since(begin) > 5*time.Second {
+		if e := wantFault(t, err, conversation.CodeProviderLimited); e.After != 15*time.Second || time.Since(begin) > 5*time.Second {
 			t.Fatalf("%+v", e)
 		}
 	})
@@ -303,7 +304,7 @@ func TestClocks(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
 		a, err := direct(t, url, nil).Answer(ctx, question("hi"), nil)
-		if err != context.DeadlineExceeded || a.Text == "" {
+		if _, ours := errors.AsType[*fault.Error](err); ours || !errors.Is(err, context.DeadlineExceeded) || a.Text == "" {
 			t.Fatalf("%+v %v", a, err)
 		}
 	})

@@ -3,6 +3,7 @@ package claude_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -92,11 +93,10 @@ func TestPriceFileReportsEverything(t *testing.T) {
 		"models":[{"id":"","input":-1,"context_window":1,"max_output":1,"token_percent":100},
 		{"id":"a","input":1,"output":1,"context_window":200000,"max_output":1,"token_percent":1},{"id":"a","context_window":200000,"max_output":1,"token_percent":100,
 		"tiers":[{"above_prompt_tokens":0},{"above_prompt_tokens":5,"input":-3},{"above_prompt_tokens":5}]}]}`))
-	var e *fault.Error
-	if !fault.Is(err, fault.Invalid) {
+	e, ok := errors.AsType[*fault.Error](err)
+	if !ok || e.Class != fault.Invalid {
 		t.Fatal(err)
 	}
-	e = err.(*fault.Error)
 	got := map[string]bool{}
 	for _, f := range e.Fields {
 		got[f.Location] = true
@@ -199,12 +199,12 @@ func TestSettings(t *testing.T) {
 		`{"thinking":{"type":"a","block_binding":{"prefix_mismatch_behavior":1}}}`: "settings.thinking.block_binding.prefix_mismatch_behavior",
 	} {
 		err := claude.ValidateSettings(json.RawMessage(text))
-		e, _ := err.(*fault.Error)
-		if e == nil || e.Class != fault.Invalid || len(e.Fields) == 0 || e.Fields[0].Location != at {
+		e, ok := errors.AsType[*fault.Error](err)
+		if !ok || e.Class != fault.Invalid || len(e.Fields) == 0 || e.Fields[0].Location != at {
 			t.Errorf("%.60s: %+v", text, err)
 		}
 	}
-	if e, _ := claude.ValidateSettings(json.RawMessage(`{"temperature":7,"effort":"x","nope":1}`)).(*fault.Error); e == nil || len(e.Fields) != 3 {
+	if e, ok := errors.AsType[*fault.Error](claude.ValidateSettings(json.RawMessage(`{"temperature":7,"effort":"x","nope":1}`))); !ok || len(e.Fields) != 3 {
 		t.Errorf("not every problem is told: %+v", e)
 	}
 }

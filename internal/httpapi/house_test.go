@@ -296,12 +296,11 @@ func (h *house) make(as, path, body string) string {
 
 // people is a door's Accounts, a pool's Directory and Hints, and the installation's trail, in memory.
 type people struct {
-	mu       sync.Mutex
-	byName   map[string]account.Account
-	tenants  map[ident.TenantID]tenant.Tenant
-	places   *workspace.Placements
-	sessions map[ident.SessionID]account.Session
-	refused  error // what Login answers
+	mu      sync.Mutex
+	byName  map[string]account.Account
+	tenants map[ident.TenantID]tenant.Tenant
+	places  *workspace.Placements
+	refused error // what Login answers
 }
 
 func (p *people) add(t *testing.T, name string, role ident.Role) {

@@ -175,7 +175,7 @@ func TestWrappedKeys(t *testing.T) {
 	if got, err := keyring(t, second).UnwrapKey("ten_a", moved); err != nil || got != key {
 		t.Fatalf("rotated: got another key, %v", err)
 	}
-	if seal.NewKey() == seal.NewKey() {
+	if a, b := seal.NewKey(), seal.NewKey(); a == b {
 		t.Fatal("two new keys are equal")
 	}
 }

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -157,19 +158,10 @@ func TestTenantsNeverMeet(t *testing.T) {
 }
 
 func driverCode(err error) string {
-	for ; err != nil; err = unwrap(err) {
-		if d, ok := err.(*driverError); ok {
-			return d.code
-		}
+	if d, ok := errors.AsType[*driverError](err); ok {
+		return d.code
 	}
 	return ""
-}
-
-func unwrap(err error) error {
-	if u, ok := err.(interface{ Unwrap() error }); ok {
-		return u.Unwrap()
-	}
-	return nil
 }
 
 func TestHostLifeOfATenant(t *testing.T) {

@@ -385,11 +385,10 @@ func TestAnyTextFitsTheIndex(t *testing.T) {
 					putMessage(b, ident.MessageID(what), "c1", depth, conversation.User, text, time.Now())
 					indexMessage(b, db.Dialect(), ident.MessageID(what), text)
 				})
-				for _, w := range words.Index(text).More {
-					if m, _ := ask(t, db, `"`+w+`"`, false, conversation.Candidates{}); m != what {
-						t.Errorf("%q finds %q", w, m)
+				if more := words.Index(text).More; len(more) > 0 {
+					if m, _ := ask(t, db, `"`+more[0]+`"`, false, conversation.Candidates{}); m != what {
+						t.Errorf("%q finds %q", more[0], m)
 					}
-					break
 				}
 			})
 		}

@@ -145,7 +145,7 @@ func steps(t *testing.T, db *DB, q reading) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.close()
+	defer func() { _ = c.close() }()
 	s, err := c.prepared(q.sql)
 	if err != nil {
 		t.Fatal(err)

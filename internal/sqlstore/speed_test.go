@@ -69,7 +69,7 @@ func BenchmarkInsert(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				if _, err := tx.Stmt(stmt).ExecContext(b.Context(), "c", "user", benchBody, 1); err != nil {
+				if _, err := tx.Stmt(stmt).ExecContext(b.Context(), "c", "user", benchBody, 1); err != nil { //nolint:sqlclosecheck // the commit closes it
 					b.Fatal(err)
 				}
 				if err := tx.Commit(); err != nil {
@@ -127,20 +127,23 @@ func BenchmarkPage(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer stmt.Close()
-			b.ReportAllocs()
-			for i := 0; b.Loop(); i++ {
-				rows, err := stmt.QueryContext(b.Context(), i*37%1900)
+			page := func(after int) (got int, err error) {
+				rows, err := stmt.QueryContext(b.Context(), after)
 				if err != nil {
-					b.Fatal(err)
+					return 0, err
 				}
-				got := 0
-				for rows.Next() {
-					got++
+				defer rows.Close()
+				for ; rows.Next(); got++ {
 					if err := rows.Scan(&n, &conv, &role, &body, &at); err != nil {
-						b.Fatal(err)
+						return got, err
 					}
 				}
-				if err := rows.Close(); err != nil || got != 50 {
+				return got, rows.Err()
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				got, err := page(i * 37 % 1900)
+				if err != nil || got != 50 {
 					b.Fatal(got, err)
 				}
 			}

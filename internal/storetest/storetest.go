@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"testing"
@@ -94,17 +95,10 @@ func wantCode(t testing.TB, err error, code string) {
 // wantField asserts an Invalid that names one place of the input.
 func wantField(t testing.TB, err error, location string) {
 	t.Helper()
-	for e := err; e != nil; {
-		f, ok := e.(*fault.Error)
-		if !ok {
-			break
-		}
-		if f.Class == fault.Invalid && len(f.Fields) == 1 && f.Fields[0].Location == location {
-			return
-		}
-		e = f.Cause
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok || f.Class != fault.Invalid || len(f.Fields) != 1 || f.Fields[0].Location != location {
+		t.Fatalf("want a complaint about %s, got %v", location, err)
 	}
-	t.Fatalf("want a complaint about %s, got %v", location, err)
 }
 
 // same compares by value and shows the difference as JSON.
