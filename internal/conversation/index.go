@@ -27,6 +27,7 @@ type Doc struct {
 	ConversationTitle string
 	ProjectID         ident.ProjectID
 	MessageID         ident.MessageID
+	ParentID          ident.MessageID // the message that this one answers to; empty for a root and for a title
 	Role              Role
 	Text              string // the message's content; for a title, the title
 	CreatedAt         time.Time

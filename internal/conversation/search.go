@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/words"
 )
 
@@ -26,6 +27,9 @@ const (
 	candidatesText = 8 << 20 // bytes: where messages are long, fewer are read
 	looseRounds    = 3
 	titleWeight    = 1.5 // a title says what a whole conversation is about
+	// replyWeight is the part of a message's score that its children get besides their own: an answer seldom repeats
+	// the words of what it answers.
+	replyWeight = 0.5
 )
 
 // search answers in from the index. Relevance ranks among the newest candidates of the rarest words; a cursor carries
@@ -170,17 +174,35 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 			return nil, "", err
 		}
 		p.Counts, p.Total, p.Messages, p.Titles = f.Clauses, f.Total, f.Messages, f.Titles
+		// Words that say nothing count as if every message had them: they find, but last, and hardly rank.
+		for i, tells := range s.query.Telling() {
+			if !tells {
+				p.Counts[i] = max(p.Counts[i], p.Total)
+			}
+		}
 	}
 	scorer := words.NewScorer(s.query.Any, p.Counts, p.Total)
 	var list []found
-	// more adds the hits of documents after the cursor, best first.
-	more := func(docs []found, loose bool) {
-		start := len(list)
-		list = slices.Grow(list, len(docs))
-		for _, d := range docs {
+	own := map[ident.MessageID]float64{} // scores of messages by themselves
+	// more adds the hits of documents after the cursor, best first; those that were had before only lend their score.
+	more := func(docs []found, loose bool, had map[int64]bool) {
+		for i := range docs {
+			d := &docs[i]
 			d.loose, d.score = loose, scorer.Score(d.Text)
 			if d.title {
 				d.score *= titleWeight
+			} else {
+				own[d.MessageID] = d.score
+			}
+		}
+		start := len(list)
+		list = slices.Grow(list, len(docs))
+		for _, d := range docs {
+			if had[d.key()] {
+				continue
+			}
+			if d.ParentID != "" {
+				d.score += replyWeight * own[d.ParentID]
 			}
 			if s.in.Cursor == "" || rank(d, found{Doc: Doc{N: p.N}, loose: p.Loose, title: p.IsTitle, score: p.Score}) > 0 {
 				list = append(list, d)
@@ -199,7 +221,7 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 			whole[d.key()] = true
 		}
 		full = len(docs) >= candidatesMax
-		more(docs, false)
+		more(docs, false, nil)
 	}
 	// With one word, what has any has all. With more candidates than are read, nobody gets to the rest either.
 	if s.in.Mode == MatchAny || s.in.Mode == MatchAuto && s.differs() && !full && len(list) <= s.in.Limit {
@@ -207,8 +229,7 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		docs = slices.DeleteFunc(docs, func(d found) bool { return whole[d.key()] })
-		more(docs, s.in.Mode == MatchAuto)
+		more(docs, s.in.Mode == MatchAuto, whole)
 	}
 	next := ""
 	if len(list) > s.in.Limit {

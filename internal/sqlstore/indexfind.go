@@ -88,7 +88,7 @@ func (s *TenantStore) FindMessages(ctx context.Context, c conversation.Candidate
 	return s.find(ctx, c, wordTable{
 		name: "message_words",
 		role: c.Role,
-		rows: `SELECT m.n, m.conversation_id, c.title, c.project_id, m.id, m.role, m.content, m.created_at`,
+		rows: `SELECT m.n, m.conversation_id, c.title, c.project_id, m.id, m.parent_id, m.role, m.content, m.created_at`,
 		from: s.db.Dialect().Pick(
 			` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
 			` CROSS JOIN LATERAL (SELECT * FROM messages WHERE messages.n = x.n LIMIT 1) m
@@ -104,7 +104,7 @@ func (s *TenantStore) FindTitles(ctx context.Context, c conversation.Candidates)
 	}
 	return s.find(ctx, c, wordTable{
 		name: "title_words",
-		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', c.title AS text, c.created_at`,
+		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', '', c.title AS text, c.created_at`,
 		from: s.db.Dialect().Pick(
 			` CROSS JOIN conversations c WHERE c.n = x.n`,
 			` CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.n = x.n LIMIT 1) c WHERE true`),
@@ -179,7 +179,7 @@ type finding struct {
 func (f *finding) read(r Scanner) error {
 	var d conversation.Doc
 	var at int64
-	err := r.Scan(&d.N, &d.ConversationID, &d.ConversationTitle, &d.ProjectID, &d.MessageID, &d.Role, &d.Text, &at)
+	err := r.Scan(&d.N, &d.ConversationID, &d.ConversationTitle, &d.ProjectID, &d.MessageID, &d.ParentID, &d.Role, &d.Text, &at)
 	d.CreatedAt = ident.Time(at)
 	f.docs = append(f.docs, d)
 	f.size += int64(len(d.Text))
