@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"text/tabwriter"
 )
 
@@ -12,13 +13,18 @@ func (configCmd) Run(p *program) error {
 	if err := p.settings.completeSecrets(); err != nil {
 		return err
 	}
-	w := tabwriter.NewWriter(p.stdout, 0, 4, 2, ' ', 0)
+	return p.settings.show(p.stdout)
+}
+
+// show prints the settings as a table, secrets masked.
+func (s *settings) show(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tVALUE\tSOURCE\tMEANING")
-	for _, name := range p.settings.names {
-		v := p.settings.values[name]
+	for _, name := range s.names {
+		v := s.values[name]
 		shown := v.text
 		switch {
-		case v.secret && p.settings.secret(name) != "":
+		case v.secret && s.secret(name) != "":
 			shown = "********"
 		case shown == "":
 			shown = "-"

@@ -5,8 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
+	"syscall"
 	"time"
 
 	"claude-memory-backend/internal/event"
@@ -56,20 +59,20 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 		return nil, err
 	}
 	if err := in.openMaster(ctx, s, masterURL); err != nil {
-		return nil, err
+		return nil, notOpened("the master database (MASTER_DATABASE_URL)", err)
 	}
 	in.onClose(in.master.Close)
 	if _, err := sqlstore.Migrate(ctx, in.master, sqlstore.Master); err != nil {
-		return nil, err
+		return nil, notOpened("the master database", err)
 	}
 	in.store = sqlstore.NewMasterStore(in.master, func(seq event.Seq) {
 		bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
 	})
-	for _, raw := range tenantURLs {
+	for i, raw := range tenantURLs {
 		host, err := sqlstore.OpenPostgresHost(ctx, seal.Secret(raw),
 			sqlstore.PostgresHostOptions{MaxConns: 40, RuntimePassword: in.runtimePassword(raw)})
 		if err != nil {
-			return nil, err
+			return nil, notOpened(fmt.Sprintf("database server %d of TENANT_DATABASE_URLS", i+1), err)
 		}
 		in.onClose(func() error { host.Close(); return nil })
 		in.hosts[hostName(raw)] = host
@@ -147,3 +150,18 @@ func (in *install) close() error {
 
 // startTimeout bounds the opening of databases, so that a wrong address fails instead of hanging.
 const startTimeout = 60 * time.Second
+
+// notOpened says which database does not open and, where that can be told without its address, why.
+func notOpened(what string, err error) error {
+	var dns *net.DNSError
+	why := ""
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		why = ": nothing listens there"
+	case errors.As(err, &dns):
+		why = ": its host name is not known"
+	case errors.Is(err, context.DeadlineExceeded):
+		why = ": it did not answer in time"
+	}
+	return fmt.Errorf("%s cannot be opened%s (%w)", what, why, err)
+}

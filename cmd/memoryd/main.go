@@ -71,6 +71,10 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		return exitUsage
 	}
 	set, err := loadSettings(environ, dotEnv)
+	if err != nil && set != nil && k.Command() == "config" {
+		// Whoever asks what the settings are needs to see them most when they are wrong.
+		err = errors.Join(err, set.show(stdout))
+	}
 	if err == nil {
 		k.BindTo(ctx, (*context.Context)(nil))
 		err = k.Run(&program{settings: set, stdin: stdin, stdout: stdout, stderr: stderr})

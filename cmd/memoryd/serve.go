@@ -52,6 +52,9 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	engine := conversation.NewEngine(conversation.Config{
 		Node: string(ident.New[ident.EventID]()), Sole: in.sole, Bus: bus, Log: log,
 		Models: models.byName, Known: models.known, Default: models.fallback, TitleBy: models.title,
+		DefaultModels: map[string]string{"anthropic": s.text("CLAUDE_MODEL"), "n8n": s.text("CLAUDE_MODEL"),
+			"scripted": claude.ScriptedModel},
+		Weigh:  func(blocks []json.RawMessage) int { return prices.EstimateBlocks("", blocks) },
 		Window: prices.ContextWindow, Settings: claude.ValidateSettings, Observe: counters.observe,
 		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"),
 	})
@@ -76,6 +79,9 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 			return fmt.Errorf("port %s is taken: stop what listens there, or set PORT", s.text("PORT"))
 		}
 		return fmt.Errorf("cannot listen: %w", err)
+	}
+	if !s.on("RATE_LIMIT") {
+		log.Warn("RATE_LIMIT is off: nobody is limited, not even who guesses passwords; this is for load tests only")
 	}
 	announce(ctx, p.stdout, s, in, models, accounts, listener.Addr())
 

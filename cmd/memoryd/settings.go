@@ -16,6 +16,7 @@ import (
 	"github.com/joho/godotenv"
 
 	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/sqlstore"
 )
 
 // dotEnv is read from the working folder, if it is there; the environment wins over it.
@@ -115,11 +116,9 @@ func loadSettings(environ []string, dotenv string) (*settings, error) {
 		s.names = append(s.names, v.name)
 		s.values[v.name] = got
 	}
-	if len(wrong) == 0 {
-		wrong = s.checkTogether()
-	}
+	wrong = append(wrong, s.checkTogether()...)
 	if len(wrong) > 0 {
-		return nil, usageError{fmt.Errorf("the configuration is wrong:\n  %w", joinLines(wrong))}
+		return s, usageError{fmt.Errorf("the configuration is wrong:\n  %w", joinLines(wrong))}
 	}
 	return s, nil
 }
@@ -308,7 +307,8 @@ func httpURL(v string) error {
 
 func postgresURL(v string) error {
 	u, err := url.Parse(v)
-	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") {
+	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") || strings.Trim(u.Path, "/") == "" ||
+		sqlstore.CheckURL(seal.Secret(v)) != nil {
 		return errors.New("must be an address like postgres://user:password@host:5432/name")
 	}
 	return nil

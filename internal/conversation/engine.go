@@ -15,24 +15,29 @@ import (
 
 // Config is what an Engine needs. The zero value of a duration or size means its default.
 type Config struct {
-	Node      string           // names this process among all that share the databases; new at every start
-	Sole      bool             // no other process shares the databases: whatever another node owns is orphaned
-	Models    map[string]Model // by provider name: what is configured
-	Known     []string         // provider names that may be asked for, configured or not
-	Default   string           // provider when nobody chose one; empty: none
-	Bus       event.Bus
-	Log       *slog.Logger
-	Now       func() time.Time
-	Window    func(model string) int                   // the model's context window in tokens; nil: 200,000
-	Settings  func(settings json.RawMessage) error     // validates provider settings; nil: anything goes
-	Observe   func(provider string, t Turn, m Message) // told of every end; nil: nobody
-	Budget    int                                      // tokens of history that a prompt may hold at most (default 100,000)
-	History   int                                      // messages that a prompt may hold at most (default 400)
-	Lease     time.Duration                            // how long a turn counts as owned without renewal (default 8 s)
-	FlushAge  time.Duration                            // text older than this is stored (default 250 ms)
-	FlushSize int                                      // so is more than this many bytes (default 4 KiB)
-	TitleBy   Model                                    // makes titles; nil: the first words of the first message
-	Running   int                                      // turns that may run at once in this process (default 2,000)
+	Node    string           // names this process among all that share the databases; new at every start
+	Sole    bool             // no other process shares the databases: whatever another node owns is orphaned
+	Models  map[string]Model // by provider name: what is configured
+	Known   []string         // provider names that may be asked for, configured or not
+	Default string           // provider when nobody chose one; empty: none
+	// DefaultModels are the models, by provider, of turns for which nobody chose one.
+	DefaultModels map[string]string
+	Bus           event.Bus
+	Log           *slog.Logger
+	Now           func() time.Time
+	Window        func(model string) int                   // the model's context window in tokens; nil: 200,000
+	Settings      func(settings json.RawMessage) error     // validates provider settings; nil: anything goes
+	Observe       func(provider string, t Turn, m Message) // told of every end; nil: nobody
+	Budget        int                                      // tokens of history that a prompt may hold at most (default 100,000)
+	History       int                                      // messages that a prompt may hold at most (default 400)
+	Lease         time.Duration                            // how long a turn counts as owned without renewal (default 8 s)
+	FlushAge      time.Duration                            // text older than this is stored (default 250 ms)
+	FlushSize     int                                      // so is more than this many bytes (default 4 KiB)
+	TitleBy       Model                                    // makes titles; nil: the first words of the first message
+	// Weigh estimates the tokens of content blocks; nil: by their text.
+	Weigh     func(blocks []json.RawMessage) int
+	PerTenant int // turns that may run at once in one open tenant (default 100)
+	Running   int // turns that may run at once in this process (default 2,000)
 }
 
 // Engine runs turns. One exists per process; it needs no client, only the tenant's store.
@@ -41,8 +46,13 @@ type Engine struct {
 	node string
 	bus  event.Bus
 
+	// life ends when the server can wait no longer for what turns and titles still have to store.
+	life context.Context //nolint:containedctx // the engine's own life, which no caller owns
+	kill context.CancelFunc
+
 	mu      sync.Mutex
 	jobs    map[ident.TurnID]*job
+	counts  map[*Service]int
 	closing bool
 	wg      sync.WaitGroup
 }
@@ -55,6 +65,7 @@ func NewEngine(c Config) *Engine {
 	def(&c.FlushAge, 250*time.Millisecond)
 	def(&c.FlushSize, 4<<10)
 	def(&c.Running, 2_000)
+	def(&c.PerTenant, 100)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -64,7 +75,9 @@ func NewEngine(c Config) *Engine {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Engine{Config: c, node: c.Node, bus: c.Bus, jobs: make(map[ident.TurnID]*job)}
+	e := &Engine{Config: c, node: c.Node, bus: c.Bus, jobs: make(map[ident.TurnID]*job), counts: make(map[*Service]int)}
+	e.life, e.kill = context.WithCancel(context.Background())
+	return e
 }
 
 func def[T int | time.Duration](v *T, d T) {
@@ -72,6 +85,10 @@ func def[T int | time.Duration](v *T, d T) {
 		*v = d
 	}
 }
+
+// lastWords is how long the ends of interrupted turns may take to be stored when the server stops. What is not stored
+// by then is marked interrupted by whoever reads it next.
+const lastWords = 5 * time.Second
 
 // Close lets running turns end until ctx does, then interrupts the rest; it returns when all have stored their end.
 // No turn starts after it was called.
@@ -91,7 +108,12 @@ func (e *Engine) Close(ctx context.Context) error {
 		j.cancel(errGoing)
 	}
 	e.mu.Unlock()
-	<-done
+	select {
+	case <-done:
+	case <-time.After(lastWords):
+		e.kill()
+		<-done
+	}
 	return nil
 }
 
@@ -102,7 +124,7 @@ func (e *Engine) Count() int {
 	return len(e.jobs)
 }
 
-// Default provider and the configured ones, for health answers.
+// Providers returns the default provider and the configured ones, for health answers.
 func (e *Engine) Providers() (fallback string, configured []string) {
 	for name := range e.Models {
 		configured = append(configured, name)
@@ -129,11 +151,16 @@ func (e *Engine) dead(id ident.TurnID, node string, lease time.Time) bool {
 func (e *Engine) ready(op string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.room(op, nil)
+}
+
+// room says whether there is room for one turn more, in all and of the service. The caller holds the lock.
+func (e *Engine) room(op string, s *Service) error {
 	if e.closing {
 		return fault.New(fault.Unavailable, op, "shutting_down", "the server is about to stop: send it again in a moment").
 			RetryAfter(2 * time.Second)
 	}
-	if len(e.jobs) >= e.Running {
+	if len(e.jobs) >= e.Running || s != nil && e.counts[s] >= e.PerTenant {
 		return fault.New(fault.Unavailable, op, "too_many_turns", "too many answers are being written: try again in a moment").
 			RetryAfter(5 * time.Second)
 	}
@@ -142,15 +169,18 @@ func (e *Engine) ready(op string) error {
 
 // register makes the turn this process's own before it is stored.
 func (e *Engine) register(id ident.TurnID, j *job) error {
-	if err := e.ready("conversation.Engine"); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	j.engine, j.turn, j.ctx, j.cancel, j.ended = e, id, ctx, cancel, make(chan struct{})
 	j.text, j.units, j.wake = []byte(j.prefix), utf16Len(j.prefix), make(chan struct{}, 1)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	// In one critical section with Close's: nothing starts after it has begun to wait.
+	if err := e.room("conversation.Engine", j.service); err != nil {
+		cancel(err)
+		return err
+	}
 	e.jobs[id] = j
+	e.counts[j.service]++
 	e.wg.Add(1)
 	return nil
 }
@@ -160,6 +190,11 @@ func (e *Engine) forget(id ident.TurnID) {
 	e.mu.Lock()
 	j := e.jobs[id]
 	delete(e.jobs, id)
+	if j != nil {
+		if e.counts[j.service]--; e.counts[j.service] == 0 {
+			delete(e.counts, j.service)
+		}
+	}
 	e.mu.Unlock()
 	if j != nil {
 		j.cancel(context.Canceled)
@@ -200,7 +235,7 @@ func (e *Engine) dropConversation(id ident.ConversationID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, j := range e.jobs {
-		if j.conv.ID == id {
+		if j.id == id {
 			j.cancel(errLost)
 		}
 	}

@@ -47,7 +47,10 @@ func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.Conversa
 			return Turn{}, fault.Wrap(op, err)
 		}
 	}
-	x, err = s.exchange(ctx, id, turn)
+	if x, err = s.exchange(ctx, id, turn); err == nil && !x.Turn.State.Final() {
+		return Turn{}, fault.New(fault.Conflict, op, "turn_running",
+			"the turn runs on another server, which did not stop it in time: try again").RetryAfter(2 * time.Second)
+	}
 	return deref(x.Turn), fault.Wrap(op, err)
 }
 
@@ -129,7 +132,7 @@ func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.Conver
 			case <-look.C:
 				again = s.engine.running(turn) == nil
 			case sig := <-sub.C:
-				again = sub.Lost() || sig.Kind == event.Ended || sig.Offset > f.have
+				again = sub.Lost() || sig.Kind == event.Ended || !f.quiet && sig.Offset > f.have
 				if !again && sig.Kind == event.Delta {
 					if err := f.piece(sig.Offset, sig.Text); err != nil {
 						return err

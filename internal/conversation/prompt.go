@@ -22,12 +22,13 @@ const defaultRoom = 8_192
 // that the answer's thinking will be bound to.
 func (s *Service) prompt(ctx context.Context, j *job) (Prompt, int64, string, error) {
 	t, user := j.x.Turn, j.x.User
-	limit, after := s.engine.window(t.Model, t.MaxTokens, estimate(j.system, nil), user)
+	budget := s.engine.budget(t.Model, t.MaxTokens, j.system)
+	limit, after := s.engine.window(budget, user)
 	path, err := s.store.Path(ctx, t.Conversation, user.ID, limit, after)
 	if err != nil {
 		return Prompt{}, 0, "", err
 	}
-	path = fromUser(path)
+	path = fromUser(within(path, budget))
 	messages, h := render(path, j.system, t.Model)
 	if j.prefix != "" {
 		messages = appendTurn(messages, h, Assistant, []json.RawMessage{textBlock(j.prefix)})
@@ -43,13 +44,7 @@ func (s *Service) prompt(ctx context.Context, j *job) (Prompt, int64, string, er
 // window says which end of the path to user a prompt may hold: at most limit messages, and only those past `after`
 // estimated tokens. Both bounds move in steps of half their size, not with every turn: a prefix that stays the same
 // keeps the provider's prompt cache warm and the thinking in it valid.
-func (e *Engine) window(model string, maxTokens int, system int64, user Message) (limit int, after int64) {
-	room := maxTokens
-	if room == 0 {
-		room = defaultRoom
-	}
-	budget := min(int64(e.Budget), int64(e.Window(model))-int64(room)-system)
-	budget = max(budget, 1_000)
+func (e *Engine) window(budget int64, user Message) (limit int, after int64) {
 	if over := user.TokensUpTo - budget; over > 0 {
 		after = steps(over, budget/2)
 		// The newest message is always asked, however long it is.
@@ -60,6 +55,28 @@ func (e *Engine) window(model string, maxTokens int, system int64, user Message)
 		drop = min(steps(over, int64(e.History)/2), user.Depth-1)
 	}
 	return int(user.Depth - drop), after
+}
+
+// budget is how many tokens of history a prompt may hold: what the model's window leaves beside the system prompt and
+// the answer, and no more than configured.
+func (e *Engine) budget(model string, maxTokens int, system string) int64 {
+	room := maxTokens
+	if room == 0 {
+		room = defaultRoom
+	}
+	return max(1_000, min(int64(e.Budget), int64(e.Window(model))-int64(room)-estimate(system)))
+}
+
+// within drops the oldest messages of a path whose own tokens are over the budget. The sums that window goes by can
+// be too low: what was sent under an answer that was still being written does not count it.
+func within(path []Message, budget int64) []Message {
+	sum := int64(0)
+	for i := len(path) - 1; i >= 0; i-- {
+		if sum += path[i].Tokens; sum > budget && i < len(path)-1 {
+			return path[i+1:]
+		}
+	}
+	return path
 }
 
 // steps rounds n up to a multiple of size.
@@ -193,12 +210,18 @@ func hashOf(text string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// estimate guesses the tokens of a message without asking anybody: about four bytes of Latin text, or one and a half
-// characters of other scripts, a token. It errs on the high side, for it guards a limit.
-func estimate(text string, blocks json.RawMessage) int64 {
-	if len(blocks) > len(text) {
-		text = string(blocks)
+// estimate is what a message weighs in tokens, without asking anybody.
+func (e *Engine) estimate(text string, blocks json.RawMessage) int64 {
+	var list []json.RawMessage
+	if len(blocks) == 0 || e.Weigh == nil || json.Unmarshal(blocks, &list) != nil {
+		return estimate(text)
 	}
+	return int64(e.Weigh(list)) + 4
+}
+
+// estimate guesses the tokens of text: a third of one for a byte of Latin text, one for a character of another script,
+// and a few for the message around it. It errs on the high side, for it guards a limit.
+func estimate(text string) int64 {
 	narrow, wide := 0, 0
 	for _, r := range text {
 		if r < utf8.RuneSelf {

@@ -9,7 +9,7 @@ import (
 )
 
 func say(role Role, text string) Message {
-	return Message{Role: role, Content: text, Tokens: estimate(text, nil)}
+	return Message{Role: role, Content: text, Tokens: estimate(text)}
 }
 
 func TestWindowMovesInSteps(t *testing.T) {
@@ -18,7 +18,7 @@ func TestWindowMovesInSteps(t *testing.T) {
 	upTo := int64(0)
 	for depth := int64(1); depth <= 10_000; depth++ {
 		upTo += 50
-		limit, after := e.window("m", 0, 0, Message{Depth: depth, Tokens: 50, TokensUpTo: upTo})
+		limit, after := e.window(10_000, Message{Depth: depth, Tokens: 50, TokensUpTo: upTo})
 		if limit > 100 || limit < 1 {
 			t.Fatalf("at depth %d a prompt may hold %d messages", depth, limit)
 		}
@@ -31,7 +31,7 @@ func TestWindowMovesInSteps(t *testing.T) {
 		t.Errorf("the prefix changed %d times in 10,000 turns", len(starts))
 	}
 	t.Run("the newest message is always asked", func(t *testing.T) {
-		limit, after := e.window("m", 0, 0, Message{Depth: 3, Tokens: 50_000, TokensUpTo: 50_100})
+		limit, after := e.window(10_000, Message{Depth: 3, Tokens: 50_000, TokensUpTo: 50_100})
 		if limit < 1 || after >= 50_100 {
 			t.Errorf("limit %d, after %d", limit, after)
 		}

@@ -31,7 +31,9 @@ type job struct {
 	service *Service
 	turn    ident.TurnID
 	want    AgainInput
-	prefix  string // Continue: the text that the new version begins with
+	id      ident.ConversationID
+	asked   Message // retry and continue: the user's message
+	prefix  string  // Continue: the text that the new version begins with
 
 	provider string
 	model    Model
@@ -47,7 +49,7 @@ type job struct {
 	mu    sync.Mutex
 	text  []byte    // all of the answer so far, prefix included
 	since time.Time // when the oldest piece came that no flush has taken yet; zero: all are taken
-	units int       // its length in UTF-16 code units
+	units int       // the length of text in UTF-16 code units
 	first time.Time // when the first piece came
 	wake  chan struct{}
 }
@@ -59,7 +61,7 @@ func (j *job) prepare(op string, sp Spot, t *Turn) (system string, err error) {
 		return "", err
 	}
 	t.Provider = j.provider
-	for _, m := range []string{j.want.Model, sp.Conversation.Model, sp.ProjectModel} {
+	for _, m := range []string{j.want.Model, sp.Conversation.Model, sp.ProjectModel, j.engine.DefaultModels[j.provider]} {
 		if m != "" {
 			t.Model = m
 			break
@@ -147,7 +149,10 @@ func (j *job) flush(quit <-chan struct{}) {
 		j.since = time.Time{}
 		j.mu.Unlock()
 		until := e.lease()
-		held, err := j.service.store.FlushTurn(j.ctx, *j.x.Turn, storedUnits, text, until)
+		// A connection that is half dead must not outlast the lease.
+		ctx, cancel := context.WithTimeout(j.ctx, e.Config.Lease/2)
+		defer cancel()
+		held, err := j.service.store.FlushTurn(ctx, *j.x.Turn, storedUnits, text, until)
 		switch {
 		case err != nil:
 			// The text is still here; the next flush takes all of it. Only a flush whose outcome is unknown could
@@ -156,7 +161,7 @@ func (j *job) flush(quit <-chan struct{}) {
 			j.mu.Lock()
 			j.since = e.Now() // not at once again
 			j.mu.Unlock()
-			if m, err := j.service.store.FindMessage(j.ctx, j.conv.ID, j.x.Assistant.ID); err == nil {
+			if m, err := j.service.store.FindMessage(ctx, j.conv.ID, j.x.Assistant.ID); err == nil {
 				stored, storedUnits = len(m.Content), utf16Len(m.Content)
 			}
 		case !held:
@@ -197,16 +202,19 @@ func (j *job) finish(a Answer, omitted int64, hash string, err, cause error) {
 	text := j.soFar()
 	state, code, detail := Completed, "", ""
 	switch {
+	case err == nil: // it was done before anybody's wish to end it arrived
 	case errors.Is(cause, errStopped):
 		state = Stopped
 	case errors.Is(cause, errGoing):
 		state, code, detail = Interrupted, "server_stopped", "the server was stopped while it wrote this answer; retry or continue it"
-	case err != nil:
+	default:
 		state, code, detail = Failed, fault.CodeOf(err), "the answer could not be finished"
 		if f, ok := errors.AsType[*fault.Error](err); ok {
 			detail = f.Message
 			if f.Class == fault.Internal {
 				e.Log.Error("turn failed", "error", err, "turn", j.turn)
+			} else {
+				e.Log.Warn("turn failed", "code", code, "provider", j.provider, "provider_request", a.RequestID, "turn", j.turn)
 			}
 		}
 		if code == CodeProviderCut {
@@ -229,7 +237,7 @@ func (j *job) finish(a Answer, omitted int64, hash string, err, cause error) {
 		if m.FirstTokenMS == 0 && !j.first.IsZero() {
 			m.FirstTokenMS = max(1, j.first.Sub(t.StartedAt).Milliseconds())
 		}
-		ending, ch := ending(ident.System(j.actor.RequestID), t, m, state, code, detail, now)
+		ending, ch := ending(ident.System(j.actor.RequestID), t, m, state, code, detail, now, e.estimate)
 		return ending, ch, nil
 	}
 	done, err := j.store(end)
@@ -248,7 +256,7 @@ func (j *job) finish(a Answer, omitted int64, hash string, err, cause error) {
 
 // store offers the end to the database until it takes it, for at most storeFor.
 func (j *job) store(end func(Turn, Message) (Ending, event.Change, error)) (Ending, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(j.ctx), storeFor)
+	ctx, cancel := context.WithTimeout(j.engine.life, storeFor)
 	defer cancel()
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		done, err := j.service.store.EndTurn(ctx, j.turn, end)

@@ -29,7 +29,8 @@ const (
 	titleWeight    = 1.5 // a title says what a whole conversation is about
 	// replyWeight is the part of a message's score that its children get besides their own: an answer seldom repeats
 	// the words of what it answers.
-	replyWeight = 0.5
+	replyWeight    = 0.5
+	behindQuestion = 0.99
 )
 
 // search answers in from the index. Relevance ranks among the newest candidates of the rarest words; a cursor carries
@@ -201,8 +202,8 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 			if had[d.key()] {
 				continue
 			}
-			if d.ParentID != "" {
-				d.score += replyWeight * own[d.ParentID]
+			if asked := own[d.ParentID]; asked > 0 {
+				d.score = withReply(d.score, asked)
 			}
 			if s.in.Cursor == "" || rank(d, found{Doc: Doc{N: p.N}, loose: p.Loose, title: p.IsTitle, score: p.Score}) > 0 {
 				list = append(list, d)
@@ -239,6 +240,16 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 		next = p.format()
 	}
 	return hits(list, scorer), next, nil
+}
+
+// withReply is the score of a message that answers one with the score asked. An answer that only says again what it
+// was asked stays behind the question.
+func withReply(own, asked float64) float64 {
+	lifted := own + replyWeight*asked
+	if own >= asked {
+		return lifted
+	}
+	return max(own, min(lifted, behindQuestion*asked))
 }
 
 // differs reports whether having any of the words is less than having all.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"claude-memory-backend/internal/event"
@@ -41,7 +42,7 @@ func (s *Service) Send(ctx context.Context, actor ident.Actor, id ident.Conversa
 	}
 	now := s.moment()
 	user := Message{ID: ident.New[ident.MessageID](), Conversation: id, Role: User, Content: text, Blocks: blocks,
-		State: Completed, Author: who(actor), Tokens: estimate(text, blocks), CreatedAt: now, UpdatedAt: now}
+		State: Completed, Author: who(actor), Tokens: s.engine.estimate(text, blocks), CreatedAt: now, UpdatedAt: now}
 	if !in.Reply {
 		return s.append(ctx, op, actor, id, in.Where, in.Once, func(sp Spot) (Entry, event.Change, error) {
 			ch := event.NewChange(actor, now)
@@ -50,11 +51,11 @@ func (s *Service) Send(ctx context.Context, actor ident.Actor, id ident.Conversa
 		}, onceTurn{User: user.ID}, nil)
 	}
 	if err := s.engine.ready(op); err != nil {
-		return Exchange{}, err
+		return s.replayOr(ctx, op, id, in.Once, err)
 	}
 	t := s.newTurn(id, KindSend, user.ID, in.MaxTokens)
 	user.Turn = t.ID
-	job := &job{service: s, want: AgainInput{Provider: in.Provider, Model: in.Model, MaxTokens: in.MaxTokens}}
+	job := &job{service: s, id: id, want: AgainInput{Provider: in.Provider, Model: in.Model, MaxTokens: in.MaxTokens}}
 	return s.append(ctx, op, actor, id, in.Where, in.Once, func(sp Spot) (Entry, event.Change, error) {
 		system, err := job.prepare(op, sp, &t)
 		if err != nil {
@@ -97,23 +98,18 @@ func (s *Service) again(ctx context.Context, op string, kind Kind, actor ident.A
 		return Exchange{}, fault.Wrap(op, err)
 	}
 	if !was.Turn.State.Final() {
-		if in.Once != nil {
-			// A repeat of an earlier call must find its own result before it hears that the turn runs.
-			if x, ok, err := s.replay(ctx, id, in.Once); ok || err != nil {
-				return x, fault.Wrap(op, err)
-			}
-		}
-		return Exchange{}, fault.New(fault.Conflict, op, "turn_running", "the turn is still running: stop it or wait for its end")
+		return s.replayOr(ctx, op, id, in.Once, fault.New(fault.Conflict, op, "turn_running", "the turn is still running: stop it or wait for its end").
+			RetryAfter(2*time.Second))
 	}
 	if kind == KindContinue && !unfinished(*was.Assistant) {
 		return Exchange{}, fault.New(fault.Conflict, op, "turn_finished", "the answer is complete; there is nothing to continue")
 	}
 	if err := s.engine.ready(op); err != nil {
-		return Exchange{}, err
+		return s.replayOr(ctx, op, id, in.Once, err)
 	}
 	now := s.moment()
 	t := s.newTurn(id, kind, was.User.ID, in.MaxTokens)
-	job := &job{service: s, want: in}
+	job := &job{service: s, id: id, want: in, asked: was.User}
 	if kind == KindContinue {
 		job.prefix = was.Assistant.Content
 	}
@@ -179,10 +175,21 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 		return x, nil
 	}
 	if x.User.ID == "" {
-		x.User, err = s.store.FindMessage(ctx, id, result.User)
+		x.User = j.asked // messages do not change: what was read before the commit is what it is
 	}
 	s.engine.start(j, actor, conv, x)
-	return x, fault.Wrap(op, err)
+	return x, nil
+}
+
+// replayOr answers a repeat of an earlier call with that one's result, whatever stands in the way of a new one; who
+// repeats nothing is refused.
+func (s *Service) replayOr(ctx context.Context, op string, id ident.ConversationID, once *event.Once, refusal error) (Exchange, error) {
+	if once != nil {
+		if x, ok, err := s.replay(ctx, id, once); ok || err != nil {
+			return x, fault.Wrap(op, err)
+		}
+	}
+	return Exchange{}, refusal
 }
 
 // replay answers a repeated send with what has become of the first one. ok is false when there was no first one.

@@ -205,19 +205,25 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 
 // settle marks a turn interrupted whose owner is gone. It changes nothing when the turn has ended or its owner lives.
 func (s *Service) settle(ctx context.Context, turn ident.TurnID) error {
-	_, err := s.store.EndTurn(ctx, turn, func(t Turn, m Message) (Ending, event.Change, error) {
+	orphaned := false
+	done, err := s.store.EndTurn(ctx, turn, func(t Turn, m Message) (Ending, event.Change, error) {
+		orphaned = false
 		if t.State.Final() || !s.engine.dead(t.ID, t.Node, t.Lease) {
 			return Ending{Turn: t, Message: m}, event.Change{}, nil
 		}
 		e, ch := ending(ident.System(""), t, m, Interrupted, "owner_gone",
-			"the server that wrote this answer went away; retry or continue it", s.moment())
+			"the server that wrote this answer went away; retry or continue it", s.moment(), s.engine.estimate)
+		orphaned = true
 		return e, ch, nil
 	})
 	if fault.Is(err, fault.NotFound) {
 		return nil // deleted meanwhile
 	}
-	if err == nil {
+	if err == nil && orphaned {
 		s.engine.bus.Publish(ctx, event.Signal{Topic: string(turn), Kind: event.Ended})
+		if s.engine.Observe != nil {
+			s.engine.Observe(done.Turn.Provider, done.Turn, done.Message)
+		}
 	}
 	return err
 }
@@ -260,14 +266,16 @@ func (s *Service) Search(ctx context.Context, actor ident.Actor, in SearchInput)
 
 // ending makes the last state of a turn and the events that tell of it. Text, blocks, usage and the like are the
 // caller's to fill in before.
-func ending(actor ident.Actor, t Turn, m Message, state State, code, detail string, at time.Time) (Ending, event.Change) {
+func ending(actor ident.Actor, t Turn, m Message, state State, code, detail string, at time.Time,
+	tokens func(text string, blocks json.RawMessage) int64,
+) (Ending, event.Change) {
 	t.State, t.ErrorCode, t.ErrorDetail, t.FinishedAt = state, code, detail, &at
 	m.State, m.ErrorCode, m.ErrorDetail, m.UpdatedAt = state, code, detail, at
 	if m.LatencyMS == 0 {
 		m.LatencyMS = at.Sub(t.StartedAt).Milliseconds()
 	}
 	if m.Tokens == 0 {
-		m.Tokens = estimate(m.Content, m.Blocks)
+		m.Tokens = tokens(m.Content, m.Blocks)
 		m.TokensUpTo += m.Tokens
 	}
 	ch := event.NewChange(actor, at)

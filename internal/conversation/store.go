@@ -103,7 +103,8 @@ type Messages interface {
 	// Two round trips on PostgreSQL.
 	Append(ctx context.Context, id ident.ConversationID, w Where,
 		fill func(Spot) (Entry, event.Change, error)) (Conversation, Entry, error)
-	// ListMessages returns a page and the next cursor. fault.NotFound: no such conversation, or no such leaf in it.
+	// ListMessages returns a page and the next cursor; where messages are long a page ends early, with a cursor.
+	// fault.NotFound: no such conversation, or no such leaf in it.
 	// One round trip.
 	ListMessages(ctx context.Context, id ident.ConversationID, q MessageQuery) ([]Message, string, error)
 	// FindMessage returns one message of the conversation.

@@ -33,7 +33,7 @@ func (e *Engine) title(s *Service, conv Conversation, first Message) {
 	go func() {
 		defer e.wg.Done()
 		defer release()
-		ctx, cancel := context.WithTimeout(context.Background(), titleTimeout)
+		ctx, cancel := context.WithTimeout(e.life, titleTimeout)
 		defer cancel()
 		title := e.makeTitle(ctx, conv, first)
 		if title == "" {

@@ -118,9 +118,12 @@ func (s *Server) answerTo(x *exchange, err error) *Problem {
 	if x.r.Context().Err() == nil && errors.Is(context.Cause(x.ctx), errStopping) {
 		err = fault.New(fault.Unavailable, "httpapi", codeStopping, "the server is stopping").With(err)
 	}
-	class := fault.ClassOf(err)
-	if class == fault.Internal || class == fault.Unavailable {
+	switch fault.ClassOf(err) {
+	case fault.Internal:
 		s.log.Error("request failed", "operation", x.op.ID, "request_id", x.requestID, "code", fault.CodeOf(err),
+			"error", err.Error())
+	case fault.Unavailable:
+		s.log.Warn("request not served", "operation", x.op.ID, "request_id", x.requestID, "code", fault.CodeOf(err),
 			"error", err.Error())
 	}
 	return problemFrom(err, x.requestID)

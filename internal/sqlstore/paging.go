@@ -83,7 +83,33 @@ func pageOfAll(ascending bool) string {
 		AND m.conversation_id >= ?1 ORDER BY m.conversation_id DESC, m.n DESC LIMIT ?3`
 }
 
-// ListMessages implements conversation.Store.
+// pageBytes is the text after which a page of messages ends early, always with one message at least: a page of the
+// longest messages would fill the server's memory.
+const pageBytes = 4 << 20
+
+// messagePage collects messages until it is full.
+type messagePage struct {
+	list   []conversation.Message
+	places []int64
+	bytes  int
+	full   bool // a message was left out for want of room
+}
+
+func (p *messagePage) take(s Scanner) error {
+	if p.full {
+		return nil
+	}
+	m, n, err := scanMessage(s)
+	size := len(m.Content) + len(m.Blocks)
+	if p.full = len(p.list) > 0 && p.bytes+size > pageBytes; p.full || err != nil {
+		return err
+	}
+	p.list, p.places, p.bytes = append(p.list, m), append(p.places, n), p.bytes+size
+	return nil
+}
+
+// ListMessages implements conversation.Store. A page may have fewer messages than asked for and still a next cursor:
+// where messages are long, it ends early.
 func (s *TenantStore) ListMessages(ctx context.Context, id ident.ConversationID, q conversation.MessageQuery) (
 	[]conversation.Message, string, error) {
 	from := pageCursor{Kind: "path", Ascending: q.Ascending, Leaf: q.Leaf}
@@ -110,14 +136,15 @@ func (s *TenantStore) ListMessages(ctx context.Context, id ident.ConversationID,
 // listPath reads one page of the path to a leaf.
 func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, from pageCursor, limit int, continued bool) (
 	[]conversation.Message, string, error) {
-	var list []conversation.Message
+	var page messagePage
 	var active, leaf ident.MessageID
 	var depth int64
 	var found *Found
 	err := s.db.Read(ctx, func(b *Batch) {
 		found = b.One([]any{&active, &leaf, &depth}, `SELECT c.leaf_id, m.id, m.depth FROM conversations c
 			LEFT JOIN messages m ON m.conversation_id = c.id AND m.id = `+pathLeaf+` WHERE c.id = ?1`, id, from.Leaf)
-		b.Query(collect(&list), pageOfPath(s.db.Dialect(), from.Ascending), id, from.Leaf, from.At, limit)
+		page = messagePage{}
+		b.Query(page.take, pageOfPath(s.db.Dialect(), from.Ascending), id, from.Leaf, from.At, limit)
 	})
 	switch {
 	case err != nil:
@@ -128,9 +155,10 @@ func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, fro
 		return nil, "", badCursor()
 	case leaf == "" && from.Leaf != "":
 		return nil, "", fault.Missing("sqlstore.ListMessages")
-	case len(list) == 0:
+	case len(page.list) == 0:
 		return nil, "", nil
 	}
+	list := page.list
 	at := list[len(list)-1].Depth
 	if from.Ascending && at >= depth || !from.Ascending && at <= 1 {
 		return list, "", nil
@@ -141,8 +169,7 @@ func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, fro
 // listAll reads one page of all branches.
 func (s *TenantStore) listAll(ctx context.Context, id ident.ConversationID, from pageCursor, limit int) (
 	[]conversation.Message, string, error) {
-	var list []conversation.Message
-	var places []int64
+	var page messagePage
 	var found *Found
 	if !from.Ascending && from.At == 0 {
 		from.At = 1<<63 - 1
@@ -150,19 +177,17 @@ func (s *TenantStore) listAll(ctx context.Context, id ident.ConversationID, from
 	err := s.db.Read(ctx, func(b *Batch) {
 		var n int64
 		found = b.One([]any{&n}, `SELECT n FROM conversations WHERE id = ?`, id)
-		b.Query(func(s Scanner) error {
-			m, n, err := scanMessage(s)
-			list, places = append(list, m), append(places, n)
-			return err
-		}, pageOfAll(from.Ascending), id, from.At, limit+1)
+		page = messagePage{}
+		b.Query(page.take, pageOfAll(from.Ascending), id, from.At, limit+1)
 	})
 	if err == nil && !found.Yes {
 		err = fault.Missing("sqlstore.ListMessages")
 	}
-	if err != nil || len(list) <= limit {
-		return list, "", err
+	if err != nil || len(page.list) <= limit && !page.full {
+		return page.list, "", err
 	}
-	return list[:limit], formatCursor(pageCursor{Kind: "all", Ascending: from.Ascending, At: places[limit-1]}), nil
+	last := min(limit, len(page.list))
+	return page.list[:last], formatCursor(pageCursor{Kind: "all", Ascending: from.Ascending, At: page.places[last-1]}), nil
 }
 
 // pathUp walks from a message to its parents and stops at the first one that does not belong to the answer: how far

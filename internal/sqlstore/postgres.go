@@ -33,6 +33,12 @@ func NewPostgresPool(ctx context.Context, url seal.Secret, maxConns int) (*pgxpo
 	return openPool(ctx, config)
 }
 
+// CheckURL says whether an operator's address could be used, without connecting (code "database_url_invalid").
+func CheckURL(url seal.Secret) error {
+	_, err := poolConfig(url, 0)
+	return err
+}
+
 func poolConfig(url seal.Secret, maxConns int) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(url.Reveal())
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"claude-memory-backend/internal/conversation"
@@ -86,6 +87,34 @@ func messages(t *testing.T, h Harness) {
 			must(t, err)
 			same(t, name, [2]int64{got.Branch, got.Depth}, want)
 			same(t, "tokens of "+name, got.TokensUpTo, want[1])
+		}
+	})
+	t.Run("pages of long messages end early and lose nothing", func(t *testing.T) {
+		r := newRoom(t, h)
+		long := strings.Repeat("x", 1_500_000)
+		for i := range 5 {
+			r.say(active, fmt.Sprint(i, long))
+		}
+		for _, q := range []conversation.MessageQuery{{}, {Ascending: true}, {All: true}, {All: true, Ascending: true}} {
+			q.Limit = 100
+			var seen []string
+			pages := 0
+			for {
+				list, next, err := r.Talk.ListMessages(t.Context(), r.id, q)
+				must(t, err)
+				pages++
+				for _, m := range list {
+					seen = append(seen, m.Content[:1])
+				}
+				if q.Cursor = next; next == "" {
+					break
+				}
+			}
+			if q.Ascending {
+				slices.Reverse(seen)
+			}
+			same(t, "messages", strings.Join(seen, ""), "43210")
+			same(t, "more than one page", pages > 1, true)
 		}
 	})
 	t.Run("a parent elsewhere is not found", func(t *testing.T) {
