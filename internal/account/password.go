@@ -44,7 +44,7 @@ func checkPassword(c *fault.Checks, location, password, email string) {
 // common reports whether a password is one of those that are tried first: a known one, or one character over and over.
 func common(password string) bool {
 	low := strings.ToLower(prepared(password))
-	if strings.Trim(low, low[:1]) == "" {
+	if first, _ := utf8.DecodeRuneInString(low); strings.Trim(low, string(first)) == "" {
 		return true
 	}
 	return slices.Contains(strings.Fields(commonPasswords), low)

@@ -41,6 +41,7 @@ type ScriptedConfig struct {
 //	#error [N] [CODE] fails after N words (5) with the provider code (provider_failed)
 //	#slow             half a second between words; goes with the other rules
 //
+// A request to go on with an unfinished answer gets a sentence that ends it.
 // A prompt with MaxTokens gets an answer cut there, with stop reason "max_tokens".
 type Scripted struct {
 	wordDelay, slowDelay time.Duration
@@ -144,6 +145,9 @@ func scriptFor(p conversation.Prompt) script {
 	if text == "" && ruleRefuse.MatchString(command) {
 		sc.stopReason = "refusal"
 		text = scriptedLabel + " I will not answer this, as the question asked me not to."
+	}
+	if text == "" && question == conversation.GoOn {
+		text = " " + scriptedLabel + " Here the answer goes on, and ends: it was rehearsed, and no model was asked."
 	}
 	if text == "" {
 		text = echo(question, len(p.Messages))

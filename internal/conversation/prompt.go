@@ -10,9 +10,9 @@ import (
 	"unicode/utf8"
 )
 
-// goOn is what an unfinished answer is followed by when it is continued: models accept no unfinished assistant
+// GoOn is what an unfinished answer is followed by when it is continued: models accept no unfinished assistant
 // message as the last one.
-const goOn = "Your answer above was cut off. Go on exactly where it stopped, without repeating anything and without an introduction."
+const GoOn = "Your answer above was cut off. Go on exactly where it stopped, without repeating anything and without an introduction."
 
 // defaultRoom is what the budget leaves for an answer whose size nobody chose.
 const defaultRoom = 8_192
@@ -32,7 +32,7 @@ func (s *Service) prompt(ctx context.Context, j *job) (Prompt, int64, string, er
 	messages, h := render(path, j.system, t.Model)
 	if j.prefix != "" {
 		messages = appendTurn(messages, h, Assistant, []json.RawMessage{textBlock(j.prefix)})
-		messages = appendTurn(messages, h, User, []json.RawMessage{textBlock(goOn)})
+		messages = appendTurn(messages, h, User, []json.RawMessage{textBlock(GoOn)})
 	}
 	mark(messages)
 	return Prompt{

@@ -268,14 +268,14 @@ func (s *Server) listMessages(x *exchange, in *messageList) (*paged[messageView]
 type searchIn struct {
 	Call
 	Q         string    `query:"q" required:"true" maxLength:"1000" doc:"Words, \"phrases\", prefix*, -not; a whole question works too"`
-	Match     string    `query:"match" enum:"auto,all,any" default:"auto" doc:"auto: what has all the words first, then what has any"`
+	Match     string    `query:"match" enum:"auto,all,any" default:"auto" doc:"auto: what has all the words first, then what has any; sorted by newest, what has all, or else what has any"`
 	Sort      string    `query:"sort" enum:"relevance,newest" default:"relevance"`
 	ProjectID string    `query:"project_id" maxLength:"64"`
 	Role      string    `query:"role" enum:"user,assistant,system"`
 	From      time.Time `query:"from" doc:"Not before this time"`
 	To        time.Time `query:"to" doc:"Before this time"`
 	Limit     int       `query:"limit" minimum:"1" maximum:"200" default:"20"`
-	Cursor    string    `query:"cursor" maxLength:"1024" doc:"From next_cursor"`
+	Cursor    string    `query:"cursor" maxLength:"8192" doc:"From next_cursor"`
 }
 
 func (s *Server) search(x *exchange, in *searchIn) (*paged[hitView], error) {

@@ -109,6 +109,8 @@ func on[I, O any, P interface {
 
 // answerTo turns what a handler returned into the problem that is answered.
 func (s *Server) answerTo(x *exchange, err error) *Problem {
+	// Whoever waited long for a model must still hear why there is no answer.
+	setWriteDeadline(x.w, s.now().Add(s.cfg.RequestTime))
 	if p, ok := errors.AsType[*Problem](err); ok {
 		return p
 	}

@@ -60,6 +60,9 @@ func scan(body []byte) ([]string, error) {
 	if !utf8.Valid(body) {
 		return nil, malformed("must be valid UTF-8")
 	}
+	if halfCharacter(body) {
+		return nil, malformed("has half of a surrogate pair, which is no character")
+	}
 	type level struct {
 		keys  map[string]bool // nil for an array
 		atKey bool
@@ -182,4 +185,37 @@ func sortFields(fields []fault.Field) {
 		}
 		return strings.Compare(a.Message, b.Message)
 	})
+}
+
+// halfCharacter reports whether JSON text has an escape for half of a surrogate pair. Decoders put a replacement in its
+// place without a word, so what is stored would not be what was sent.
+func halfCharacter(body []byte) bool {
+	unit := func(i int) (uint64, bool) {
+		if i+6 > len(body) || body[i] != '\\' || body[i+1] != 'u' {
+			return 0, false
+		}
+		v, err := strconv.ParseUint(string(body[i+2:i+6]), 16, 16)
+		return v, err == nil
+	}
+	for i := 0; i < len(body); i++ {
+		if body[i] != '\\' {
+			continue
+		}
+		v, ok := unit(i)
+		switch {
+		case !ok:
+			i++ // another escape; its second character may be a backslash
+		case v >= 0xD800 && v < 0xDC00:
+			low, ok := unit(i + 6)
+			if !ok || low < 0xDC00 || low > 0xDFFF {
+				return true
+			}
+			i += 11
+		case v >= 0xDC00 && v <= 0xDFFF:
+			return true
+		default:
+			i += 5
+		}
+	}
+	return false
 }

@@ -107,7 +107,8 @@ func (s *TenantStore) EndTurn(ctx context.Context, id ident.TurnID,
 				indexMessage(b, tx.Dialect(), before.Message.ID, e.Message.Content)
 			}
 			at := ident.Micros(ch.At)
-			b.Exec(`UPDATE conversations SET updated_at = ?, last_message_at = ? WHERE id = ?`, at, at,
+			b.Exec(`UPDATE conversations SET updated_at = CASE WHEN updated_at > ? THEN updated_at ELSE ? END,
+				last_message_at = CASE WHEN last_message_at > ? THEN last_message_at ELSE ? END WHERE id = ?`, at, at, at, at,
 				before.Turn.Conversation)
 			appendChange(b, ch, head)
 		})

@@ -2,7 +2,10 @@ package workspace
 
 import (
 	"context"
+	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -14,6 +17,9 @@ const (
 	idleEvery = 30 * time.Second
 	onceEvery = time.Hour // expired idempotency records of open tenants; others are cleaned when next opened
 	dueBatch  = 100
+
+	lookTime    = 10 * time.Second // for one tenant
+	looksAtOnce = 8
 )
 
 // Recover deals with what a stopped server left behind, before this one says that it is ready: with Sole, every turn
@@ -29,16 +35,14 @@ func (p *Pool) Recover(ctx context.Context) error {
 		if err != nil {
 			return fault.Wrap("workspace.Recover", err)
 		}
-		fresh := false
-		for _, id := range ids {
-			if !seen[id] {
-				seen[id], fresh = true, true
-				p.lookAt(ctx, id, horizon)
-			}
-		}
-		if !fresh {
+		fresh := slices.DeleteFunc(ids, func(id ident.TenantID) bool { return seen[id] })
+		if len(fresh) == 0 {
 			return nil
 		}
+		for _, id := range fresh {
+			seen[id] = true
+		}
+		p.lookAtAll(ctx, fresh, horizon)
 	}
 }
 
@@ -69,17 +73,29 @@ func (p *Pool) lookAtDue(ctx context.Context) {
 		p.Log.Warn("hints not read", "code", fault.CodeOf(err))
 		return
 	}
+	p.lookAtAll(ctx, ids, now)
+}
+
+// lookAtAll looks at several tenants at once, so that one whose database does not answer holds up few others.
+func (p *Pool) lookAtAll(ctx context.Context, ids []ident.TenantID, now time.Time) {
+	var group errgroup.Group
+	group.SetLimit(looksAtOnce)
 	for _, id := range ids {
-		p.lookAt(ctx, id, now)
+		group.Go(func() error {
+			p.lookAt(ctx, id, now)
+			return nil
+		})
 	}
+	_ = group.Wait() // lookAt says itself what goes wrong
 }
 
 // lookAt does what is due in one tenant. The hint goes first, then the look: whatever is added meanwhile leaves a hint
 // of its own.
 func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	// Hints are written with the caller's context: they must be, above all when the tenant took all its time.
+	look, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	ws, err := p.Acquire(ctx, ident.System(""), id)
+	ws, err := p.Acquire(look, ident.System(""), id)
 	if err != nil {
 		next := p.Now().Add(2 * pause)
 		if fault.Is(err, fault.NotFound) {
@@ -91,11 +107,10 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 		return
 	}
 	defer ws.Release()
-	ws.entry.forgetHint()
-	err = p.Hints.Settle(ctx, id, now, time.Time{})
+	err = ws.entry.settle(ctx, now)
 	var next time.Time
 	if err == nil {
-		next, err = ws.Conversations.Sweep(ctx)
+		next, err = ws.Conversations.Sweep(look)
 	}
 	if err != nil {
 		p.Log.Warn("tenant not looked after", "code", fault.CodeOf(err), "tenant", id)

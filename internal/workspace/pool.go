@@ -308,7 +308,8 @@ func (e *entry) Retain() (release func()) {
 func (e *entry) Hint(ctx context.Context, due time.Time) error {
 	e.hintMu.Lock()
 	defer e.hintMu.Unlock()
-	if !e.hinted.IsZero() && !due.Before(e.hinted) {
+	// One whose time has come may have been settled by another node.
+	if e.hinted.After(e.pool.Now()) && !due.Before(e.hinted) {
 		return nil
 	}
 	if err := e.pool.Hints.Hint(ctx, e.id, due); err != nil {
@@ -318,10 +319,13 @@ func (e *entry) Hint(ctx context.Context, due time.Time) error {
 	return nil
 }
 
-func (e *entry) forgetHint() {
+// settle takes the hint away that had come by now. No other hint is noted meanwhile: what this process believes to be
+// stored must be stored.
+func (e *entry) settle(ctx context.Context, now time.Time) error {
 	e.hintMu.Lock()
 	defer e.hintMu.Unlock()
 	e.hinted = time.Time{}
+	return e.pool.Hints.Settle(ctx, e.id, now, time.Time{})
 }
 
 // Stats says how full the pool is.
