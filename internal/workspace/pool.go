@@ -250,8 +250,9 @@ func (p *Pool) release(e *entry) {
 
 // open does the opening of an entry, outside the pool's lock and whether or not the first caller waits for it.
 func (p *Pool) open(ctx context.Context, e *entry) {
-	defer p.release(e)
+	// The opening's own lease goes first: whoever sees the entry ready counts the callers' leases only.
 	defer close(e.ready)
+	defer p.release(e)
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	t, err := p.Directory.FindTenant(ctx, e.id)
