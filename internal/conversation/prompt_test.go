@@ -125,3 +125,23 @@ func TestTitles(t *testing.T) {
 		}
 	}
 }
+
+func TestWeights(t *testing.T) {
+	picture := json.RawMessage(`[{"type":"image","source":{"type":"base64","data":"` + strings.Repeat("A", 600_000) + `"}}]`)
+	e := NewEngine(Config{Weigh: func(blocks []json.RawMessage) int { return 1_600 * len(blocks) }})
+	if got := e.estimate("", picture); got > 2_000 {
+		t.Errorf("a picture weighs %d tokens, as if it were text", got)
+	}
+	if got := e.estimate("four words of text", nil); got < 4 || got > 20 {
+		t.Errorf("a line weighs %d tokens", got)
+	}
+	t.Run("messages whose sums are too low still fit the budget", func(t *testing.T) {
+		path := []Message{{Content: "old", Tokens: 800}, {Content: "answer", Tokens: 300}, {Content: "new", Tokens: 50}}
+		if got := within(path, 400); len(got) != 2 || got[0].Content != "answer" {
+			t.Errorf("%d messages kept", len(got))
+		}
+		if got := within([]Message{{Content: "long", Tokens: 9_000}}, 400); len(got) != 1 {
+			t.Error("the newest message was dropped")
+		}
+	})
+}

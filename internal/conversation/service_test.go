@@ -486,3 +486,58 @@ func TestFollowerSeesNoTurnBeforeItIsStored(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// counting counts how often a turn is read.
+type counting struct {
+	*sqlstore.TenantStore
+	mu    sync.Mutex
+	reads int
+}
+
+func (c *counting) FindTurn(ctx context.Context, id ident.ConversationID, t ident.TurnID) (conversation.Turn, conversation.Message, conversation.Message, error) {
+	c.mu.Lock()
+	c.reads++
+	c.mu.Unlock()
+	return c.TenantStore.FindTurn(ctx, id, t)
+}
+
+func TestWaitingForTheEndReadsLittle(t *testing.T) {
+	p := newPuppet()
+	b := open(t, p)
+	store := &counting{TenantStore: b.store}
+	b.s = conversation.New(store, b.engine, b.keys, b.actor.Account, b.part)
+	x := b.send(b.conversation().ID, "Go")
+	done := make(chan conversation.Exchange, 1)
+	go func() { done <- b.await(x) }()
+	for range 300 {
+		p.say <- "piece "
+	}
+	close(p.say)
+	<-done
+	if store.reads > 20 {
+		t.Errorf("the turn was read %d times for 300 pieces", store.reads)
+	}
+}
+
+func TestDeletingBesideStartingTurns(t *testing.T) {
+	b := open(t, echo{})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 10 {
+				c, err := b.s.Create(t.Context(), b.actor, conversation.CreateInput{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := b.s.Send(t.Context(), b.actor, c.ID, conversation.SendInput{Text: "hi", Reply: true}); err != nil {
+					t.Error(err)
+				}
+				if err := b.s.Delete(t.Context(), b.actor, c.ID, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -291,3 +291,38 @@ func TestOrphanedTurnsAreMarked(t *testing.T) {
 	}
 	ws.Release()
 }
+
+func TestNoHintIsLost(t *testing.T) {
+	now := time.Now()
+	h := newHouse(t, func(c *Config) { c.Now = func() time.Time { return now } })
+	me := h.newTenant()
+	ws := h.acquire(me)
+	defer ws.Release()
+	e := ws.entry
+	must := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(e.Hint(t.Context(), now.Add(8*time.Second)))
+	must(e.Hint(t.Context(), now.Add(9*time.Second)))
+	if h.town.written != 1 {
+		t.Errorf("%d hints written where one says it", h.town.written)
+	}
+	now = now.Add(10 * time.Second)
+	t.Run("what is noted after the hint was settled is stored", func(t *testing.T) {
+		must(e.settle(t.Context(), now))
+		must(e.Hint(t.Context(), now.Add(8*time.Second)))
+		if due := h.town.hints[me.ID]; !due.Equal(now.Add(8 * time.Second)) {
+			t.Errorf("stored: %v", due)
+		}
+	})
+	t.Run("so is what is noted after another server settled it", func(t *testing.T) {
+		now = now.Add(10 * time.Second)
+		must(h.town.Settle(t.Context(), me.ID, now, time.Time{}))
+		must(e.Hint(t.Context(), now.Add(8*time.Second)))
+		if len(h.town.hints) != 1 {
+			t.Error("nothing is stored")
+		}
+	})
+}
