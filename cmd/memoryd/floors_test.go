@@ -38,6 +38,8 @@ var rooms = map[string]room{
 	"internal/event":  {floor: 1, note: "the log and the bus"},
 	"internal/tenant": {floor: 1, note: "where a tenant's database lives"},
 
+	"internal/job": {floor: 1.5, note: "long work: state, progress, report, cancel"},
+
 	"internal/account":      {floor: 2, note: "accounts, passwords, sessions and their tokens"},
 	"internal/audit":        {floor: 2, note: "the trail, derived from events"},
 	"internal/project":      {floor: 2, note: "rules of projects"},
