@@ -260,7 +260,7 @@ func (h *PostgresHost) Open(id ident.DatabaseID) *DB {
 	name, err := tenantName(id)
 	db := openPostgres(h.runtime, PostgresOptions{Role: name, Schema: name}, &h.texts)
 	if err != nil {
-		db.engine.(*postgresEngine).bad = err
+		db.on.Load().engine.(*postgresEngine).bad = err
 	}
 	return db
 }
