@@ -57,6 +57,7 @@ var rooms = map[string]room{
 	"internal/claude/n8nfake":       {floor: 7, tests: true, note: "plays n8n: an HTTP server for tests"},
 	"internal/claude/n8nsuite":      {floor: 7, tests: true, note: "the workflows on a real n8n; only with the tag n8n"},
 	"internal/pgtest":               {floor: 4, tests: true, note: "real PostgreSQL for tests; speaks to the driver itself"},
+	"internal/pgtest/toxic":         {floor: 4, tests: true, note: "bad networks before a server, for tests"},
 	"internal/pgtest/with-postgres": {floor: 8, tests: true, note: "the command that lends one cluster to all tests"},
 	"bench/lab":                     {floor: 8, tests: true, note: "runs the real server from outside, for experiments and the crash harness"},
 	"bench":                         {floor: 9, tests: true, note: "the command that measures"},
