@@ -260,7 +260,7 @@ func (h *PostgresHost) Open(tenant ident.TenantID) *DB {
 	name, err := tenantName(tenant)
 	db := openPostgres(h.runtime, PostgresOptions{Role: name, Schema: name}, &h.texts)
 	if err != nil {
-		db.engine.(*postgresEngine).bad = err
+		db.on.Load().engine.(*postgresEngine).bad = err
 	}
 	return db
 }

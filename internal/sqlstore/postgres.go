@@ -115,7 +115,7 @@ func openPostgres(pool *pgxpool.Pool, o PostgresOptions, t *texts) *DB {
 			e.preamble = append(e.preamble, p.set+quoted(p.name)+p.tail)
 		}
 	}
-	return &DB{dialect: Postgres, engine: e}
+	return newDB(Postgres, e)
 }
 
 // identifier is what we name roles and schemas with.

@@ -71,7 +71,7 @@ func OpenSQLite(ctx context.Context, o SQLiteOptions) (*DB, error) {
 		return nil, fault.Wrap(op, err)
 	}
 	e.write = c
-	return &DB{dialect: SQLite, engine: e}, nil
+	return newDB(SQLite, e), nil
 }
 
 // syncLevels are the values of PRAGMA synchronous that an operator may choose.
