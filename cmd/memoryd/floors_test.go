@@ -113,11 +113,11 @@ var fences = []fence{
 		why:    "doors stand on floor 7 and above",
 	},
 	{
-		name:   "test helpers",
+		name: "test helpers",
 		usesOf: imports("testing", "net/http/httptest", "github.com/google/go-cmp", "pgregory.net/rapid", "go.uber.org/goleak", "github.com/getkin/kin-openapi",
 			"github.com/johannesboyne/gofakes3"),
-		in:     func(_ string, r room) bool { return r.tests },
-		why:    "what ships does not carry them",
+		in:  func(_ string, r room) bool { return r.tests },
+		why: "what ships does not carry them",
 	},
 	{
 		name:   "init",
