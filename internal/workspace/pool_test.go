@@ -77,7 +77,7 @@ func (d *town) Settle(_ context.Context, id ident.TenantID, now, next time.Time)
 }
 
 type house struct {
-	t     *testing.T
+	t     testing.TB
 	town  *town
 	pool  *Pool
 	place *Placements
@@ -85,7 +85,7 @@ type house struct {
 	slow  *claude.Scripted
 }
 
-func newHouse(t *testing.T, adjust ...func(*Config)) *house {
+func newHouse(t testing.TB, adjust ...func(*Config)) *house {
 	t.Helper()
 	keys, err := seal.NewKeyring("an entirely unguessable phrase, 0123456789")
 	if err != nil {
@@ -193,6 +193,75 @@ func TestAcquire(t *testing.T) {
 		go func() { got <- h.acquire(b) }()
 		first.Release()
 		(<-got).Release()
+	})
+	t.Run("everybody who waits for room gets it", func(t *testing.T) {
+		h := newHouse(t, func(c *Config) { c.MaxOpen = 1 })
+		first := h.acquire(h.newTenant())
+		var wg sync.WaitGroup
+		for range 4 {
+			me := h.newTenant()
+			wg.Go(func() {
+				ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: me.Account}, me.ID)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				ws.Release()
+			})
+		}
+		first.Release()
+		wg.Wait()
+	})
+	t.Run("databases that close slowly cost no descriptors without bound", func(t *testing.T) {
+		h := newHouse(t, func(c *Config) { c.MaxOpen = 1 })
+		free := make(chan struct{})
+		var busy sync.WaitGroup
+		for range 2 {
+			me := h.newTenant()
+			actor := ident.Actor{Account: me.Account}
+			ws, editing := h.acquire(me), make(chan struct{})
+			c, err := ws.Conversations.Create(t.Context(), actor, conversation.CreateInput{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Somebody still works in it, so it cannot be closed at once.
+			busy.Go(func() {
+				if _, err := ws.Conversations.Edit(t.Context(), actor, c.ID, nil, func(*conversation.Details) error {
+					close(editing)
+					<-free
+					return nil
+				}); err != nil {
+					t.Error(err)
+				}
+			})
+			<-editing
+			ws.Release()
+		}
+		h.acquire(h.newTenant()).Release()
+		last := h.newTenant()
+		var got sync.WaitGroup
+		got.Go(func() { h.acquire(last).Release() })
+		for waits := false; !waits; {
+			h.pool.mu.Lock()
+			waits = h.pool.waiting
+			h.pool.mu.Unlock()
+		}
+		if got := h.pool.Stats(); got.Open+got.Closing > 3 {
+			t.Errorf("%+v", got)
+		}
+		close(free)
+		got.Wait()
+		busy.Wait()
+	})
+	t.Run("who met an open database has not waited", func(t *testing.T) {
+		h := newHouse(t)
+		me := h.newTenant()
+		cold, warm := h.acquire(me), h.acquire(me)
+		defer cold.Release()
+		defer warm.Release()
+		if cold.Waited == 0 || warm.Waited != 0 {
+			t.Errorf("waited %v, then %v", cold.Waited, warm.Waited)
+		}
 	})
 	t.Run("a broken tenant is unavailable alone, and quickly", func(t *testing.T) {
 		h := newHouse(t)
