@@ -20,7 +20,7 @@ type Placements struct {
 	synchronous string
 	keys        *seal.Keyring
 	template    *sqlstore.Template
-	hosts       map[string]*sqlstore.PostgresHost
+	hosts       map[string]*sqlstore.LazyHost
 }
 
 // PlacementsConfig says what places there are. With Hosts, new tenants go to the emptiest of them; without, they get
@@ -29,7 +29,7 @@ type PlacementsConfig struct {
 	Root        string // folder of the tenants' files
 	Synchronous string // SQLite's durability; empty: FULL
 	Keys        *seal.Keyring
-	Hosts       map[string]*sqlstore.PostgresHost // by name, see tenant.Placement.Host
+	Hosts       map[string]*sqlstore.LazyHost // by name, see tenant.Placement.Host
 }
 
 // NewPlacements prepares the template that new files are copied from.
@@ -70,7 +70,7 @@ func (p *Placements) Discard(ctx context.Context, id ident.TenantID, at tenant.P
 	if at.Kind == tenant.SQLite {
 		return fault.Wrap(op, sqlstore.Destroy(p.path(id)))
 	}
-	host, err := p.host(at)
+	host, err := p.host(ctx, at)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
@@ -91,7 +91,7 @@ func (p *Placements) open(ctx context.Context, t tenant.Tenant) (*sqlstore.DB, e
 			return nil, err
 		}
 	default:
-		host, err := p.host(t.Placement)
+		host, err := p.host(ctx, t.Placement)
 		if err != nil {
 			return nil, err
 		}
@@ -104,20 +104,25 @@ func (p *Placements) open(ctx context.Context, t tenant.Tenant) (*sqlstore.DB, e
 	return db, nil
 }
 
-func (p *Placements) host(at tenant.Placement) (*sqlstore.PostgresHost, error) {
+func (p *Placements) host(ctx context.Context, at tenant.Placement) (*sqlstore.PostgresHost, error) {
 	if h := p.hosts[at.Host]; h != nil {
-		return h, nil
+		return h.Host(ctx)
 	}
 	return nil, fault.New(fault.Unavailable, "workspace.Placements", "tenant_host_unknown",
 		"the database server of this account is not configured: its address is missing from TENANT_DATABASE_URLS")
 }
 
+// emptiest is the server with the fewest tenants. Those that cannot be asked get none.
 func (p *Placements) emptiest(ctx context.Context) (name string, host *sqlstore.PostgresHost, err error) {
 	least := -1
-	for n, h := range p.hosts {
-		count, cerr := h.Count(ctx)
-		if cerr != nil {
-			err = cerr
+	for n, lazy := range p.hosts {
+		count := 0
+		h, herr := lazy.Host(ctx)
+		if herr == nil {
+			count, herr = h.Count(ctx)
+		}
+		if herr != nil {
+			err = herr
 			continue
 		}
 		if least < 0 || count < least {
