@@ -38,7 +38,7 @@ type PlacementsConfig struct {
 	Synchronous string // SQLite's durability; empty: FULL
 	Keys        *seal.Keyring
 	Hosts       map[string]*sqlstore.LazyHost // by name, see tenant.Placement.Host
-	Externals   Externals                         // nil: users cannot bring their own
+	Externals   Externals                     // nil: users cannot bring their own
 }
 
 // NewPlacements prepares the template that new files are copied from.
