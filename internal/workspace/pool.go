@@ -48,8 +48,8 @@ type Pool struct {
 	waiting bool          // somebody waits for room
 	leaving int           // databases that are being closed
 	closed  bool
-	told    event.Seq // how far the master's log was followed
-	heard   time.Time // when that was last done
+	told    event.Seq      // how far the master's log was followed
+	heard   time.Time      // when that was last done
 	closing sync.WaitGroup // as many as leaving, for Close
 }
 
