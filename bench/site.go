@@ -133,7 +133,7 @@ func (s *site) tenant(ctx context.Context, p person) (db *sqlstore.DB, shut func
 			if err != nil {
 				return nil, nil, err
 			}
-			return host.Open(t.ID), host.Close, nil
+			return host.Open(t.Placement.Database), host.Close, nil
 		}
 		db, err := fleet.OpenTenant(ctx, s.dir, t.ID)
 		if err != nil {
