@@ -1,6 +1,7 @@
 package workspace
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"strings"
@@ -205,7 +206,8 @@ func (p *Pool) await(ctx context.Context, e *entry) {
 	})
 }
 
-// Refresh looks a tenant up again and acts on what changed: its state at once, and where it lives by opening it there.
+// Refresh looks a tenant up again and acts on what changed: its state at once, and where it lives, or how it is entered,
+// by opening it anew.
 func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 	p.mu.Lock()
 	e := p.entries[id]
@@ -222,16 +224,21 @@ func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 	if err != nil {
 		return err
 	}
-	if t.Placement.Database == p.tenantOf(e).Placement.Database {
+	if sameDoor(t.Placement, p.tenantOf(e).Placement) {
 		p.become(e, t)
 		return nil
 	}
 	return e.db.Switch(ctx, func() (*sqlstore.DB, error) { return p.relocated(ctx, e, t) })
 }
 
+// sameDoor reports whether two placements are one database, entered in the same way.
+func sameDoor(a, b tenant.Placement) bool {
+	return a.Database == b.Database && a.Address == b.Address && bytes.Equal(a.SealedPassword, b.SealedPassword)
+}
+
 // relocated opens a tenant where it lives now, inside a switch; nil when it lives where it did.
 func (p *Pool) relocated(ctx context.Context, e *entry, t tenant.Tenant) (*sqlstore.DB, error) {
-	if t.Placement.Database == p.tenantOf(e).Placement.Database {
+	if sameDoor(t.Placement, p.tenantOf(e).Placement) {
 		p.become(e, t)
 		return nil, nil
 	}
