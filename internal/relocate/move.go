@@ -239,10 +239,6 @@ func (m *mover) copyAll(ctx context.Context) error {
 		m.total += n
 	}
 	m.progress(0)
-	// What the new database holds by itself, as its log's head, gives way to what is copied.
-	if err := sqlstore.Clear(ctx, m.to); err != nil {
-		return err
-	}
 	for _, t := range tables {
 		for after := []any(nil); ; {
 			if err := context.Cause(ctx); err != nil {

@@ -40,6 +40,14 @@ const (
 // Database is the open database of the leased tenant, for what works on the whole of it (package relocate).
 func (w *Workspace) Database() *sqlstore.DB { return w.entry.db }
 
+// Empty removes everything that the tenant holds, and notes that in its own log and trail.
+func (w *Workspace) Empty(ctx context.Context, ch event.Change) error {
+	if err := sqlstore.Empty(ctx, w.entry.db.Direct()); err != nil {
+		return fault.Wrap("workspace.Empty", err)
+	}
+	return fault.Wrap("workspace.Empty", w.entry.store.Note(ctx, ch))
+}
+
 // openDatabase opens the database of a tenant as far as its state and its schema allow.
 func (p *Pool) openDatabase(ctx context.Context, t *tenant.Tenant) (*sqlstore.DB, error) {
 	db, seen, err := p.Placements.openMigrated(ctx, *t)
