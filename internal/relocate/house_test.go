@@ -36,7 +36,7 @@ type house struct {
 	dir       string
 	store     *sqlstore.MasterStore
 	keys      *seal.Keyring
-	hosts     map[string]*sqlstore.PostgresHost
+	hosts     map[string]*sqlstore.LazyHost
 	externals *sqlstore.Externals
 	places    *workspace.Placements
 	own       tenant.Address // of the user's PostgreSQL
@@ -56,7 +56,7 @@ type node struct {
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
-	h := &house{t: t, dir: t.TempDir(), hosts: map[string]*sqlstore.PostgresHost{}}
+	h := &house{t: t, dir: t.TempDir(), hosts: map[string]*sqlstore.LazyHost{}}
 	ctx := t.Context()
 	var err error
 	if h.keys, err = seal.NewKeyring("an entirely unguessable phrase, 0123456789"); err != nil {
@@ -72,7 +72,7 @@ func newHouse(t *testing.T) *house {
 	}
 	h.store = sqlstore.NewMasterStore(master, nil)
 	for _, name := range []string{"one", "two"} {
-		host, err := sqlstore.OpenPostgresHost(ctx, seal.Secret(pgtest.URL(t)), sqlstore.PostgresHostOptions{MaxConns: 12,
+		host, err := sqlstore.NewLazyHost(seal.Secret(pgtest.URL(t)), sqlstore.PostgresHostOptions{MaxConns: 12,
 			RuntimePassword: seal.Secret(ident.New[ident.SessionID]())})
 		if err != nil {
 			t.Fatal(err)
@@ -108,7 +108,12 @@ func addressOf(t *testing.T, raw string) (tenant.Address, seal.Secret) {
 }
 
 // start begins a process on the installation.
-func (h *house) start(name string, sole bool) *node {
+func (h *house) start(name string, sole bool) *node { return h.begin(name, sole, true) }
+
+// startIdle begins one that runs no jobs.
+func (h *house) startIdle(name string, sole bool) *node { return h.begin(name, sole, false) }
+
+func (h *house) begin(name string, sole, jobs bool) *node {
 	bus := event.NewLocalBus()
 	n := &node{name: name}
 	n.engine = conversation.NewEngine(conversation.Config{Node: name, Sole: sole, Bus: bus,
@@ -121,7 +126,9 @@ func (h *house) start(name string, sole bool) *node {
 	n.svc.Wake = n.runner.Wake
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { _ = n.runner.Run(ctx) })
+	if jobs {
+		running.Go(func() { _ = n.runner.Run(ctx) })
+	}
 	running.Go(func() { _ = n.pool.Run(ctx) })
 	n.end = sync.OnceFunc(func() {
 		cancel()

@@ -18,6 +18,7 @@ import (
 	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
 )
 
 // TestMoveUnderLoad moves a tenant in every direction while several writers go on, and finds whatever they were told is
@@ -83,6 +84,7 @@ func (h *house) otherHost(ten tenant.Tenant, to ident.DatabaseID) {
 // writers write to one tenant and remember what they were told.
 type writers struct {
 	h       *house
+	pool    *workspace.Pool
 	actor   ident.Actor
 	tenant  ident.TenantID
 	convs   []ident.ConversationID
@@ -98,7 +100,7 @@ type writers struct {
 // fill gives a tenant some content.
 func (h *house) fill(actor ident.Actor, id ident.TenantID, messages int) *writers {
 	h.t.Helper()
-	w := &writers{h: h, actor: actor, tenant: id, quit: make(chan struct{}), acked: map[ident.MessageID]string{},
+	w := &writers{h: h, pool: h.pool, actor: actor, tenant: id, quit: make(chan struct{}), acked: map[ident.MessageID]string{},
 		turns: map[ident.TurnID]ident.ConversationID{}}
 	ws := h.acquire(actor, id)
 	defer ws.Release()
@@ -123,7 +125,7 @@ func (h *house) fill(actor ident.Actor, id ident.TenantID, messages int) *writer
 
 // say sends one message; with ask the scripted model answers it.
 func (w *writers) say(ctx context.Context, n int, ask bool) error {
-	ws, err := w.h.pool.Acquire(ctx, w.actor, w.tenant)
+	ws, err := w.pool.Acquire(ctx, w.actor, w.tenant)
 	if err != nil {
 		return err
 	}
