@@ -294,7 +294,7 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	t, err := p.Directory.FindTenant(ctx, e.id)
 	if err == nil {
 		e.tenant = t
-		e.db, err = p.Placements.open(ctx, t)
+		e.db, err = p.Placements.openMigrated(ctx, t)
 	}
 	if err == nil {
 		e.store = sqlstore.NewTenantStore(e.db, func(seq event.Seq) {

@@ -266,7 +266,7 @@ func TestAcquire(t *testing.T) {
 	t.Run("a broken tenant is unavailable alone, and quickly", func(t *testing.T) {
 		h := newHouse(t)
 		bad, good := h.newTenant(), h.newTenant()
-		if err := os.WriteFile(h.place.path(bad.ID), []byte("rubbish"), 0o600); err != nil {
+		if err := os.WriteFile(h.place.path(bad.Placement.Database), []byte("rubbish"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		for range 3 {
@@ -306,7 +306,7 @@ func TestAcquire(t *testing.T) {
 func TestFilesAreSealed(t *testing.T) {
 	h := newHouse(t)
 	me := h.newTenant()
-	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.ID)}); err == nil {
+	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.Placement.Database)}); err == nil {
 		t.Error("a tenant's file opens without its key")
 	}
 	other := h.newTenant()
@@ -314,13 +314,13 @@ func TestFilesAreSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.ID), Key: &key}); err == nil {
+	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.Placement.Database), Key: &key}); err == nil {
 		t.Error("a tenant's file opens with another's key")
 	}
 	if _, err := h.keys.UnwrapKey(string(me.ID), other.Placement.WrappedKey); err == nil {
 		t.Error("a wrapped key is good for another tenant")
 	}
-	if dir := filepath.Dir(h.place.path(me.ID)); filepath.Dir(filepath.Dir(dir)) != h.place.root {
+	if dir := filepath.Dir(h.place.path(me.Placement.Database)); filepath.Dir(filepath.Dir(dir)) != h.place.root {
 		t.Errorf("not in hashed folders: %s", dir)
 	}
 }
@@ -349,7 +349,7 @@ func TestOrphanedTurnsAreMarked(t *testing.T) {
 	if len(h.town.hints) != 0 {
 		t.Errorf("hints left: %v", h.town.hints)
 	}
-	db, err := h.place.open(t.Context(), me)
+	db, err := h.place.Open(t.Context(), me.Placement)
 	if err != nil {
 		t.Fatal(err)
 	}
