@@ -16,17 +16,14 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
 )
 
-// Source is an installation as a backup reads it. Others may work on it at the same time.
-type Source interface {
-	// Master is the master database.
-	Master() *sqlstore.DB
-	// Open opens a tenant's database as it is, without migrating it, and says where it lies. The caller closes it.
-	// fault.NotFound: there is no such tenant (any more).
-	Open(ctx context.Context, id ident.TenantID) (*sqlstore.DB, tenant.Kind, error)
-	// Erasures lists the tenants that were erased, which no backup may hold.
-	Erasures(ctx context.Context) ([]Erasure, error)
+// Installation is what is backed up, and what is restored into. Others may work on it at the same time.
+type Installation struct {
+	Master *sqlstore.DB
+	Store  *sqlstore.MasterStore // over Master
+	Places *workspace.Placements
 }
 
 // Manifest is what one snapshot holds.
@@ -128,7 +125,7 @@ func (r *Report) Failed() (n int) {
 //
 // A tenant that cannot be read is reported, and the copy that the snapshot before had of it goes on in this one. Only a
 // failure of the master database or of the repository itself ends the run.
-func (r *Repository) Backup(ctx context.Context, src Source, o BackupOptions) (_ *Report, err error) {
+func (r *Repository) Backup(ctx context.Context, in Installation, o BackupOptions) (_ *Report, err error) {
 	const op = "relocate.Backup"
 	if o.Parallel <= 0 {
 		o.Parallel = 4
@@ -146,7 +143,7 @@ func (r *Repository) Backup(ctx context.Context, src Source, o BackupOptions) (_
 		}
 		err = fault.Wrap(op, errors.Join(err, marker.withdraw(ctx)))
 	}()
-	b := &backup{r: r, src: src, BackupOptions: o, report: &Report{}}
+	b := &backup{r: r, in: in, BackupOptions: o, report: &Report{}}
 	b.manifest = &Manifest{Format: repositoryFormat, Version: o.Version, Started: r.now().UTC()}
 	b.manifest.ID = snapshotID(b.manifest.Started)
 	b.report.Manifest = b.manifest
@@ -166,7 +163,7 @@ func (r *Repository) Backup(ctx context.Context, src Source, o BackupOptions) (_
 type backup struct {
 	BackupOptions
 	r        *Repository
-	src      Source
+	in       Installation
 	manifest *Manifest
 	report   *Report
 	own      *ownerKey // of manifests
@@ -204,9 +201,16 @@ func (b *backup) run(ctx context.Context) (err error) {
 // applyErasures carries the installation's ledger over, and deletes the keys that are left of anyone in the
 // repository's.
 func (b *backup) applyErasures(ctx context.Context) error {
-	list, err := b.src.Erasures(ctx)
-	if err != nil {
-		return err
+	var list []tenant.Erasure
+	for after := ident.TenantID(""); ; {
+		page, err := b.in.Store.Erasures(ctx, after, 500)
+		if err != nil {
+			return err
+		}
+		if len(page) == 0 {
+			break
+		}
+		list, after = append(list, page...), page[len(page)-1].Tenant
 	}
 	known, err := b.r.Erasures(ctx)
 	if err != nil {
@@ -252,7 +256,7 @@ func (b *backup) findBefore(ctx context.Context) error {
 // readMaster copies the master database and returns the tenants that it knows.
 func (b *backup) readMaster(ctx context.Context) (tenants []ident.TenantID, err error) {
 	b.Progress(0, 0, "databases")
-	d, size, err := b.copy(ctx, ownerMaster, b.src.Master(), func(s *sqlstore.Snapshot) (err error) {
+	d, size, err := b.copy(ctx, ownerMaster, b.in.Master, func(s *sqlstore.Snapshot) (err error) {
 		tenants, err = s.TenantIDs(ctx)
 		return err
 	})
@@ -300,14 +304,9 @@ func (b *backup) readTenants(ctx context.Context, tenants []ident.TenantID) erro
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	order := func(a, b string) int {
-		if a == ownerMaster || b == ownerMaster {
-			return strings.Compare(b, a) // the master database comes first, and there is one
-		}
-		return strings.Compare(a, b)
-	}
-	slices.SortFunc(b.manifest.Databases, func(x, y Database) int { return order(x.Owner, y.Owner) })
-	slices.SortFunc(b.report.Reports, func(x, y DatabaseReport) int { return order(x.Owner, y.Owner) })
+	// "master" comes before any "ten_…".
+	slices.SortFunc(b.manifest.Databases, func(x, y Database) int { return strings.Compare(x.Owner, y.Owner) })
+	slices.SortFunc(b.report.Reports, func(x, y DatabaseReport) int { return strings.Compare(x.Owner, y.Owner) })
 	return nil
 }
 
@@ -322,7 +321,11 @@ func (b *backup) fatal(ctx context.Context, err error) bool {
 }
 
 func (b *backup) readTenant(ctx context.Context, id ident.TenantID) (*Database, Size, error) {
-	db, kind, err := b.src.Open(ctx, id)
+	t, err := b.in.Store.FindTenant(ctx, id)
+	if err != nil {
+		return nil, Size{}, err
+	}
+	db, err := b.in.Places.Open(ctx, t.Placement)
 	if err != nil {
 		return nil, Size{}, err
 	}
@@ -330,7 +333,7 @@ func (b *backup) readTenant(ctx context.Context, id ident.TenantID) (*Database, 
 	if err := errors.Join(err, db.Close()); err != nil {
 		return nil, Size{}, err
 	}
-	d.Kind = kind
+	d.Kind = t.Placement.Kind
 	return d, size, nil
 }
 
@@ -388,6 +391,9 @@ func (b *backup) copy(ctx context.Context, owner string, db *sqlstore.DB, also f
 // dump reads a database into chunks.
 func (b *backup) dump(ctx context.Context, owner string, db *sqlstore.DB, w *chunkWriter, also func(*sqlstore.Snapshot) error) (*Database, error) {
 	schema, err := sqlstore.SchemaVersion(ctx, db)
+	if err == nil && schema == 0 {
+		err = fault.New(fault.Unavailable, "relocate.Backup", "tenant_missing", "the tables of this database are missing")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -401,7 +407,6 @@ func (b *backup) dump(ctx context.Context, owner string, db *sqlstore.DB, w *chu
 	if err != nil {
 		return nil, err
 	}
-	// The snapshot of SQLite is taken with its first statement.
 	d.At = b.r.now().UTC()
 	if d.Sequences, err = s.Sequences(ctx); err != nil {
 		return nil, err
@@ -438,7 +443,7 @@ func dumpTable(ctx context.Context, s *sqlstore.Snapshot, t sqlstore.Table, pack
 	sum := sqlstore.NewTableHash(t)
 	var line []byte
 	for after := []any(nil); ; {
-		rows, next, err := s.Page(ctx, t, after, pageRows, pageBytes)
+		rows, next, err := s.Page(ctx, t, after, dumpRows, dumpBytes)
 		if err != nil {
 			return sqlstore.TableDigest{}, err
 		}
@@ -446,7 +451,7 @@ func dumpTable(ctx context.Context, s *sqlstore.Snapshot, t sqlstore.Table, pack
 			if line, err = sqlstore.EncodeRow(line[:0], t, row); err != nil {
 				return sqlstore.TableDigest{}, err
 			}
-			sum.Add(line)
+			sum.Add(line, 1)
 			if err := pack.add(t.Name, line); err != nil {
 				return sqlstore.TableDigest{}, err
 			}

@@ -21,8 +21,8 @@ const (
 	chunkMax    = 8 * chunkTarget
 	chunksAhead = 4 // of one database that are written or read at the same time
 
-	pageRows  = 5000
-	pageBytes = 1 << 20
+	dumpRows  = 5000 // read from a database at a time
+	dumpBytes = 1 << 20
 )
 
 // A chunk's content is rows as sqlstore.EncodeRow writes them, table after table. Before the first row of a table in a

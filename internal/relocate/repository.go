@@ -19,6 +19,7 @@ import (
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/tenant"
 )
 
 // Names in a repository. Nothing in them tells more than ids of tenants, times, and sizes.
@@ -375,16 +376,16 @@ func (r *Repository) putManifest(ctx context.Context, k *ownerKey, m *Manifest) 
 	return blob.PutBytes(ctx, r.store, name, append([]byte(k.id+"\n"), r.sealed(k, name, raw)...))
 }
 
-// Erasure says that a tenant was erased.
-type Erasure struct {
-	Tenant ident.TenantID `json:"tenant"`
-	At     time.Time      `json:"at"`
+// erasure is an entry of the ledger as it is stored.
+type erasure struct {
+	Account ident.AccountID `json:"account"`
+	At      time.Time       `json:"at"`
 }
 
 // Erasures is the repository's ledger.
-func (r *Repository) Erasures(ctx context.Context) ([]Erasure, error) {
+func (r *Repository) Erasures(ctx context.Context) ([]tenant.Erasure, error) {
 	const op = "relocate.Erasures"
-	var list []Erasure
+	var list []tenant.Erasure
 	for info, err := range r.store.List(ctx, erasedDir) {
 		if err != nil {
 			return nil, fault.Wrap(op, err)
@@ -393,27 +394,26 @@ func (r *Repository) Erasures(ctx context.Context) ([]Erasure, error) {
 		if err != nil {
 			continue
 		}
-		e := Erasure{Tenant: id, At: info.Modified}
+		e := erasure{At: info.Modified}
 		raw, err := blob.GetBytes(ctx, r.store, info.Name, smallFile)
 		if err != nil {
 			return nil, fault.Wrap(op, err)
 		}
 		_ = json.Unmarshal(raw, &e) // that it is there is what counts
-		e.Tenant = id
-		list = append(list, e)
+		list = append(list, tenant.Erasure{Tenant: id, Account: e.Account, At: e.At})
 	}
 	return list, nil
 }
 
 // Erase makes everything of a tenant unreadable in all snapshots: it notes the tenant in the ledger and deletes its
 // keys, then its chunks. It may be repeated. Snapshots go on naming the tenant until they are pruned.
-func (r *Repository) Erase(ctx context.Context, e Erasure) error {
+func (r *Repository) Erase(ctx context.Context, e tenant.Erasure) error {
 	const op = "relocate.Erase"
 	name := erasedDir + "/" + string(e.Tenant)
 	_, err := r.store.Stat(ctx, name)
 	if fault.CodeOf(err) == "file_missing" {
 		var raw []byte
-		if raw, err = json.Marshal(e); err == nil {
+		if raw, err = json.Marshal(erasure{Account: e.Account, At: e.At}); err == nil {
 			err = blob.PutBytes(ctx, r.store, name, raw)
 		}
 	}

@@ -66,9 +66,7 @@ func (r *Repository) read(ctx context.Context, m *Manifest, d *Database, each fu
 			defer step()
 		}
 		return unpack(tables, content, func(t sqlstore.Table, rows []sqlstore.Row, encoded []byte) error {
-			if err := hashes[t.Name].AddAll(encoded, len(rows)); err != nil {
-				return err
-			}
+			hashes[t.Name].Add(encoded, len(rows))
 			return each(t, rows)
 		})
 	})
