@@ -51,6 +51,8 @@ var rooms = map[string]room{
 
 	"internal/sqlstore": {floor: 4, note: "SQL and nothing but SQL"},
 
+	"internal/relocate": {floor: 6, note: "whole tenants: move, back up, restore, erase"},
+
 	"internal/workspace": {floor: 5, note: "the only door to a tenant's data"},
 
 	"internal/httpapi": {floor: 7, note: "decode, one service call, encode"},
