@@ -129,21 +129,33 @@ func quoted(name string) string { return `"` + name + `"` }
 // pooler in transaction mode can be between, and cannot hand the settings to another tenant.
 type postgresEngine struct {
 	pool     *pgxpool.Pool
+	external *external // instead of a pool, where the server is a user's
 	texts    *texts
 	schema   string
 	preamble []string
+	patient  []string // the preamble for work that may be slow; empty: the same
 	bad      error
 }
 
-func (e *postgresEngine) close() error { return nil }
+func (e *postgresEngine) close() error {
+	if e.external != nil {
+		e.external.close()
+	}
+	return nil
+}
 
 func (e *postgresEngine) read(ctx context.Context, b *Batch) error {
 	s, err := e.acquire(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.end()
-	return at("sqlstore.Read", s.send(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", b, true))
+	defer func() { s.end() }()
+	const begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+	err = s.send(ctx, begin, b, true)
+	if err != nil && s.renew(ctx) {
+		err = s.send(ctx, begin, b, true)
+	}
+	return at("sqlstore.Read", err)
 }
 
 func (e *postgresEngine) begin(ctx context.Context) (session, error) {
@@ -158,12 +170,39 @@ func (e *postgresEngine) acquire(ctx context.Context) (*postgresSession, error) 
 	if e.bad != nil {
 		return nil, e.bad
 	}
+	if e.external != nil {
+		loan, err := e.external.lend(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		return &postgresSession{engine: e, loan: loan}, nil
+	}
 	conn, err := e.pool.Acquire(ctx)
 	if err != nil {
 		return nil, connecting(ctx, "sqlstore", err)
 	}
-	return &postgresSession{engine: e, conn: conn}, nil
+	return &postgresSession{engine: e, loan: pooled{conn}}, nil
 }
+
+// loan is a connection for the time of one transaction.
+type loan interface {
+	pg() *pgconn.PgConn
+	// exchange begins to watch over one exchange of messages; what it returns ends that, and may replace the error by
+	// a clearer one.
+	exchange(ctx context.Context) (done func(error) error)
+	// stale reports whether the connection had died before the exchange that has just failed, so that nothing can
+	// have happened and another connection may do.
+	stale() bool
+	giveBack()
+}
+
+// pooled is a connection of a pool. The operator's server is trusted, so nothing is watched.
+type pooled struct{ conn *pgxpool.Conn }
+
+func (p pooled) pg() *pgconn.PgConn                         { return p.conn.Conn().PgConn() }
+func (p pooled) exchange(context.Context) func(error) error { return func(err error) error { return err } }
+func (p pooled) stale() bool                                { return false }
+func (p pooled) giveBack()                                  { p.conn.Release() } // closes what is broken or in a transaction
 
 // connecting classifies what happened before anything was sent. Unknown errors are the network's here, and their text
 // may hold the address.
@@ -180,29 +219,53 @@ func connecting(ctx context.Context, op string, err error) error {
 // postgresSession is one connection during one transaction.
 type postgresSession struct {
 	engine *postgresEngine
-	conn   *pgxpool.Conn
+	loan   loan
 	begun  bool
 }
 
+// renew replaces a connection that had died before it was used.
+func (s *postgresSession) renew(ctx context.Context) bool {
+	if !s.loan.stale() {
+		return false
+	}
+	loan, err := s.engine.external.lend(ctx, true)
+	if err != nil {
+		return false
+	}
+	s.loan.giveBack()
+	s.loan = loan
+	return true
+}
+
 func (s *postgresSession) run(ctx context.Context, b *Batch, commit bool) error {
-	begin := ""
-	if !s.begun {
+	begin, first := "", !s.begun
+	if first {
 		s.begun = true
 		begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 	}
-	return at("sqlstore.Write", s.send(ctx, begin, b, commit))
+	err := s.send(ctx, begin, b, commit)
+	if err != nil && first && !commit && s.renew(ctx) {
+		err = s.send(ctx, begin, b, commit)
+	}
+	return at("sqlstore.Write", err)
 }
 
 // send puts the batch into one message sequence: what is missing of BEGIN and preamble, the statements, and COMMIT.
 // After a failed statement the server skips the rest, COMMIT too.
-func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, commit bool) error {
+func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, commit bool) (err error) {
+	done := s.loan.exchange(ctx)
+	defer func() { err = done(err) }()
 	batch, before := &pgconn.Batch{}, 0
 	if begin != "" {
 		batch.ExecParams(begin, nil, nil, nil, nil)
-		for _, p := range s.engine.preamble {
+		preamble := s.engine.preamble
+		if len(s.engine.patient) > 0 && isPatient(ctx) {
+			preamble = s.engine.patient
+		}
+		for _, p := range preamble {
 			batch.ExecParams(p, nil, nil, nil, nil)
 		}
-		before = 1 + len(s.engine.preamble)
+		before = 1 + len(preamble)
 	}
 	for i := range b.list {
 		st := &b.list[i]
