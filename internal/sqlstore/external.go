@@ -37,20 +37,20 @@ func NewExternals(o ExternalOptions) *Externals { return &Externals{options: o} 
 // Close closes all connections.
 func (x *Externals) Close() {}
 
-// Open returns the tenant's database. Nothing is sent: what is wrong shows at the first use. Closing the DB closes its
+// Open returns the database of that id. Nothing is sent: what is wrong shows at the first use. Closing the DB closes its
 // connections.
-func (x *Externals) Open(id ident.TenantID, a tenant.Address, password seal.Secret) *DB {
+func (x *Externals) Open(id ident.DatabaseID, a tenant.Address, password seal.Secret) *DB {
 	return newDB(Postgres, &postgresEngine{bad: fault.New(fault.Unavailable, "sqlstore.Externals", "unavailable", "not built yet")})
 }
 
-// Provision makes the tenant's schema and tables in one transaction. A schema of that name with something in it is
+// Provision makes the schema of that id and tables in one transaction. A schema of that name with something in it is
 // fault.Conflict (code "schema_exists").
-func (x *Externals) Provision(ctx context.Context, id ident.TenantID, a tenant.Address, password seal.Secret) error {
+func (x *Externals) Provision(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error {
 	return fault.New(fault.Unavailable, "sqlstore.Externals.Provision", "unavailable", "not built yet")
 }
 
-// Destroy drops the tenant's schema and nothing else. One that is gone already is no error.
-func (x *Externals) Destroy(ctx context.Context, id ident.TenantID, a tenant.Address, password seal.Secret) error {
+// Destroy drops the schema of that id and nothing else. One that is gone already is no error.
+func (x *Externals) Destroy(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error {
 	return fault.New(fault.Unavailable, "sqlstore.Externals.Destroy", "unavailable", "not built yet")
 }
 

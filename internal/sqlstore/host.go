@@ -181,18 +181,18 @@ func scram(password seal.Secret) (string, error) {
 	return "SCRAM-SHA-256$" + strconv.Itoa(rounds) + ":" + b64(salt) + "$" + b64(stored[:]) + ":" + b64(sign("Server Key")), nil
 }
 
-// tenantName is the name of a tenant's role and schema.
-func tenantName(tenant ident.TenantID) (string, error) {
-	if _, err := ident.Parse[ident.TenantID](string(tenant)); err != nil {
+// tenantName is the name of the role and the schema of one copy of a tenant's data.
+func tenantName(id ident.DatabaseID) (string, error) {
+	if _, err := ident.Parse[ident.DatabaseID](string(id)); err != nil {
 		return "", err
 	}
-	return "t_" + strings.TrimPrefix(string(tenant), tenant.Prefix()), nil
+	return "t_" + strings.TrimPrefix(string(id), id.Prefix()), nil
 }
 
 // Provision makes the tenant's role, schema and tables in one transaction. What is there already stays.
-func (h *PostgresHost) Provision(ctx context.Context, tenant ident.TenantID) error {
+func (h *PostgresHost) Provision(ctx context.Context, id ident.DatabaseID) error {
 	const op = "sqlstore.PostgresHost.Provision"
-	name, err := tenantName(tenant)
+	name, err := tenantName(id)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
@@ -256,8 +256,8 @@ func forbidden(op string, err error) error {
 }
 
 // Open returns the tenant's database. Nothing is sent: a tenant that was not provisioned shows at the first use.
-func (h *PostgresHost) Open(tenant ident.TenantID) *DB {
-	name, err := tenantName(tenant)
+func (h *PostgresHost) Open(id ident.DatabaseID) *DB {
+	name, err := tenantName(id)
 	db := openPostgres(h.runtime, PostgresOptions{Role: name, Schema: name}, &h.texts)
 	if err != nil {
 		db.on.Load().engine.(*postgresEngine).bad = err
@@ -266,9 +266,9 @@ func (h *PostgresHost) Open(tenant ident.TenantID) *DB {
 }
 
 // Destroy drops the tenant's schema and role with everything in them. One that is gone already is no error.
-func (h *PostgresHost) Destroy(ctx context.Context, tenant ident.TenantID) error {
+func (h *PostgresHost) Destroy(ctx context.Context, id ident.DatabaseID) error {
 	const op = "sqlstore.PostgresHost.Destroy"
-	name, err := tenantName(tenant)
+	name, err := tenantName(id)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}

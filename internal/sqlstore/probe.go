@@ -63,6 +63,6 @@ type Problem struct {
 // Probe tests an address without storing or leaving anything there. What cannot be reached is a report with a
 // problem; the error is for addresses that may not be asked at all (fault.Invalid, code "address_refused") and for
 // a context that is over.
-func (x *Externals) Probe(ctx context.Context, id ident.TenantID, a tenant.Address, password seal.Secret) (Report, error) {
+func (x *Externals) Probe(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) (Report, error) {
 	return Report{}, fault.New(fault.Unavailable, "sqlstore.Externals.Probe", "unavailable", "not built yet")
 }
