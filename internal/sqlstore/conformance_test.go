@@ -23,6 +23,10 @@ func TestConformance(t *testing.T) {
 		open := tenantSchemas(t)
 		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
 	})
+	t.Run("external", func(t *testing.T) {
+		open := externalSchemas(t)
+		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
+	})
 }
 
 // tenantFiles opens encrypted files made from a template, as tenants get them.
