@@ -63,6 +63,8 @@ var rooms = map[string]room{
 	"internal/pgtest/toxic":         {floor: 4, tests: true, note: "bad networks before a server, for tests"},
 	"internal/pgtest/with-postgres": {floor: 8, tests: true, note: "the command that lends one cluster to all tests"},
 	"bench/lab":                     {floor: 8, tests: true, note: "runs the real server from outside, for experiments and the crash harness"},
+	"bench/fleet":                   {floor: 8, tests: true, note: "makes installations of many tenants, for experiments"},
+	"bench/tenants":                 {floor: 9, tests: true, note: "the command that measures many tenants"},
 	"bench":                         {floor: 9, tests: true, note: "the command that measures"},
 	"bench/locomo":                  {floor: 9, tests: true, note: "the command that replays a long conversation and searches it"},
 

@@ -2,6 +2,8 @@ package sqlstore
 
 import "context"
 
+const capturedTable = "captured_changes"
+
 // Captured says that a row was inserted, updated or deleted; its state now is to be looked up with [Snapshot.Get]. N
 // rises from change to change in the order of commits.
 type Captured struct {

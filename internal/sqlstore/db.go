@@ -24,6 +24,7 @@ type DB struct {
 type engine interface {
 	read(ctx context.Context, b *Batch) error
 	begin(ctx context.Context) (session, error)
+	view(ctx context.Context) (view, error)
 	close() error
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/pbkdf2"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -162,11 +161,12 @@ func (h *PostgresHost) makeLogin(ctx context.Context, database string, password 
 	})
 }
 
-// scram is what PostgreSQL stores of a password (RFC 5803).
+// scram is what PostgreSQL stores of a password (RFC 5803). Its salt follows from the password, which nobody chose: a
+// pooler goes on using what it learned when its clients signed in, and another node's start must not make that wrong.
 func scram(password seal.Secret) (string, error) {
 	const rounds = 4096
-	salt := make([]byte, 16)
-	_, _ = rand.Read(salt)
+	sum := sha256.Sum256([]byte("memoryd login salt " + password.Reveal()))
+	salt := sum[:16]
 	salted, err := pbkdf2.Key(sha256.New, password.Reveal(), salt, rounds, sha256.Size)
 	if err != nil {
 		return "", fault.Wrap("sqlstore.OpenPostgresHost", err)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -121,8 +122,8 @@ func openPostgres(pool *pgxpool.Pool, o PostgresOptions, t *texts) *DB {
 // identifier is what we name roles and schemas with.
 var identifier = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
 
-// quoted quotes a name that matches identifier, which has nothing to escape.
-func quoted(name string) string { return `"` + name + `"` }
+// quoted quotes a name. One that matches identifier has nothing to escape; of any other it makes a name all the same.
+func quoted(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // postgresEngine runs batches on a pool, each in one round trip. It speaks the extended protocol without prepared
 // statements through pgconn, so a transaction is one message sequence with BEGIN and the preamble at its head: a
@@ -137,6 +138,8 @@ type postgresEngine struct {
 	bad      error
 }
 
+const beginSnapshot = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
 func (e *postgresEngine) close() error {
 	if e.external != nil {
 		e.external.close()
@@ -149,11 +152,10 @@ func (e *postgresEngine) read(ctx context.Context, b *Batch) error {
 	if err != nil {
 		return err
 	}
-	defer func() { s.end() }()
-	const begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-	err = s.send(ctx, begin, b, true)
+	defer s.end()
+	err = s.send(ctx, beginSnapshot, b, true)
 	if err != nil && s.renew(ctx) {
-		err = s.send(ctx, begin, b, true)
+		err = s.send(ctx, beginSnapshot, b, true)
 	}
 	return at("sqlstore.Read", err)
 }
@@ -164,6 +166,31 @@ func (e *postgresEngine) begin(ctx context.Context) (session, error) {
 		return nil, err // not s: an interface that holds a nil pointer is not nil
 	}
 	return s, nil
+}
+
+// postgresView is a connection of the pool in a transaction that stays open.
+type postgresView struct{ *postgresSession }
+
+func (e *postgresEngine) view(ctx context.Context) (view, error) {
+	ctx = Patient(ctx) // whole databases are read through it
+	s, err := e.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v := postgresView{s}
+	b := &Batch{}
+	// It is idle while what was read is worked on. The first query chooses the state.
+	b.Exec(`SET LOCAL idle_in_transaction_session_timeout = 0`)
+	b.Query(func(Scanner) error { return nil }, `SELECT 1`)
+	if err := s.send(ctx, beginSnapshot, b, false); err != nil {
+		s.end()
+		return nil, err
+	}
+	return v, nil
+}
+
+func (v postgresView) read(ctx context.Context, b *Batch) error {
+	return v.send(Patient(ctx), "", b, false)
 }
 
 func (e *postgresEngine) acquire(ctx context.Context) (*postgresSession, error) {

@@ -137,7 +137,6 @@ func (r *Report) ask(ctx context.Context, e *postgresEngine) error {
 	if conn, ok := loan.pgConn.Conn().(*tls.Conn); ok {
 		r.TLS = TLSReport{Version: strings.TrimPrefix(tls.VersionName(conn.ConnectionState().Version), "TLS "), Verified: true}
 	}
-	const begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 	var f serverFacts
 	var version, readOnly, commit string
 	b := &Batch{dialect: Postgres}
@@ -156,7 +155,7 @@ func (r *Report) ask(ctx context.Context, e *postgresEngine) error {
 		return b.err
 	}
 	began := time.Now()
-	if err := s.send(ctx, begin, b, true); err != nil {
+	if err := s.send(ctx, beginSnapshot, b, true); err != nil {
 		return err
 	}
 	r.Latency = time.Since(began)
@@ -210,7 +209,7 @@ func (r *Report) history(ctx context.Context, s *postgresSession, f serverFacts)
 		b := &Batch{dialect: Postgres}
 		readHistory(b, &applied)
 		s.begun = false
-		err := s.send(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", b, true)
+		err := s.send(ctx, beginSnapshot, b, true)
 		if err != nil && sqlState(err) == "" {
 			return err
 		}

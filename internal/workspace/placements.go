@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 
@@ -20,7 +21,7 @@ type Placements struct {
 	synchronous string
 	keys        *seal.Keyring
 	template    *sqlstore.Template
-	hosts       map[string]*sqlstore.PostgresHost
+	hosts       map[string]*sqlstore.LazyHost
 	externals   Externals
 }
 
@@ -37,8 +38,8 @@ type PlacementsConfig struct {
 	Root        string // folder of the tenants' files
 	Synchronous string // SQLite's durability; empty: FULL
 	Keys        *seal.Keyring
-	Hosts       map[string]*sqlstore.PostgresHost // by name, see tenant.Placement.Host
-	Externals   Externals                         // nil: users cannot bring their own
+	Hosts       map[string]*sqlstore.LazyHost // by name, see tenant.Placement.Host
+	Externals   Externals                     // nil: users cannot bring their own
 }
 
 // NewPlacements prepares the template that new files are copied from.
@@ -84,7 +85,7 @@ func (p *Placements) Make(ctx context.Context, at tenant.Placement) (tenant.Plac
 			}
 			at.Host = name
 		}
-		host, err := p.host(at)
+		host, err := p.host(ctx, at)
 		if err != nil {
 			return at, fault.Wrap(op, err)
 		}
@@ -119,7 +120,7 @@ func (p *Placements) Destroy(ctx context.Context, at tenant.Placement) error {
 		}
 		return fault.Wrap(op, ext.Destroy(ctx, at.Database, at.Address, password))
 	case tenant.Postgres:
-		host, err := p.host(at)
+		host, err := p.host(ctx, at)
 		if err != nil {
 			return fault.Wrap(op, err)
 		}
@@ -140,7 +141,7 @@ func (p *Placements) Open(ctx context.Context, at tenant.Placement) (*sqlstore.D
 		}
 		return ext.Open(at.Database, at.Address, password), nil
 	case tenant.Postgres:
-		host, err := p.host(at)
+		host, err := p.host(ctx, at)
 		if err != nil {
 			return nil, fault.Wrap(op, err)
 		}
@@ -211,9 +212,9 @@ func (p *Placements) external(at tenant.Placement) (Externals, seal.Secret, erro
 	return p.externals, password, err
 }
 
-func (p *Placements) host(at tenant.Placement) (*sqlstore.PostgresHost, error) {
+func (p *Placements) host(ctx context.Context, at tenant.Placement) (*sqlstore.PostgresHost, error) {
 	if h := p.hosts[at.Host]; h != nil {
-		return h, nil
+		return h.Host(ctx)
 	}
 	return nil, fault.New(fault.Unavailable, "workspace.Placements", "tenant_host_unknown",
 		"the database server of this account is not configured: its address is missing from TENANT_DATABASE_URLS")
@@ -222,10 +223,14 @@ func (p *Placements) host(at tenant.Placement) (*sqlstore.PostgresHost, error) {
 // emptiest is the operator's server with the fewest tenants, of those that answer.
 func (p *Placements) emptiest(ctx context.Context) (name string, err error) {
 	least := -1
-	for n, h := range p.hosts {
-		count, cerr := h.Count(ctx)
-		if cerr != nil {
-			err = cerr
+	for n, lazy := range p.hosts {
+		count := 0
+		h, herr := lazy.Host(ctx)
+		if herr == nil {
+			count, herr = h.Count(ctx)
+		}
+		if herr != nil {
+			err = herr
 			continue
 		}
 		if least < 0 || count < least {
@@ -251,25 +256,32 @@ func (p *Placements) path(id ident.DatabaseID) string {
 	return filepath.Join(p.root, h[:2], h[2:], name+".db")
 }
 
-// openMigrated opens the active database of a tenant and brings its schema up to date.
-func (p *Placements) openMigrated(ctx context.Context, t tenant.Tenant) (*sqlstore.DB, error) {
+// openMigrated opens the active database of a tenant and brings its schema up to date. It returns the database even
+// when a step failed: what can be read then is the older schema. A schema that is not ours, or of a newer binary, is
+// never opened.
+func (p *Placements) openMigrated(ctx context.Context, t tenant.Tenant) (_ *sqlstore.DB, seen tenant.Schema, err error) {
 	db, err := p.Open(ctx, t.Placement)
 	if err != nil {
-		return nil, err
+		return nil, seen, err
 	}
-	if _, err := sqlstore.Migrate(ctx, db, sqlstore.Tenant); err != nil {
+	report, err := sqlstore.Migrate(ctx, db, sqlstore.Tenant)
+	seen.Version = report.To
+	if err != nil {
+		seen.Problem = fault.CodeOf(err)
+	}
+	if err != nil && (fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Canceled) || report.To == 0) {
 		_ = db.Close()
-		return nil, err
+		return nil, seen, err
 	}
-	return db, nil
+	return db, seen, err
 }
 
 // Migrate brings one tenant's schema up to date without keeping the database open.
 func (p *Placements) Migrate(ctx context.Context, t tenant.Tenant) error {
 	const op = "workspace.Migrate"
-	db, err := p.openMigrated(ctx, t)
-	if err != nil {
-		return fault.Wrap(op, err)
+	db, _, err := p.openMigrated(ctx, t)
+	if db != nil {
+		err = errors.Join(err, db.Close())
 	}
-	return fault.Wrap(op, db.Close())
+	return fault.Wrap(op, err)
 }
