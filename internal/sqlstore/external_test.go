@@ -1,9 +1,9 @@
 package sqlstore
 
 import (
-	"context"
 	"net/netip"
 	"testing"
+	"time"
 
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/outbound"
@@ -37,10 +37,12 @@ func addressOf(t testing.TB, url string) (tenant.Address, seal.Secret) {
 	return a, password
 }
 
-// externalSchemas opens schemas in one database that a user registered, several times.
+// externalSchemas opens schemas in one database that a user registered, again and again. The limits for what somebody
+// waits for are off: 64 writers on a busy machine do wait.
 func externalSchemas(t testing.TB) func(testing.TB) *DB {
 	t.Helper()
-	x := openExternals(t, nil)
+	x := openExternals(t, func(o *ExternalOptions) { o.ConnectTimeout = time.Minute })
+	x.hasty = patient
 	a, password := addressOf(t, pgtest.URL(t))
 	return func(t testing.TB) *DB {
 		t.Helper()
@@ -48,13 +50,11 @@ func externalSchemas(t testing.TB) func(testing.TB) *DB {
 		if err := x.Provision(t.Context(), id, a, password); err != nil {
 			t.Fatal(err)
 		}
-		db := x.Open(id, a, password)
+		db := x.Open(id, a, password) // the schema goes with the whole database
+		e := db.on.Load().engine.(*postgresEngine)
+		e.preamble = e.patient
 		t.Cleanup(func() {
 			if err := db.Close(); err != nil {
-				t.Error(err)
-			}
-			// The test's own context is over by now.
-			if err := x.Destroy(context.WithoutCancel(t.Context()), id, a, password); err != nil {
 				t.Error(err)
 			}
 		})

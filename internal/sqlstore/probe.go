@@ -154,8 +154,13 @@ func (r *Report) ask(ctx context.Context, e *postgresEngine) error {
 	if b.err != nil {
 		return b.err
 	}
-	began := time.Now()
 	if err := s.send(ctx, beginSnapshot, b, true); err != nil {
+		return err
+	}
+	once := &Batch{dialect: Postgres}
+	once.Query(func(Scanner) error { return nil }, `SELECT 1`)
+	began := time.Now() // after the first transaction, for which a new connection reads catalogues
+	if err := s.send(ctx, beginSnapshot, once, true); err != nil {
 		return err
 	}
 	r.Latency = time.Since(began)
@@ -208,7 +213,6 @@ func (r *Report) history(ctx context.Context, s *postgresSession, f serverFacts)
 	if f.history && f.usage {
 		b := &Batch{dialect: Postgres}
 		readHistory(b, &applied)
-		s.begun = false
 		err := s.send(ctx, beginSnapshot, b, true)
 		if err != nil && sqlState(err) == "" {
 			return err
