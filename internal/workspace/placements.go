@@ -78,12 +78,9 @@ func (p *Placements) Make(ctx context.Context, at tenant.Placement) (tenant.Plac
 		}
 		return at, fault.Wrap(op, ext.Provision(ctx, at.Database, at.Address, password))
 	case tenant.Postgres:
-		if at.Host == "" {
-			name, err := p.emptiest(ctx)
-			if err != nil {
-				return at, fault.Wrap(op, err)
-			}
-			at.Host = name
+		at, err := p.Choose(ctx, at)
+		if err != nil {
+			return at, fault.Wrap(op, err)
 		}
 		host, err := p.host(ctx, at)
 		if err != nil {
@@ -101,6 +98,17 @@ func (p *Placements) Make(ctx context.Context, at tenant.Placement) (tenant.Plac
 		at.WrappedKey = p.keys.WrapKey(fileName(at.Database), key)
 		return at, nil
 	}
+}
+
+// Choose completes a placement as far as that can be done without making anything: a hosted PostgreSQL that names no
+// server gets the emptiest.
+func (p *Placements) Choose(ctx context.Context, at tenant.Placement) (tenant.Placement, error) {
+	if at.Kind != tenant.Postgres || at.Host != "" {
+		return at, nil
+	}
+	name, err := p.emptiest(ctx)
+	at.Host = name
+	return at, fault.Wrap("workspace.Choose", err)
 }
 
 // Discard destroys the database of a tenant that did not come to be.

@@ -1,6 +1,7 @@
 package workspace
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"strings"
@@ -38,6 +39,14 @@ const (
 
 // Database is the open database of the leased tenant, for what works on the whole of it (package relocate).
 func (w *Workspace) Database() *sqlstore.DB { return w.entry.db }
+
+// Empty removes everything that the tenant holds, and notes that in its own log and trail.
+func (w *Workspace) Empty(ctx context.Context, ch event.Change) error {
+	if err := sqlstore.Empty(ctx, w.entry.db.Direct()); err != nil {
+		return fault.Wrap("workspace.Empty", err)
+	}
+	return fault.Wrap("workspace.Empty", w.entry.store.Note(ctx, ch))
+}
 
 // openDatabase opens the database of a tenant as far as its state and its schema allow.
 func (p *Pool) openDatabase(ctx context.Context, t *tenant.Tenant) (*sqlstore.DB, error) {
@@ -205,7 +214,8 @@ func (p *Pool) await(ctx context.Context, e *entry) {
 	})
 }
 
-// Refresh looks a tenant up again and acts on what changed: its state at once, and where it lives by opening it there.
+// Refresh looks a tenant up again and acts on what changed: its state at once, and where it lives, or how it is entered,
+// by opening it anew.
 func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 	p.mu.Lock()
 	e := p.entries[id]
@@ -222,16 +232,21 @@ func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 	if err != nil {
 		return err
 	}
-	if t.Placement.Database == p.tenantOf(e).Placement.Database {
+	if sameDoor(t.Placement, p.tenantOf(e).Placement) {
 		p.become(e, t)
 		return nil
 	}
 	return e.db.Switch(ctx, func() (*sqlstore.DB, error) { return p.relocated(ctx, e, t) })
 }
 
+// sameDoor reports whether two placements are one database, entered in the same way.
+func sameDoor(a, b tenant.Placement) bool {
+	return a.Database == b.Database && a.Address == b.Address && bytes.Equal(a.SealedPassword, b.SealedPassword)
+}
+
 // relocated opens a tenant where it lives now, inside a switch; nil when it lives where it did.
 func (p *Pool) relocated(ctx context.Context, e *entry, t tenant.Tenant) (*sqlstore.DB, error) {
-	if t.Placement.Database == p.tenantOf(e).Placement.Database {
+	if sameDoor(t.Placement, p.tenantOf(e).Placement) {
 		p.become(e, t)
 		return nil, nil
 	}
