@@ -15,7 +15,7 @@ import (
 // begins with hurry. It is no matter of SetReadOnly.
 func alter(ctx context.Context, db *DB, op string, fn func(tx *Tx) error) error {
 	for {
-		err := db.write(ctx, fn)
+		err := db.write(Patient(ctx), fn)
 		if fault.CodeOf(err) != "busy" {
 			return fault.Wrap(op, err)
 		}

@@ -423,7 +423,7 @@ func Put(ctx context.Context, db *DB, t Table, rows []Row) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	return fault.Wrap("sqlstore.Put", db.Write(ctx, func(tx *Tx) error {
+	return fault.Wrap("sqlstore.Put", db.Write(Patient(ctx), func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
 			head, tail := `INSERT INTO `+quoted(t.Name)+` (`+t.names()+`) VALUES `, t.onConflict()
 			portions(rows, func(part []Row) {
@@ -525,7 +525,7 @@ func Delete(ctx context.Context, db *DB, t Table, keys [][]any) error {
 	if err := t.checkKeys(keys); err != nil || len(keys) == 0 {
 		return err
 	}
-	return fault.Wrap("sqlstore.Delete", db.Write(ctx, func(tx *Tx) error {
+	return fault.Wrap("sqlstore.Delete", db.Write(Patient(ctx), func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
 			portions(keys, func(part [][]any) {
 				t.unindex(b, part)
@@ -538,7 +538,7 @@ func Delete(ctx context.Context, db *DB, t Table, keys [][]any) error {
 // Empty removes every row of every table, the index of words included, in one transaction. The log's head stays, and
 // numbers are never given out again, so that positions in the log and in listings keep their meaning.
 func Empty(ctx context.Context, db *DB) error {
-	return fault.Wrap("sqlstore.Empty", db.Write(ctx, func(tx *Tx) error {
+	return fault.Wrap("sqlstore.Empty", db.Write(Patient(ctx), func(tx *Tx) error {
 		tables, err := listTables(tx.Run)
 		if err != nil {
 			return err
@@ -588,7 +588,7 @@ func (s *Snapshot) Sequences(ctx context.Context) ([]Sequence, error) {
 // Advance lets numbers begin behind the given ones. [Put] alone would give the number of a deleted row out again,
 // which a cursor may still name.
 func Advance(ctx context.Context, db *DB, list []Sequence) error {
-	return fault.Wrap("sqlstore.Advance", db.Write(ctx, func(tx *Tx) error {
+	return fault.Wrap("sqlstore.Advance", db.Write(Patient(ctx), func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
 			for _, q := range list {
 				if q.Last <= 0 {
