@@ -216,7 +216,7 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 	}
 	conn := s.conn.Conn().PgConn()
 	if conn.IsClosed() {
-		return connecting(ctx, "sqlstore", net.ErrClosed)
+		return severed(connecting(ctx, "sqlstore", net.ErrClosed))
 	}
 	results := conn.ExecBatch(ctx, batch)
 	var callback error // of the caller; the rest is still read, as the connection needs it
@@ -242,7 +242,11 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 		}
 	}
 	if err := results.Close(); err != nil {
-		return s.failure(ctx, err, commit, done == total-1)
+		err = s.failure(ctx, err, commit, done == total-1)
+		if conn.IsClosed() && (done == 0 || s.begun) {
+			err = severed(err)
+		}
+		return err
 	}
 	return callback
 }
@@ -270,6 +274,15 @@ func (s *postgresSession) failure(ctx context.Context, err error, commit, atComm
 	}
 	return unavailable("sqlstore", "unavailable", "the database is not available",
 		&driverError{engine: "postgres", code: "connection"})
+}
+
+// severed marks the failure of a connection that broke before anything it was given could be committed, and before a
+// row was handed over: the same may work on another connection. A transaction that was asked to commit is not that.
+func severed(err error) error {
+	if d, ok := errors.AsType[*driverError](err); ok && fault.CodeOf(err) == "unavailable" {
+		d.again = true
+	}
+	return err
 }
 
 func (s *postgresSession) script(ctx context.Context, sql string) error {
