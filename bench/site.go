@@ -144,7 +144,7 @@ func (s *site) tenant(ctx context.Context, p person) (db *sqlstore.DB, shut func
 			if err != nil {
 				return nil, nil, err
 			}
-			return host.Open(t.ID), host.Close, nil
+			return host.Open(t.Placement.Database), host.Close, nil
 		}
 		key, err := keys.UnwrapKey(string(t.ID), t.Placement.WrappedKey)
 		if err != nil {

@@ -14,7 +14,7 @@ import (
 
 // newDoor builds the HTTP door over the services.
 func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
-	engine *conversation.Engine, counters *turnCounters,
+	engine *conversation.Engine, meters *counters,
 ) (*httpapi.Server, error) {
 	once := in.keys.Derive("idempotency fingerprints")
 	return httpapi.NewServer(httpapi.Config{
@@ -22,14 +22,14 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		MetricsToken: s.secret("METRICS_TOKEN").Reveal(), RateLimit: s.on("RATE_LIMIT"), DocsPage: !s.production(),
 		OnceSecret: once[:], DrainTime: drainTime(s),
 	}, httpapi.Deps{
-		Accounts: accounts, Log: log, Collectors: counters.collectors(engine, pool),
+		Accounts: accounts, Log: log, Collectors: meters.collectors(engine, pool),
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 			ws, err := pool.Acquire(ctx, actor, id)
 			if err != nil {
 				return httpapi.Workspace{}, err
 			}
 			return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
-				Audit: ws.Audit, Release: ws.Release}, nil
+				Audit: ws.Audit, Waited: ws.Waited, Release: ws.Release}, nil
 		},
 		Ready: in.store.Ping,
 		Checks: []httpapi.Check{
@@ -38,7 +38,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 			}},
 			{Name: "tenants", Look: func(context.Context) (map[string]any, error) {
 				st := pool.Stats()
-				return map[string]any{"open": st.Open, "in_use": st.Leased, "failed": st.Failed}, nil
+				return map[string]any{"open": st.Open, "in_use": st.Leased, "failed": st.Failed, "closing": st.Closing}, nil
 			}},
 			{Name: "turns", Look: func(context.Context) (map[string]any, error) {
 				fallback, configured := engine.Providers()

@@ -30,13 +30,17 @@ type room struct {
 
 // rooms has one line for every package below internal/, cmd/ and bench/. A new package needs a floor and a sentence.
 var rooms = map[string]room{
-	"internal/fault": {floor: 0, note: "the one error type"},
-	"internal/seal":  {floor: 0, note: "keys and sealing"},
-	"internal/ident": {floor: 0, note: "typed identifiers and the actor"},
-	"internal/words": {floor: 0, note: "how text becomes search terms; touches no database"},
+	"internal/fault":    {floor: 0, note: "the one error type"},
+	"internal/seal":     {floor: 0, note: "keys and sealing"},
+	"internal/ident":    {floor: 0, note: "typed identifiers and the actor"},
+	"internal/blob":     {floor: 0, note: "files by name: a folder, or a bucket"},
+	"internal/words":    {floor: 0, note: "how text becomes search terms; touches no database"},
+	"internal/outbound": {floor: 0, note: "the one dialer for addresses that users give"},
 
 	"internal/event":  {floor: 1, note: "the log and the bus"},
 	"internal/tenant": {floor: 1, note: "where a tenant's database lives"},
+
+	"internal/job": {floor: 1.5, note: "long work: state, progress, report, cancel"},
 
 	"internal/account":      {floor: 2, note: "accounts, passwords, sessions and their tokens"},
 	"internal/audit":        {floor: 2, note: "the trail, derived from events"},
@@ -56,6 +60,7 @@ var rooms = map[string]room{
 	"internal/claude/n8nfake":       {floor: 7, tests: true, note: "plays n8n: an HTTP server for tests"},
 	"internal/claude/n8nsuite":      {floor: 7, tests: true, note: "the workflows on a real n8n; only with the tag n8n"},
 	"internal/pgtest":               {floor: 4, tests: true, note: "real PostgreSQL for tests; speaks to the driver itself"},
+	"internal/pgtest/toxic":         {floor: 4, tests: true, note: "bad networks before a server, for tests"},
 	"internal/pgtest/with-postgres": {floor: 8, tests: true, note: "the command that lends one cluster to all tests"},
 	"bench/lab":                     {floor: 8, tests: true, note: "runs the real server from outside, for experiments and the crash harness"},
 	"bench":                         {floor: 9, tests: true, note: "the command that measures"},
@@ -66,8 +71,10 @@ var rooms = map[string]room{
 
 // sideways are the imports that the rule "only lower floors" would refuse, each with the reason why it may stand.
 var sideways = map[string]string{
-	"internal/ident -> internal/fault": "a malformed identifier is an error like any other, and errors are faults",
-	"internal/seal -> internal/fault":  "a value that does not open is an error like any other, and errors are faults",
+	"internal/ident -> internal/fault":    "a malformed identifier is an error like any other, and errors are faults",
+	"internal/blob -> internal/fault":     "a storage that fails is an error like any other, and errors are faults",
+	"internal/outbound -> internal/fault": "a refused address is an error like any other, and errors are faults",
+	"internal/seal -> internal/fault":     "a value that does not open is an error like any other, and errors are faults",
 }
 
 // ground is what must not be looked at: a scratch package that keeps chosen libraries in go.mod and is never committed.
@@ -108,10 +115,11 @@ var fences = []fence{
 		why:    "doors stand on floor 7 and above",
 	},
 	{
-		name:   "test helpers",
-		usesOf: imports("testing", "net/http/httptest", "github.com/google/go-cmp", "pgregory.net/rapid", "go.uber.org/goleak", "github.com/getkin/kin-openapi"),
-		in:     func(_ string, r room) bool { return r.tests },
-		why:    "what ships does not carry them",
+		name: "test helpers",
+		usesOf: imports("testing", "net/http/httptest", "github.com/google/go-cmp", "pgregory.net/rapid", "go.uber.org/goleak", "github.com/getkin/kin-openapi",
+			"github.com/johannesboyne/gofakes3"),
+		in:  func(_ string, r room) bool { return r.tests },
+		why: "what ships does not carry them",
 	},
 	{
 		name:   "init",

@@ -12,7 +12,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/workspace"
@@ -24,7 +27,7 @@ type install struct {
 	master     *sqlstore.DB
 	store      *sqlstore.MasterStore
 	placements *workspace.Placements
-	hosts      map[string]*sqlstore.PostgresHost
+	hosts      map[string]*sqlstore.LazyHost
 	sole       bool // this process alone works on these databases
 	where      string
 	closers    []func() error
@@ -33,7 +36,7 @@ type install struct {
 // openInstall opens the databases that the settings name. Commands that only talk to a running server's database
 // (lock false) may run beside it.
 func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.Bus, lock bool) (_ *install, err error) {
-	in := &install{hosts: make(map[string]*sqlstore.PostgresHost)}
+	in := &install{hosts: make(map[string]*sqlstore.LazyHost)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, in.close())
@@ -68,14 +71,8 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	in.store = sqlstore.NewMasterStore(in.master, func(seq event.Seq) {
 		bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
 	})
-	for i, raw := range tenantURLs {
-		host, err := sqlstore.OpenPostgresHost(ctx, seal.Secret(raw),
-			sqlstore.PostgresHostOptions{MaxConns: 40, RuntimePassword: in.runtimePassword(raw)})
-		if err != nil {
-			return nil, notOpened(fmt.Sprintf("database server %d of TENANT_DATABASE_URLS", i+1), err)
-		}
-		in.onClose(func() error { host.Close(); return nil })
-		in.hosts[hostName(raw)] = host
+	if err := in.openHosts(ctx, tenantURLs, log); err != nil {
+		return nil, err
 	}
 	in.placements, err = workspace.NewPlacements(ctx, workspace.PlacementsConfig{Root: s.storage("tenants"),
 		Synchronous: s.text("SQLITE_SYNCHRONOUS"), Keys: in.keys, Hosts: in.hosts})
@@ -85,6 +82,39 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	in.where = in.describe()
 	log.Debug("databases are open", "master", in.master.Dialect().Name(), "tenant_hosts", len(in.hosts))
 	return in, nil
+}
+
+// hostPatience is how long a start waits for tenants' servers before it goes on without them.
+const hostPatience = 5 * time.Second
+
+// openHosts connects to all servers for tenants at once. One that is not there concerns its own tenants only, so it is
+// no reason not to start; one that answers and cannot be used is the operator's mistake, who is there to mend it.
+func (in *install) openHosts(ctx context.Context, urls []string, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(ctx, hostPatience)
+	defer cancel()
+	var group errgroup.Group
+	for i, raw := range urls {
+		what := fmt.Sprintf("database server %d of TENANT_DATABASE_URLS", i+1)
+		host, err := sqlstore.NewLazyHost(seal.Secret(raw),
+			sqlstore.PostgresHostOptions{MaxConns: 40, RuntimePassword: in.runtimePassword(raw)})
+		if err != nil {
+			return notOpened(what, err)
+		}
+		in.onClose(func() error { host.Close(); return nil })
+		in.hosts[hostName(raw)] = host
+		group.Go(func() error {
+			_, err := host.Connect(ctx)
+			if sqlstore.Unreachable(err) {
+				log.Warn(what+" cannot be reached: its tenants are unavailable until it can", "code", fault.CodeOf(err))
+				return nil
+			}
+			if err != nil {
+				return notOpened(what, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 func (in *install) openMaster(ctx context.Context, s *settings, url seal.Secret) (err error) {

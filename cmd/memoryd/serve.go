@@ -48,25 +48,26 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	counters := newTurnCounters()
+	meters := newCounters()
 	engine := conversation.NewEngine(conversation.Config{
 		Node: string(ident.New[ident.EventID]()), Sole: in.sole, Bus: bus, Log: log,
 		Models: models.byName, Known: models.known, Default: models.fallback, TitleBy: models.title,
 		DefaultModels: map[string]string{"anthropic": s.text("CLAUDE_MODEL"), "n8n": s.text("CLAUDE_MODEL"),
 			"scripted": claude.ScriptedModel},
 		Weigh:  func(blocks []json.RawMessage) int { return prices.EstimateBlocks("", blocks) },
-		Window: prices.ContextWindow, Settings: claude.ValidateSettings, Observe: counters.observe,
+		Window: prices.ContextWindow, Settings: claude.ValidateSettings, Observe: meters.observe,
 		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"),
 	})
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
+		Opened: meters.tenantOpened,
 	})
 	accounts, err := newAccounts(s, log, in)
 	if err != nil {
 		return err
 	}
-	door, err := newDoor(s, log, in, accounts, pool, engine, counters)
+	door, err := newDoor(s, log, in, accounts, pool, engine, meters)
 	if err != nil {
 		return err
 	}

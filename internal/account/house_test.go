@@ -68,7 +68,7 @@ func (p *places) Provision(_ context.Context, id ident.TenantID) (tenant.Placeme
 		return tenant.Placement{}, p.fail
 	}
 	p.made[id] = true
-	return tenant.Placement{Kind: tenant.SQLite, WrappedKey: []byte("wrapped")}, nil
+	return tenant.Placement{Database: tenant.First(id), Kind: tenant.SQLite, WrappedKey: []byte("wrapped")}, nil
 }
 
 func (p *places) Discard(_ context.Context, id ident.TenantID, _ tenant.Placement) error {

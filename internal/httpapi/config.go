@@ -106,6 +106,7 @@ type Workspace struct {
 	Conversations Conversations
 	Turns         Turns
 	Audit         Trail
+	Waited        time.Duration // for the tenant's database to be opened; 0 when it was open
 	Release       func()
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net"
@@ -78,6 +79,10 @@ func (x *exchange) workspace() (Workspace, error) {
 		return Workspace{}, err
 	}
 	x.atEnd = append(x.atEnd, ws.Release)
+	if ws.Waited > 0 {
+		// The standard's way to tell a slow answer's reason: browsers show it beside the request.
+		x.w.Header().Set("Server-Timing", fmt.Sprintf("open;dur=%.3f", float64(ws.Waited)/float64(time.Millisecond)))
+	}
 	return ws, nil
 }
 

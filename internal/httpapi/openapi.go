@@ -37,7 +37,8 @@ func (s *Server) description() huma.Config {
 					"Unknown fields, and fields in another case, are refused. Resources that change carry an `ETag`; " +
 					"`If-Match` guards an edit. `PUT` replaces, `PATCH` merges (RFC 7396). " +
 					"Somebody else's identifier answers 404, as one that never was. " +
-					"Every answer carries `X-Request-Id`; limited ones carry `RateLimit` and `RateLimit-Policy`."},
+					"Every answer carries `X-Request-Id`; limited ones carry `RateLimit` and `RateLimit-Policy`; " +
+					"one that waited for its tenant's database to be opened says so in `Server-Timing`."},
 			Servers: []*huma.Server{{URL: "/", Description: "This server"}},
 			Tags: []*huma.Tag{
 				{Name: tagAuth, Description: "Accounts and sessions"},

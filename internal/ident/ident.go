@@ -21,6 +21,8 @@ type (
 	TurnID         string // turn_
 	EventID        string // evt_
 	EntryID        string // aud_
+	DatabaseID     string // db_
+	JobID          string // job_
 )
 
 // prefixed is every identifier type; Prefix is part of the grammar.
@@ -39,6 +41,8 @@ func (MessageID) Prefix() string      { return "msg_" }
 func (TurnID) Prefix() string         { return "turn_" }
 func (EventID) Prefix() string        { return "evt_" }
 func (EntryID) Prefix() string        { return "aud_" }
+func (DatabaseID) Prefix() string     { return "db_" }
+func (JobID) Prefix() string          { return "job_" }
 
 // bodyLen is the length of 128 bits in base32 without padding.
 const bodyLen = 26

@@ -6,11 +6,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -23,20 +21,6 @@ import (
 
 // patience is how long a cluster may take to answer. A recovery after Kill on a busy machine is the slow case.
 const patience = 60 * time.Second
-
-// keeperScript removes a cluster when its starter is gone: the pipe on standard input ends with that process, even
-// after SIGKILL. It trusts postmaster.pid only when that process stands in our data directory, since a pid may
-// have been given to somebody else after a crash.
-const keeperScript = `
-read -r _
-pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
-if [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$1/data" ]; then
-	kill -QUIT "$pid"
-	tries=0
-	while kill -0 "$pid" 2>/dev/null && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries+1)); done
-fi
-rm -rf "$1"
-`
 
 // Options changes what Start builds. The zero value is right for nearly everything.
 type Options struct {
@@ -54,8 +38,7 @@ type Cluster struct {
 	postgres string // path of the server binary
 	as       *syscall.SysProcAttr
 	server   *exec.Cmd
-	keeper   *exec.Cmd
-	leash    *os.File // the pipe's end that keeps the keeper waiting
+	keeper   *keeper
 }
 
 // Start makes a new cluster and waits until it answers. The caller must Stop it; should the process die first, the
@@ -74,7 +57,8 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{dir: dir, nonce: "pgtest-" + rand.Text(), postgres: filepath.Join(bin, "postgres"), as: as}
-	if err := c.keep(); err != nil {
+	data := filepath.Join(dir, "data")
+	if c.keeper, err = keep(as, dir, data, filepath.Join(data, "postmaster.pid"), "QUIT"); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	if err := c.build(ctx, filepath.Join(bin, "initdb"), uid, gid, o); err != nil {
@@ -111,6 +95,57 @@ func (c *Cluster) Restart(ctx context.Context) error {
 	}
 }
 
+// Freeze stops every process of the server where it stands (SIGSTOP): the port is open, connections are taken by the
+// kernel, and nothing answers any more. Thaw lets it go on.
+func (c *Cluster) Freeze() error {
+	// The postmaster first and surely, so that no child is born while the others are being stopped.
+	if err := c.server.Process.Signal(syscall.SIGSTOP); err != nil {
+		return fmt.Errorf("pgtest: freezing the server: %w", err)
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.PID()))
+		if err != nil {
+			return fmt.Errorf("pgtest: freezing the server: %w", err)
+		}
+		if _, rest, _ := bytes.Cut(stat, []byte(") ")); bytes.HasPrefix(rest, []byte("T")) {
+			break
+		}
+		if time.Now().After(deadline) {
+			return errors.New("pgtest: the server does not freeze")
+		}
+	}
+	return c.signalChildren(syscall.SIGSTOP)
+}
+
+// Thaw lets a frozen server go on as if nothing had been.
+func (c *Cluster) Thaw() error {
+	if err := c.signalChildren(syscall.SIGCONT); err != nil {
+		return err
+	}
+	if err := c.server.Process.Signal(syscall.SIGCONT); err != nil {
+		return fmt.Errorf("pgtest: thawing the server: %w", err)
+	}
+	return nil
+}
+
+// signalChildren signals the processes that the postmaster has made, one for each connection and some more.
+func (c *Cluster) signalChildren(s syscall.Signal) error {
+	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", c.PID(), c.PID()))
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	for _, word := range strings.Fields(string(list)) {
+		pid, err := strconv.Atoi(word)
+		if err != nil {
+			return fmt.Errorf("pgtest: %w", err)
+		}
+		if err := syscall.Kill(pid, s); err != nil && !errors.Is(err, syscall.ESRCH) { // one that ends is fine
+			return fmt.Errorf("pgtest: %w", err)
+		}
+	}
+	return nil
+}
+
 // PID is the postmaster's process id.
 func (c *Cluster) PID() int { return c.server.Process.Pid }
 
@@ -123,35 +158,8 @@ func (c *Cluster) Log() string {
 	return string(text)
 }
 
-// Stop ends the server and removes its data. It may be called twice.
-func (c *Cluster) Stop() error {
-	if c.leash == nil {
-		return nil
-	}
-	err := c.leash.Close()
-	c.leash = nil
-	if c.server != nil && c.server.ProcessState == nil {
-		// The keeper waits for the server to vanish, and a child that nobody waits for never does.
-		_ = c.server.Wait()
-	}
-	return errors.Join(err, c.keeper.Wait())
-}
-
-// keep starts the keeper.
-func (c *Cluster) keep() error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("pgtest: %w", err)
-	}
-	c.keeper = exec.Command("/bin/sh", "-c", keeperScript, "pgtest-keeper", c.dir)
-	c.keeper.Stdin, c.keeper.SysProcAttr, c.keeper.Dir = r, c.as, "/"
-	err = c.keeper.Start()
-	if err := errors.Join(err, r.Close()); err != nil {
-		return errors.Join(fmt.Errorf("pgtest: starting the keeper: %w", err), w.Close())
-	}
-	c.leash = w
-	return nil
-}
+// Stop ends the server, frozen or not, and removes its data. It may be called twice.
+func (c *Cluster) Stop() error { return c.keeper.end(c.server) }
 
 // build makes the data directory.
 func (c *Cluster) build(ctx context.Context, initdb string, uid, gid int, o Options) error {
@@ -207,13 +215,9 @@ func (c *Cluster) build(ctx context.Context, initdb string, uid, gid int, o Opti
 
 // run picks a free port and launches the server on it.
 func (c *Cluster) run(ctx context.Context) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	host, err := freePort()
 	if err != nil {
-		return fmt.Errorf("pgtest: %w", err)
-	}
-	host := l.Addr().String()
-	if err := l.Close(); err != nil {
-		return fmt.Errorf("pgtest: %w", err)
+		return err
 	}
 	u, err := url.Parse(c.URL)
 	if err != nil {
@@ -247,8 +251,7 @@ func (c *Cluster) launch(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		// A goroutine in Wait would tell as well, but would look like a leak to every test that checks for them.
-		if done, _ := syscall.Wait4(c.server.Process.Pid, nil, syscall.WNOHANG, nil); done == c.server.Process.Pid {
+		if ended(c.server) {
 			c.server = nil
 			return fmt.Errorf("pgtest: the server stopped at once: %w\n%s", err, c.Log())
 		}
@@ -315,59 +318,4 @@ func version(ctx context.Context, program string) (int, error) {
 		}
 	}
 	return 0, fmt.Errorf("pgtest: no version in %q", out)
-}
-
-// identity says as whom the server runs. PostgreSQL refuses root, so root lends its work to another user. Setsid
-// keeps Ctrl-C in a terminal away from the server: it is the keeper's to stop.
-func identity() (as *syscall.SysProcAttr, uid, gid int, err error) {
-	as = &syscall.SysProcAttr{Setsid: true}
-	if os.Geteuid() != 0 {
-		return as, os.Getuid(), os.Getgid(), nil
-	}
-	u, err := user.Lookup("postgres")
-	if err != nil {
-		if u, err = user.Lookup("nobody"); err != nil {
-			return nil, 0, 0, fmt.Errorf("pgtest: no user to run PostgreSQL as: %w", err)
-		}
-	}
-	uid, uidErr := strconv.Atoi(u.Uid)
-	gid, gidErr := strconv.Atoi(u.Gid)
-	if err := errors.Join(uidErr, gidErr); err != nil {
-		return nil, 0, 0, fmt.Errorf("pgtest: %w", err)
-	}
-	as.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	return as, uid, gid, nil
-}
-
-// folder makes the cluster's folder where that user can reach it: TMPDIR may lie in root's own home.
-func folder(as *syscall.SysProcAttr, uid, gid int) (string, error) {
-	var failed error
-	for _, parent := range []string{os.TempDir(), "/tmp", "/var/tmp"} {
-		dir, err := os.MkdirTemp(parent, "pgtest-")
-		if err != nil {
-			failed = errors.Join(failed, err)
-			continue
-		}
-		// Resolved, because the keeper compares it with what /proc says.
-		if dir, err = filepath.EvalSymlinks(dir); err == nil {
-			err = os.Chown(dir, uid, gid)
-		}
-		if err == nil {
-			probe := exec.Command("/bin/sh", "-c", `test -w "$1"`, "sh", dir)
-			probe.SysProcAttr, probe.Dir = as, "/"
-			err = probe.Run()
-		}
-		if err == nil {
-			return dir, nil
-		}
-		failed = errors.Join(failed, fmt.Errorf("%s: %w", parent, err), os.RemoveAll(dir))
-	}
-	return "", fmt.Errorf("pgtest: no usable folder for a cluster: %w", failed)
-}
-
-// cleanEnv is the environment without what would change PostgreSQL's behaviour, such as PGDATA or a locale.
-func cleanEnv() []string {
-	return append(slices.DeleteFunc(os.Environ(), func(kv string) bool {
-		return strings.HasPrefix(kv, "PG") || strings.HasPrefix(kv, "LC_") || strings.HasPrefix(kv, "LANG")
-	}), "LC_ALL=C.UTF-8", "TZ=UTC")
 }

@@ -1,12 +1,16 @@
 package pgtest_test
 
 import (
+	"bufio"
 	"context"
+	"crypto/rand"
+	"errors"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -111,6 +115,36 @@ func TestCluster(t *testing.T) {
 		t.Error("the server came back without a recovery: it was not killed")
 	}
 
+	t.Run("frozen, it says nothing; thawed, it goes on", func(t *testing.T) {
+		answer := make(chan error, 1)
+		if err := c.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_, err := conn.Exec(t.Context(), "SELECT 1")
+			answer <- err
+		}()
+		short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := pgx.Connect(short, c.URL); err == nil {
+			t.Error("a frozen server lets somebody in")
+		}
+		select {
+		case err := <-answer:
+			t.Error("a frozen server answers:", err)
+		default:
+		}
+		if err := c.Thaw(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-answer; err != nil {
+			t.Error(err)
+		}
+	})
+
+	if err := c.Freeze(); err != nil { // it must be able to end frozen
+		t.Fatal(err)
+	}
 	if err := c.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -119,17 +153,69 @@ func TestCluster(t *testing.T) {
 	}
 }
 
+func TestPgBouncer(t *testing.T) {
+	target := pgtest.URL(t)
+	b, err := pgtest.StartPgBouncer(t.Context(), target, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	role := "bouncer_" + strings.ToLower(rand.Text())
+	direct := connect(t, target)
+	if _, err := direct.Exec(t.Context(), "CREATE ROLE "+role+" LOGIN PASSWORD 'secret'"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = direct.Exec(context.Background(), "DROP ROLE "+role) })
+	u, err := url.Parse(b.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("who may log into the server may log in here, and nobody else", func(t *testing.T) {
+		u.User = url.UserPassword(role, "secret")
+		if got := ask(t, through(t, u.String()), "SELECT current_user::text"); got != role {
+			t.Errorf("logged in as %s", got)
+		}
+		u.User = url.UserPassword(role, "wrong")
+		if _, err := pgx.Connect(t.Context(), u.String()); err == nil {
+			t.Error("a wrong password was taken")
+		}
+	})
+	t.Run("clients share a connection, one transaction each", func(t *testing.T) {
+		one, two := through(t, b.URL), through(t, b.URL)
+		pid := "SELECT pg_backend_pid()::text"
+		if a, b := ask(t, one, pid), ask(t, two, pid); a != b {
+			t.Errorf("backends %s and %s", a, b)
+		}
+	})
+	if err := b.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pgx.Connect(t.Context(), b.URL); err == nil {
+		t.Error("it is still there")
+	}
+}
+
+// through connects as a pooler needs it.
+func through(t *testing.T, at string) *pgx.Conn {
+	t.Helper()
+	return connect(t, at+"&default_query_exec_mode=exec")
+}
+
 // The starter's death is played by this test binary, started again and killed.
-func TestClusterDiesWithItsStarter(t *testing.T) {
+func TestServersDieWithTheirStarter(t *testing.T) {
 	if os.Getenv("PGTEST_STARTER") == "1" {
 		c, err := pgtest.Start(t.Context(), pgtest.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		os.Stdout.WriteString(c.URL + "\n")
+		os.Stdout.WriteString(c.URL + "\n" + pgtest.Pooled(t, c.URL, 1) + "\n")
 		select {}
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestClusterDiesWithItsStarter$")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestServersDieWithTheirStarter$")
 	cmd.Env = append(os.Environ(), "PGTEST_STARTER=1")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -138,12 +224,16 @@ func TestClusterDiesWithItsStarter(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	buffer := make([]byte, 1024)
-	n, err := out.Read(buffer)
-	if err != nil {
-		t.Fatal(err)
+	lines := bufio.NewScanner(out)
+	var addresses []string
+	for len(addresses) < 2 && lines.Scan() {
+		addresses = append(addresses, lines.Text())
 	}
-	conn := connect(t, strings.TrimSpace(string(buffer[:n])))
+	if len(addresses) < 2 {
+		t.Fatal("the starter did not start", lines.Err())
+	}
+	conn := connect(t, addresses[0])
+	_ = through(t, addresses[1])
 	data := ask(t, conn, "SELECT current_setting('data_directory')")
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -161,5 +251,14 @@ func TestClusterDiesWithItsStarter(t *testing.T) {
 	}
 	if _, err := conn.Exec(t.Context(), "SELECT 1"); err == nil {
 		t.Error("the server still answers")
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		// Only a refusal counts: without its server, PgBouncer would refuse us too.
+		if _, err := pgx.Connect(t.Context(), addresses[1]); errors.Is(err, syscall.ECONNREFUSED) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("PgBouncer outlived its starter by 30 s")
+		}
 	}
 }

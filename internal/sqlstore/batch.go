@@ -22,9 +22,13 @@ import (
 // Arguments are text, integers, floats, bytes, booleans (stored as 0 and 1), json.RawMessage (stored as text), types
 // derived from them, pointers to them, and nil.
 type Batch struct {
-	list []statement
-	err  error // the first thing wrong with an argument
+	dialect Dialect
+	list    []statement
+	err     error // the first thing wrong with an argument
 }
+
+// Dialect is the engine that the batch goes to.
+func (b *Batch) Dialect() Dialect { return b.dialect }
 
 type statement struct {
 	sql   string

@@ -253,13 +253,13 @@ type breaker struct {
 
 // guard puts the database behind the link to its server.
 func (d *DB) guard(l *link) *DB {
-	d.engine = &breaker{d.engine, l}
-	return d
+	on := d.on.Load()
+	return newDB(on.dialect, &breaker{on.engine, l})
 }
 
 // Reachable reports whether the server of this database was there when it was last asked. It asks nothing.
 func (d *DB) Reachable() bool {
-	b, ok := under[*breaker](d.engine)
+	b, ok := under[*breaker](d.on.Load().engine)
 	return !ok || b.link.up()
 }
 
@@ -298,6 +298,33 @@ func (b *breaker) begin(ctx context.Context) (session, error) {
 	return s, nil
 }
 
+func (b *breaker) view(ctx context.Context) (v view, err error) {
+	err = b.link.do(ctx, func(ctx context.Context) error {
+		v, err = b.engine.view(ctx)
+		if broken(err) {
+			b.afresh()
+			v, err = b.engine.view(ctx)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &watchedView{v, b.link}, nil
+}
+
+// watchedView is a snapshot behind a link.
+type watchedView struct {
+	view
+	link *link
+}
+
+func (v *watchedView) read(ctx context.Context, b *Batch) error {
+	err := v.link.watched(ctx, func(ctx context.Context) error { return v.view.read(ctx, b) })
+	v.link.note(err)
+	return err
+}
+
 func (b *breaker) under() engine { return b.engine }
 
 // watchedSession is a write transaction behind a link.
@@ -322,15 +349,19 @@ func (s *watchedSession) report(err error) error {
 		s.breaker.afresh() // DB.Write begins again
 	}
 	if s.done == nil {
-		done, refused := s.breaker.link.circuit.Allow()
-		if refused != nil {
-			return err // the others know already
-		}
-		s.done = done
+		s.breaker.link.note(err)
+		return err
 	}
 	s.done(err)
 	s.done = nil
 	return err
+}
+
+// note tells the circuit of a call that was let through long ago.
+func (l *link) note(err error) {
+	if done, refused := l.circuit.Allow(); refused == nil { // otherwise the others know already
+		done(err)
+	}
 }
 
 func (s *watchedSession) end() {

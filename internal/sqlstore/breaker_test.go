@@ -32,6 +32,7 @@ func (e *scripted) read(ctx context.Context, _ *Batch) error {
 }
 
 func (e *scripted) begin(context.Context) (session, error) { return &scriptedSession{e}, nil }
+func (e *scripted) view(context.Context) (view, error)     { return nil, nil }
 func (e *scripted) close() error                           { return nil }
 
 type scriptedSession struct{ e *scripted }
@@ -55,7 +56,7 @@ func behindALink(t *testing.T) (*DB, *scripted, *link) {
 	l := newLink(config)
 	l.ask = func(context.Context) {}
 	e := &scripted{do: func(context.Context) error { return nil }}
-	return (&DB{dialect: Postgres, engine: e}).guard(l), e, l
+	return newDB(Postgres, e).guard(l), e, l
 }
 
 func look(ctx context.Context, db *DB) error {
@@ -140,7 +141,7 @@ func TestWhatOpensTheCircuit(t *testing.T) {
 			defer cancel()
 			e.do = func(ctx context.Context) error { cancel(); return c.err(ctx) }
 			for range trips {
-				_ = db.engine.read(ctx, nil)
+				_ = db.on.Load().engine.read(ctx, nil)
 			}
 			if db.Reachable() == c.opens {
 				t.Errorf("opens: %v", !db.Reachable())
@@ -149,7 +150,7 @@ func TestWhatOpensTheCircuit(t *testing.T) {
 			e.do = func(context.Context) error { return cut() }
 			_, _ = look(t.Context(), again), look(t.Context(), again)
 			e.do = func(ctx context.Context) error { return c.err(ctx) }
-			_ = again.engine.read(ctx, nil)
+			_ = again.on.Load().engine.read(ctx, nil)
 			if again.Reachable() == c.opens {
 				t.Errorf("after two failures it opens: %v", !again.Reachable())
 			}
@@ -171,7 +172,7 @@ func TestTheOneWhoTriesCanFailByItself(t *testing.T) {
 			_ = look(ctx, db)
 		},
 		"it writes nothing": func(db *DB, _ *scripted) {
-			s, err := db.engine.begin(context.Background())
+			s, err := db.on.Load().engine.begin(context.Background())
 			if err == nil {
 				s.end()
 			}

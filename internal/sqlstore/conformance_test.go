@@ -62,7 +62,7 @@ func tenantSchemas(t testing.TB) func(testing.TB) *DB {
 	t.Cleanup(host.Close)
 	return func(t testing.TB) *DB {
 		t.Helper()
-		id := ident.New[ident.TenantID]()
+		id := ident.New[ident.DatabaseID]()
 		if err := host.Provision(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}

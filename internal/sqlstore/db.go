@@ -15,8 +15,9 @@ const retries = 3
 
 // DB is one open database of one line (master or tenant), on either engine. It is safe for concurrent use.
 type DB struct {
-	dialect Dialect
-	engine  engine
+	on      atomic.Pointer[target]
+	gate    gate
+	refusal atomic.Pointer[error]
 	trips   atomic.Int64
 }
 
@@ -24,6 +25,7 @@ type DB struct {
 type engine interface {
 	read(ctx context.Context, b *Batch) error
 	begin(ctx context.Context) (session, error)
+	view(ctx context.Context) (view, error)
 	close() error
 }
 
@@ -37,23 +39,30 @@ type session interface {
 	end()
 }
 
-// Dialect is the engine under this database.
-func (d *DB) Dialect() Dialect { return d.dialect }
+// Dialect is the engine under this database now. A statement asks its batch or transaction instead: the engine may be
+// another one by the time it runs.
+func (d *DB) Dialect() Dialect { return d.on.Load().dialect }
 
 // RoundTrips counts how often statements were sent, for tests. SQLite counts the same calls.
 func (d *DB) RoundTrips() int64 { return d.trips.Load() }
 
 // Close waits for running work and closes the database. A pool that was handed in stays open.
-func (d *DB) Close() error { return d.engine.close() }
+func (d *DB) Close() error { return d.on.Load().engine.close() }
 
 // Read runs what fill queues in one read transaction, so that all statements see one snapshot. It is one round trip.
+// It waits while the database is switched to another engine.
 func (d *DB) Read(ctx context.Context, fill func(b *Batch)) error {
-	b, err := queue(ctx, fill)
+	if err := d.gate.enter(ctx); err != nil {
+		return err
+	}
+	defer d.gate.leave()
+	on := d.on.Load()
+	b, err := queue(ctx, on.dialect, fill)
 	if err != nil || len(b.list) == 0 {
 		return err
 	}
 	d.trips.Add(1)
-	return d.engine.read(ctx, b)
+	return on.engine.read(ctx, b)
 }
 
 // Write runs fn in one write transaction. An error from fn rolls back; if fn returns nil without having called
@@ -63,9 +72,24 @@ func (d *DB) Read(ctx context.Context, fill func(b *Batch)) error {
 // An error of code "outcome_unknown" means that COMMIT was sent and no answer came: the transaction is committed or
 // not, and only looking can tell. Every other error means that nothing was committed, unless fn itself returns it
 // after a Commit that succeeded.
+//
+// It waits while the database is switched to another engine, and counts as one operation until it returns.
 func (d *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
+	if err := d.refusal.Load(); err != nil {
+		return *err
+	}
+	return d.write(ctx, fn)
+}
+
+// write is Write for what goes on while the database is read-only.
+func (d *DB) write(ctx context.Context, fn func(tx *Tx) error) error {
+	if err := d.gate.enter(ctx); err != nil {
+		return err
+	}
+	defer d.gate.leave()
+	on := d.on.Load()
 	for attempt := 0; ; attempt++ {
-		again, err := d.attempt(ctx, fn)
+		again, err := d.attempt(ctx, on, fn)
 		if err == nil || !again || attempt == retries {
 			return err
 		}
@@ -80,8 +104,8 @@ func (d *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
 }
 
 // attempt runs fn once. again tells that nothing was committed and that the same may work now.
-func (d *DB) attempt(ctx context.Context, fn func(tx *Tx) error) (again bool, err error) {
-	tx := &Tx{db: d, ctx: ctx}
+func (d *DB) attempt(ctx context.Context, on *target, fn func(tx *Tx) error) (again bool, err error) {
+	tx := &Tx{db: d, on: on, ctx: ctx}
 	defer tx.end() // also when fn panics: the connection must never go back in a transaction
 	err = fn(tx)
 	if err == nil && tx.failed == nil && tx.session != nil && !tx.committed {
@@ -98,6 +122,7 @@ func (d *DB) attempt(ctx context.Context, fn func(tx *Tx) error) (again bool, er
 // not before, so what fn computes first keeps nobody waiting.
 type Tx struct {
 	db        *DB
+	on        *target
 	ctx       context.Context
 	session   session
 	failed    error // the first failure; the transaction is over
@@ -105,7 +130,7 @@ type Tx struct {
 }
 
 // Dialect is the engine under this transaction.
-func (t *Tx) Dialect() Dialect { return t.db.dialect }
+func (t *Tx) Dialect() Dialect { return t.on.dialect }
 
 // Run executes what fill queues: one round trip, of which the first one also begins the transaction.
 func (t *Tx) Run(fill func(b *Batch)) error { return t.send(fill, false) }
@@ -120,7 +145,7 @@ func (t *Tx) send(fill func(b *Batch), commit bool) error {
 	if t.failed != nil {
 		return t.failed
 	}
-	b, err := queue(t.ctx, fill)
+	b, err := queue(t.ctx, t.on.dialect, fill)
 	if err != nil {
 		t.failed = err
 		return err
@@ -153,7 +178,7 @@ func (t *Tx) script(sql string) error {
 
 func (t *Tx) open() (err error) {
 	if t.session == nil {
-		t.session, err = t.db.engine.begin(t.ctx)
+		t.session, err = t.on.engine.begin(t.ctx)
 	}
 	return err
 }
@@ -165,8 +190,8 @@ func (t *Tx) end() {
 }
 
 // queue fills a batch and reports what is wrong with it before anything is sent.
-func queue(ctx context.Context, fill func(b *Batch)) (*Batch, error) {
-	b := &Batch{}
+func queue(ctx context.Context, d Dialect, fill func(b *Batch)) (*Batch, error) {
+	b := &Batch{dialect: d}
 	if fill != nil {
 		fill(b)
 	}

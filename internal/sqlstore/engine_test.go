@@ -559,7 +559,7 @@ func TestContexts(t *testing.T) {
 			if db.Dialect() == SQLite {
 				wantCode(t, db.Write(ctx, func(tx *Tx) error { return tx.Commit(func(b *Batch) { add(b, 3, "c") }) }), "timeout")
 			} else {
-				for db.engine.(*postgresEngine).pool.Stat().AcquiredConns() < 8 {
+				for db.on.Load().engine.(*postgresEngine).pool.Stat().AcquiredConns() < 8 {
 					time.Sleep(time.Millisecond)
 				}
 				wantCode(t, db.Read(ctx, func(b *Batch) { b.Exec(`SELECT 1`) }), "timeout")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/pbkdf2"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -168,11 +167,12 @@ func (h *PostgresHost) makeLogin(ctx context.Context, database string, password 
 	})
 }
 
-// scram is what PostgreSQL stores of a password (RFC 5803).
+// scram is what PostgreSQL stores of a password (RFC 5803). Its salt follows from the password, which nobody chose: a
+// pooler goes on using what it learned when its clients signed in, and another node's start must not make that wrong.
 func scram(password seal.Secret) (string, error) {
 	const rounds = 4096
-	salt := make([]byte, 16)
-	_, _ = rand.Read(salt)
+	sum := sha256.Sum256([]byte("memoryd login salt " + password.Reveal()))
+	salt := sum[:16]
 	salted, err := pbkdf2.Key(sha256.New, password.Reveal(), salt, rounds, sha256.Size)
 	if err != nil {
 		return "", fault.Wrap("sqlstore.OpenPostgresHost", err)
@@ -190,18 +190,18 @@ func scram(password seal.Secret) (string, error) {
 // provisioning is the database as the operator's login sees it.
 func (h *PostgresHost) provisioning() *DB { return OpenPostgres(h.admin, PostgresOptions{}).guard(h.link) }
 
-// tenantName is the name of a tenant's role and schema.
-func tenantName(tenant ident.TenantID) (string, error) {
-	if _, err := ident.Parse[ident.TenantID](string(tenant)); err != nil {
+// tenantName is the name of the role and the schema of one copy of a tenant's data.
+func tenantName(id ident.DatabaseID) (string, error) {
+	if _, err := ident.Parse[ident.DatabaseID](string(id)); err != nil {
 		return "", err
 	}
-	return "t_" + strings.TrimPrefix(string(tenant), tenant.Prefix()), nil
+	return "t_" + strings.TrimPrefix(string(id), id.Prefix()), nil
 }
 
 // Provision makes the tenant's role, schema and tables in one transaction. What is there already stays.
-func (h *PostgresHost) Provision(ctx context.Context, tenant ident.TenantID) error {
+func (h *PostgresHost) Provision(ctx context.Context, id ident.DatabaseID) error {
 	const op = "sqlstore.PostgresHost.Provision"
-	name, err := tenantName(tenant)
+	name, err := tenantName(id)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
@@ -266,19 +266,19 @@ func forbidden(op string, err error) error {
 
 // Open returns the tenant's database. Nothing is sent: a tenant that was not provisioned shows at the first use. While
 // the server cannot be reached, everything fails at once as Unavailable (code "database_unreachable").
-func (h *PostgresHost) Open(tenant ident.TenantID) *DB {
-	name, err := tenantName(tenant)
+func (h *PostgresHost) Open(id ident.DatabaseID) *DB {
+	name, err := tenantName(id)
 	db := openPostgres(h.runtime, PostgresOptions{Role: name, Schema: name}, &h.texts)
 	if err != nil {
-		db.engine.(*postgresEngine).bad = err
+		db.on.Load().engine.(*postgresEngine).bad = err
 	}
 	return db.guard(h.link)
 }
 
 // Destroy drops the tenant's schema and role with everything in them. One that is gone already is no error.
-func (h *PostgresHost) Destroy(ctx context.Context, tenant ident.TenantID) error {
+func (h *PostgresHost) Destroy(ctx context.Context, id ident.DatabaseID) error {
 	const op = "sqlstore.PostgresHost.Destroy"
-	name, err := tenantName(tenant)
+	name, err := tenantName(id)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}

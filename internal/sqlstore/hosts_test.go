@@ -40,9 +40,9 @@ func openHost(t *testing.T, address string, maxConns int) *PostgresHost {
 	return h
 }
 
-func provision(t *testing.T, h *PostgresHost) (ident.TenantID, *DB) {
+func provision(t *testing.T, h *PostgresHost) (ident.DatabaseID, *DB) {
 	t.Helper()
-	id := ident.New[ident.TenantID]()
+	id := ident.New[ident.DatabaseID]()
 	if err := h.Provision(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func write(t *testing.T, db *DB, sql string, args ...any) {
 func TestTenantsNeverMeet(t *testing.T) {
 	h := openHost(t, pgtest.URL(t), 2)
 	type tenant struct {
-		id ident.TenantID
+		id ident.DatabaseID
 		db *DB
 	}
 	var tenants []tenant
@@ -114,7 +114,7 @@ func TestTenantsNeverMeet(t *testing.T) {
 						err = fmt.Errorf("no error")
 					}
 				}
-				if err != nil || body != fmt.Sprint("tenant ", n) || role != "t_"+strings.TrimPrefix(string(tenants[n].id), "ten_") {
+				if err != nil || body != fmt.Sprint("tenant ", n) || role != "t_"+strings.TrimPrefix(string(tenants[n].id), "db_") {
 					t.Errorf("tenant %d read %q as %q, %v", n, body, role, err)
 				}
 			}
@@ -122,7 +122,7 @@ func TestTenantsNeverMeet(t *testing.T) {
 	}
 	wg.Wait()
 
-	schema := func(n int) string { return "t_" + strings.TrimPrefix(string(tenants[n].id), "ten_") }
+	schema := func(n int) string { return "t_" + strings.TrimPrefix(string(tenants[n].id), "db_") }
 	denied := func(t *testing.T, db *DB, sql string) {
 		t.Helper()
 		for _, do := range []func() error{
@@ -194,13 +194,13 @@ func TestHostLifeOfATenant(t *testing.T) {
 	if err := h.Open(other).Read(t.Context(), func(b *Batch) { b.Exec(`SELECT 1`) }); err == nil {
 		t.Fatal("a destroyed tenant answers")
 	}
-	for _, bad := range []ident.TenantID{"", "ten_x", `ten_"; DROP SCHEMA public; --00000`} {
+	for _, bad := range []ident.DatabaseID{"", "db_x", `db_"; DROP SCHEMA public; --00000`} {
 		wantCode(t, h.Provision(t.Context(), bad), "not_found")
 		wantCode(t, h.Destroy(t.Context(), bad), "not_found")
 		wantCode(t, h.Open(bad).Read(t.Context(), func(b *Batch) { b.Exec(`SELECT 1`) }), "not_found")
 	}
 	t.Run("several nodes start and provision at once", func(t *testing.T) {
-		id := ident.New[ident.TenantID]()
+		id := ident.New[ident.DatabaseID]()
 		t.Cleanup(func() { _ = h.Destroy(context.Background(), id) })
 		var wg sync.WaitGroup
 		for range 4 {
@@ -252,7 +252,7 @@ func TestLoginsOfAHost(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer h.Close()
-			id := ident.New[ident.TenantID]()
+			id := ident.New[ident.DatabaseID]()
 			err = h.Provision(t.Context(), id)
 			if c.name == "closed" { // may not make roles: says so
 				wantCode(t, err, "database_forbidden")

@@ -31,39 +31,41 @@ const (
 // many messages there are, but for what was deleted.
 func (s *TenantStore) Frequencies(ctx context.Context, clauses []words.Clause) (conversation.Frequencies, error) {
 	f := conversation.Frequencies{Clauses: make([]int64, len(clauses))}
-	exprs := make([]string, len(clauses))
-	d := s.db.Dialect()
-	for i, c := range clauses {
-		exprs[i] = expression(d, words.Match{All: []words.Clause{c}}, "")
+	express := func(b *Batch, c words.Clause) string {
+		return expression(b.Dialect(), words.Match{All: []words.Clause{c}}, "")
 	}
 	err := s.db.Read(ctx, func(b *Batch) {
 		b.One([]any{&f.Messages}, `SELECT coalesce(max(n), 0) FROM messages`)
 		b.One([]any{&f.Titles}, `SELECT coalesce(max(n), 0) FROM conversations`)
-		countNewest(b, d, exprs, f.Clauses)
+		exprs := make([]string, len(clauses))
+		for i, c := range clauses {
+			exprs[i] = express(b, c)
+		}
+		countNewest(b, exprs, f.Clauses)
 	})
 	f.Total = f.Messages
 	if err != nil || f.Total <= countWindow {
 		return f, err
 	}
 	err = s.db.Read(ctx, func(b *Batch) {
-		for i, e := range exprs {
+		for i, c := range clauses {
 			if f.Clauses[i] >= countRare {
 				f.Clauses[i] = f.Clauses[i] * f.Total / countWindow
 				continue
 			}
-			b.One([]any{&f.Clauses[i]}, d.Pick(
+			b.One([]any{&f.Clauses[i]}, b.Dialect().Pick(
 				`SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ? LIMIT ?)`,
 				`SELECT count(*) FROM (SELECT 1 FROM message_words WHERE words @@ CAST(? AS tsquery) LIMIT ?) w`),
-				e, countMax)
+				express(b, c), countMax)
 		}
 	})
 	return f, err
 }
 
 // countNewest counts for each expression the hits among the newest messages.
-func countNewest(b *Batch, d Dialect, exprs []string, counts []int64) {
+func countNewest(b *Batch, exprs []string, counts []int64) {
 	const newest = `(SELECT coalesce(max(n), 0) - ? FROM messages)`
-	if d == SQLite {
+	if b.Dialect() == SQLite {
 		for i, e := range exprs {
 			b.One([]any{&counts[i]}, `SELECT count(*) FROM message_words WHERE message_words MATCH ? AND rowid > `+newest,
 				e, countWindow)
@@ -89,10 +91,9 @@ func (s *TenantStore) FindMessages(ctx context.Context, c conversation.Candidate
 		name: "message_words",
 		role: c.Role,
 		rows: `SELECT m.n, m.conversation_id, c.title, c.project_id, m.id, m.parent_id, m.role, m.content, m.created_at`,
-		from: s.db.Dialect().Pick(
-			` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
-			` CROSS JOIN LATERAL (SELECT * FROM messages WHERE messages.n = x.n LIMIT 1) m
-			CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.id = m.conversation_id LIMIT 1) c WHERE true`),
+		lite: ` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
+		post: ` CROSS JOIN LATERAL (SELECT * FROM messages WHERE messages.n = x.n LIMIT 1) m
+			CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.id = m.conversation_id LIMIT 1) c WHERE true`,
 		time: `m.created_at`, length: `m.content_length`,
 	})
 }
@@ -105,9 +106,8 @@ func (s *TenantStore) FindTitles(ctx context.Context, c conversation.Candidates)
 	return s.find(ctx, c, wordTable{
 		name: "title_words",
 		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', '', c.title AS text, c.created_at`,
-		from: s.db.Dialect().Pick(
-			` CROSS JOIN conversations c WHERE c.n = x.n`,
-			` CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.n = x.n LIMIT 1) c WHERE true`),
+		lite: ` CROSS JOIN conversations c WHERE c.n = x.n`,
+		post: ` CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.n = x.n LIMIT 1) c WHERE true`,
 		time: `c.created_at`, length: `length(c.title)`,
 	})
 }
@@ -118,7 +118,8 @@ type wordTable struct {
 	name   string
 	role   conversation.Role
 	rows   string
-	from   string
+	lite   string // on SQLite
+	post   string // on PostgreSQL
 	time   string
 	length string
 }
@@ -144,14 +145,17 @@ func (s *TenantStore) find(ctx context.Context, c conversation.Candidates, t wor
 	if c.Text <= 0 {
 		c.Text = math.MaxInt64
 	}
-	f := finding{db: s.db, Candidates: c, wordTable: t, expr: expression(s.db.Dialect(), c.Match, t.role)}
+	f := finding{db: s.db, Candidates: c, wordTable: t}
 	f.where, f.args = t.filters(c)
-	run := f.stream
-	if s.db.Dialect() == Postgres {
-		run = f.walk
-	}
-	if err := run(ctx); err != nil {
-		return nil, err
+	for f.moved = true; f.moved; {
+		f.moved = false
+		run := f.stream
+		if s.db.Dialect() == Postgres {
+			run = f.walk
+		}
+		if err := run(ctx); err != nil {
+			return nil, err
+		}
 	}
 	slices.SortFunc(f.docs, func(a, b conversation.Doc) int { return cmp.Compare(b.N, a.N) })
 	size := int64(0)
@@ -169,7 +173,7 @@ type finding struct {
 	conversation.Candidates
 	wordTable
 	db    *DB
-	expr  string
+	moved bool   // the database is on another engine now: what is missing is found there
 	where string // conditions besides the words
 	args  []any  // of where
 	docs  []conversation.Doc
@@ -194,11 +198,21 @@ func (f *finding) room() int {
 	return f.Limit - len(f.docs)
 }
 
+// batch queues the next part of a question that is asked in the way of engine d, unless the database has moved away
+// from it.
+func (f *finding) batch(ctx context.Context, d Dialect, fill func(b *Batch, expr string)) error {
+	return f.db.Read(ctx, func(b *Batch) {
+		if f.moved = b.Dialect() != d; !f.moved {
+			fill(b, expression(d, f.Match, f.role))
+		}
+	})
+}
+
 // stream finds newest first on SQLite: FTS5 delivers in this order, and the join stops it when there are enough. It
 // reads in portions, since the text of a thousand messages may be a lot or very little.
 func (f *finding) stream(ctx context.Context) error {
 	sql := f.rows + ` FROM (SELECT rowid AS n FROM ` + f.name + ` WHERE ` + f.name + ` MATCH ? AND rowid < ?
-		ORDER BY rowid DESC LIMIT ?) x` + f.from + f.where + ` LIMIT ?`
+		ORDER BY rowid DESC LIMIT ?) x` + f.lite + f.where + ` LIMIT ?`
 	for portion := 128; f.room() > 0; {
 		portion = min(portion, f.room())
 		hits := portion
@@ -206,8 +220,8 @@ func (f *finding) stream(ctx context.Context) error {
 			hits = scanMax
 		}
 		before := len(f.docs)
-		err := f.db.Read(ctx, func(b *Batch) {
-			b.Query(f.read, sql, append([]any{f.expr, f.Before, hits}, append(f.args, portion)...)...)
+		err := f.batch(ctx, SQLite, func(b *Batch, expr string) {
+			b.Query(f.read, sql, append([]any{expr, f.Before, hits}, append(f.args, portion)...)...)
 		})
 		if err != nil || len(f.docs)-before < portion {
 			return err
@@ -225,7 +239,7 @@ func (f *finding) stream(ctx context.Context) error {
 func (f *finding) walk(ctx context.Context) error {
 	// How much text there is, PostgreSQL adds up before it reads the text.
 	rows := ` SELECT * FROM (` + f.rows + `, sum(` + f.length + `) OVER (ORDER BY x.n DESC) - ` + f.length + ` AS above
-		FROM (SELECT n FROM hits ORDER BY n DESC LIMIT ?) x` + f.from + f.where + ` ORDER BY x.n DESC LIMIT ?) y WHERE above <= ?`
+		FROM (SELECT n FROM hits ORDER BY n DESC LIMIT ?) x` + f.post + f.where + ` ORDER BY x.n DESC LIMIT ?) y WHERE above <= ?`
 	narrow := func(args ...any) []any {
 		room, hits := f.room(), f.room()
 		if f.where != "" {
@@ -236,13 +250,13 @@ func (f *finding) walk(ctx context.Context) error {
 	read := func(r Scanner) error { return f.read(beside{r}) }
 	for step, scanned := int64(walkFirst), int64(0); f.room() > 0; {
 		var seen, low, hits int64
-		err := f.db.Read(ctx, func(b *Batch) {
+		err := f.batch(ctx, Postgres, func(b *Batch, expr string) {
 			b.One([]any{&seen, &low, &hits}, `SELECT count(*), coalesce(min(n), 0),
 				count(*) FILTER (WHERE words @@ CAST(? AS tsquery))
-				FROM (SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w`, f.expr, f.Before, step)
+				FROM (SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w`, expr, f.Before, step)
 			b.Query(read, `WITH hits AS MATERIALIZED (SELECT n FROM
 				(SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w
-				WHERE words @@ CAST(? AS tsquery))`+rows, narrow(f.Before, step, f.expr)...)
+				WHERE words @@ CAST(? AS tsquery))`+rows, narrow(f.Before, step, expr)...)
 		})
 		if err != nil || seen < step || f.room() <= 0 {
 			return err
@@ -251,9 +265,9 @@ func (f *finding) walk(ctx context.Context) error {
 		scanned += seen
 		share := float64(hits) / float64(seen)
 		if f.rare(share, float64(low)) {
-			return f.db.Read(ctx, func(b *Batch) {
+			return f.batch(ctx, Postgres, func(b *Batch, expr string) {
 				b.Query(read, `WITH hits AS MATERIALIZED (SELECT n FROM `+f.name+`
-					WHERE words @@ CAST(? AS tsquery) AND n < ?)`+rows, narrow(f.expr, f.Before)...)
+					WHERE words @@ CAST(? AS tsquery) AND n < ?)`+rows, narrow(expr, f.Before)...)
 			})
 		}
 		if scanned >= scanMax {

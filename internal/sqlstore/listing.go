@@ -45,9 +45,9 @@ func (s *TenantStore) ListConversations(ctx context.Context, q conversation.Quer
 	if column == "" {
 		return nil, "", fault.BadInput("sqlstore.ListConversations", "query.sort", "there is no such order")
 	}
-	c := narrow(s.db.Dialect(), q)
+	var from conditions
 	if q.Cursor != "" {
-		if err := c.behind(q, column); err != nil {
+		if err := from.behind(q, column); err != nil {
 			return nil, "", err
 		}
 	}
@@ -60,6 +60,8 @@ func (s *TenantStore) ListConversations(ctx context.Context, q conversation.Quer
 	}
 	var rows []conversationRow
 	err := s.db.Read(ctx, func(b *Batch) {
+		c := narrow(b.Dialect(), q)
+		c.also(from)
 		b.Query(func(s Scanner) error {
 			var r conversationRow
 			err := r.scan(s)

@@ -7,6 +7,7 @@ import (
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/audit"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/tenant"
 )
 
@@ -22,6 +23,7 @@ var (
 	_ tenant.Directory = (*MasterStore)(nil)
 	_ tenant.Hints     = (*MasterStore)(nil)
 	_ event.Log        = (*MasterStore)(nil)
+	_ job.Store        = (*MasterStore)(nil)
 )
 
 // NewMasterStore speaks to a migrated database of the master line. onCommit, which may be nil, hears the log's new end

@@ -50,7 +50,7 @@ func newcomer(email string) account.Newcomer {
 			Role:    ident.Member, Tenant: ten, State: account.Active, Version: 1, CreatedAt: noon(0), UpdatedAt: noon(time.Second)},
 		Hash: "$argon2id$of " + email,
 		Tenant: tenant.Tenant{ID: ten, Account: id, State: tenant.Active, CreatedAt: noon(0),
-			Placement: tenant.Placement{Kind: tenant.SQLite, WrappedKey: []byte{0, 1, 255}}},
+			Placement: tenant.Placement{Database: tenant.First(ten), Kind: tenant.SQLite, WrappedKey: []byte{0, 1, 255}}},
 	}
 }
 

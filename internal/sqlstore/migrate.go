@@ -77,7 +77,7 @@ var stepName = regexp.MustCompile(`^((\d{4})_[a-z0-9_]+)\.(sqlite|postgres)\.sql
 
 func migrate(ctx context.Context, d *DB, fsys fs.FS, line Line) (MigrateReport, error) {
 	const op = "sqlstore.Migrate"
-	steps, err := load(fsys, line, d.dialect)
+	steps, err := load(fsys, line, d.Dialect())
 	if err != nil {
 		return MigrateReport{}, err
 	}
@@ -91,7 +91,7 @@ func migrate(ctx context.Context, d *DB, fsys fs.FS, line Line) (MigrateReport, 
 	report := MigrateReport{From: int64(len(applied)), To: int64(len(applied))}
 	for _, s := range steps[len(applied):] {
 		var ran bool
-		if err := d.Write(ctx, func(tx *Tx) (err error) {
+		if err := d.write(ctx, func(tx *Tx) (err error) {
 			if err = tx.lock(); err == nil {
 				ran, err = tx.apply(steps, s)
 			}
@@ -147,7 +147,7 @@ func history(ctx context.Context, d *DB) ([]done, error) {
 		return applied, err
 	}
 	var exists bool
-	if again := d.Read(ctx, func(b *Batch) { b.One([]any{&exists}, historyExists(d.dialect)) }); again != nil {
+	if again := d.Read(ctx, func(b *Batch) { b.One([]any{&exists}, historyExists(b.Dialect())) }); again != nil {
 		return nil, again
 	}
 	if !exists {
@@ -206,7 +206,7 @@ func damaged(why string) error {
 // lock makes the transaction the only one that migrates this database, and makes sure that it has a history. SQLite's
 // write transaction is that lock already.
 func (t *Tx) lock() error {
-	if e, ok := under[*postgresEngine](t.db.engine); ok {
+	if e, ok := under[*postgresEngine](t.on.engine); ok {
 		var exists bool
 		if err := t.Run(func(b *Batch) {
 			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(e.schema))

@@ -144,7 +144,7 @@ func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, fro
 		found = b.One([]any{&active, &leaf, &depth}, `SELECT c.leaf_id, m.id, m.depth FROM conversations c
 			LEFT JOIN messages m ON m.conversation_id = c.id AND m.id = `+pathLeaf+` WHERE c.id = ?1`, id, from.Leaf)
 		page = messagePage{}
-		b.Query(page.take, pageOfPath(s.db.Dialect(), from.Ascending), id, from.Leaf, from.At, limit)
+		b.Query(page.take, pageOfPath(b.Dialect(), from.Ascending), id, from.Leaf, from.At, limit)
 	})
 	switch {
 	case err != nil:

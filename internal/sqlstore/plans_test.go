@@ -136,7 +136,7 @@ func TestPagesCostThePage(t *testing.T) {
 // steps runs a reading and counts what SQLite's machine did for it.
 func steps(t *testing.T, db *DB, q reading) int {
 	t.Helper()
-	engine := db.engine.(*sqliteEngine)
+	engine := db.on.Load().engine.(*sqliteEngine)
 	if err := engine.take(t.Context(), engine.readers); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -115,14 +116,14 @@ func openPostgres(pool *pgxpool.Pool, o PostgresOptions, t *texts) *DB {
 			e.preamble = append(e.preamble, p.set+quoted(p.name)+p.tail)
 		}
 	}
-	return &DB{dialect: Postgres, engine: e}
+	return newDB(Postgres, e)
 }
 
 // identifier is what we name roles and schemas with.
 var identifier = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
 
-// quoted quotes a name that matches identifier, which has nothing to escape.
-func quoted(name string) string { return `"` + name + `"` }
+// quoted quotes a name. One that matches identifier has nothing to escape; of any other it makes a name all the same.
+func quoted(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // postgresEngine runs batches on a pool, each in one round trip. It speaks the extended protocol without prepared
 // statements through pgconn, so a transaction is one message sequence with BEGIN and the preamble at its head: a
@@ -135,6 +136,8 @@ type postgresEngine struct {
 	bad      error
 }
 
+const beginSnapshot = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
 func (e *postgresEngine) close() error { return nil }
 
 func (e *postgresEngine) read(ctx context.Context, b *Batch) error {
@@ -143,7 +146,7 @@ func (e *postgresEngine) read(ctx context.Context, b *Batch) error {
 		return err
 	}
 	defer s.end()
-	return at("sqlstore.Read", s.send(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", b, true))
+	return at("sqlstore.Read", s.send(ctx, beginSnapshot, b, true))
 }
 
 func (e *postgresEngine) begin(ctx context.Context) (session, error) {
@@ -153,6 +156,28 @@ func (e *postgresEngine) begin(ctx context.Context) (session, error) {
 	}
 	return s, nil
 }
+
+// postgresView is a connection of the pool in a transaction that stays open.
+type postgresView struct{ *postgresSession }
+
+func (e *postgresEngine) view(ctx context.Context) (view, error) {
+	s, err := e.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v := postgresView{s}
+	b := &Batch{}
+	// It is idle while what was read is worked on. The first query chooses the state.
+	b.Exec(`SET LOCAL idle_in_transaction_session_timeout = 0`)
+	b.Query(func(Scanner) error { return nil }, `SELECT 1`)
+	if err := s.send(ctx, beginSnapshot, b, false); err != nil {
+		s.end()
+		return nil, err
+	}
+	return v, nil
+}
+
+func (v postgresView) read(ctx context.Context, b *Batch) error { return v.send(ctx, "", b, false) }
 
 func (e *postgresEngine) acquire(ctx context.Context) (*postgresSession, error) {
 	if e.bad != nil {

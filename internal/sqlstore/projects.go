@@ -80,30 +80,33 @@ type projectCursor struct {
 
 // ListProjects implements project.Store.
 func (s *TenantStore) ListProjects(ctx context.Context, q project.Query) ([]project.Project, string, error) {
-	d, limit := s.db.Dialect(), max(1, q.Limit)
-	var c conditions
+	limit := max(1, q.Limit)
+	var from *projectCursor
 	if q.Cursor != "" {
-		var from projectCursor
-		if err := parseCursor(q.Cursor, &from); err != nil {
+		from = &projectCursor{}
+		if err := parseCursor(q.Cursor, from); err != nil {
 			return nil, "", err
 		}
 		if from.Kind != "projects" {
 			return nil, "", badCursor()
 		}
-		c.and("n < ?", from.N)
-	}
-	if q.Status != "" {
-		c.and("status = ?", q.Status)
-	}
-	if q.Tag != "" {
-		c.and(hasTag(d), q.Tag)
-	}
-	if q.Text != "" {
-		c.and(contains(d, "name_folded"), folded(q.Text))
 	}
 	var list []project.Project
 	var places []int64
 	err := s.db.Read(ctx, func(b *Batch) {
+		var c conditions
+		if from != nil {
+			c.and("n < ?", from.N)
+		}
+		if q.Status != "" {
+			c.and("status = ?", q.Status)
+		}
+		if q.Tag != "" {
+			c.and(hasTag(b.Dialect()), q.Tag)
+		}
+		if q.Text != "" {
+			c.and(contains(b.Dialect(), "name_folded"), folded(q.Text))
+		}
 		b.Query(func(s Scanner) error {
 			p, n, err := scanProject(s)
 			list, places = append(list, p), append(places, n)

@@ -71,7 +71,7 @@ func OpenSQLite(ctx context.Context, o SQLiteOptions) (*DB, error) {
 		return nil, fault.Wrap(op, err)
 	}
 	e.write = c
-	return &DB{dialect: SQLite, engine: e}, nil
+	return newDB(SQLite, e), nil
 }
 
 // syncLevels are the values of PRAGMA synchronous that an operator may choose.
@@ -433,6 +433,51 @@ func (e *sqliteEngine) borrowWriter() (c *sqliteConn, back func(fine bool)) {
 		}
 		<-e.writer
 	}
+}
+
+// sqliteView is a connection beside the readers, since it is kept for long.
+type sqliteView struct {
+	engine *sqliteEngine
+	conn   *sqliteConn
+}
+
+func (e *sqliteEngine) view(ctx context.Context) (view, error) {
+	select {
+	case <-e.closing:
+		return nil, closed()
+	default:
+	}
+	c, err := openSQLiteConn(e.options, true)
+	if err != nil {
+		return nil, err
+	}
+	v := &sqliteView{engine: e, conn: c}
+	if err := v.begin(ctx); err != nil {
+		v.end()
+		return nil, err
+	}
+	return v, nil
+}
+
+// begin begins the transaction and reads, with which the state is chosen.
+func (v *sqliteView) begin(ctx context.Context) error {
+	if err := v.conn.Exec("BEGIN"); err != nil {
+		return classify("sqlstore", err)
+	}
+	var n int64
+	b := &Batch{}
+	b.One([]any{&n}, `SELECT count(*) FROM sqlite_schema`)
+	return v.read(ctx, b)
+}
+
+func (v *sqliteView) read(ctx context.Context, b *Batch) error {
+	err := v.conn.interrupted(ctx, func() error { return v.conn.exec(b) })
+	return v.engine.outcome(ctx, "sqlstore.Snapshot", err)
+}
+
+func (v *sqliteView) end() {
+	v.conn.rollback()
+	_ = v.conn.close()
 }
 
 // outcome puts the context's end before what it made the engine report.

@@ -140,6 +140,10 @@ func (c *conditions) and(condition string, args ...any) {
 	c.list, c.args = append(c.list, condition), append(c.args, args...)
 }
 
+func (c *conditions) also(other conditions) {
+	c.list, c.args = append(c.list, other.list...), append(c.args, other.args...)
+}
+
 // where is the clause, with a leading space; empty when nothing is asked.
 func (c *conditions) where() string {
 	if len(c.list) == 0 {

@@ -138,10 +138,16 @@ func (p *Pool) closeIdle() {
 }
 
 func (p *Pool) sweepOnces(ctx context.Context) {
+	// The least recently used first, so that they still are when this is over.
 	p.mu.Lock()
 	var ids []ident.TenantID
+	for el := p.idle.Front(); el != nil; el = el.Next() {
+		if e := el.Value.(*entry); !failed(e) {
+			ids = append(ids, e.id)
+		}
+	}
 	for id, e := range p.entries {
-		if !failed(e) {
+		if e.place == nil && !failed(e) {
 			ids = append(ids, id)
 		}
 	}

@@ -20,7 +20,15 @@ type Placements struct {
 	synchronous string
 	keys        *seal.Keyring
 	template    *sqlstore.Template
-	hosts       map[string]*sqlstore.PostgresHost
+	hosts       map[string]*sqlstore.LazyHost
+	externals   Externals
+}
+
+// Externals reaches PostgreSQL servers of users' own; sqlstore.Externals does.
+type Externals interface {
+	Open(id ident.DatabaseID, a tenant.Address, password seal.Secret) *sqlstore.DB
+	Provision(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
+	Destroy(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
 }
 
 // PlacementsConfig says what places there are. With Hosts, new tenants go to the emptiest of them; without, they get
@@ -29,7 +37,8 @@ type PlacementsConfig struct {
 	Root        string // folder of the tenants' files
 	Synchronous string // SQLite's durability; empty: FULL
 	Keys        *seal.Keyring
-	Hosts       map[string]*sqlstore.PostgresHost // by name, see tenant.Placement.Host
+	Hosts       map[string]*sqlstore.LazyHost // by name, see tenant.Placement.Host
+	Externals   Externals                     // nil: users cannot bring their own
 }
 
 // NewPlacements prepares the template that new files are copied from.
@@ -38,64 +47,219 @@ func NewPlacements(ctx context.Context, c PlacementsConfig) (*Placements, error)
 	if err != nil {
 		return nil, fault.Wrap("workspace.NewPlacements", err)
 	}
-	return &Placements{root: c.Root, synchronous: c.Synchronous, keys: c.Keys, template: t, hosts: c.Hosts}, nil
+	return &Placements{root: c.Root, synchronous: c.Synchronous, keys: c.Keys, template: t, hosts: c.Hosts,
+		externals: c.Externals}, nil
 }
 
 // Provision makes the database of a new tenant and says where it is.
 func (p *Placements) Provision(ctx context.Context, id ident.TenantID) (tenant.Placement, error) {
-	const op = "workspace.Provision"
+	return p.Make(ctx, tenant.Placement{Database: tenant.First(id), Kind: p.Usual()})
+}
+
+// Usual is the kind of place that new tenants get.
+func (p *Placements) Usual() tenant.Kind {
 	if len(p.hosts) > 0 {
-		name, host, err := p.emptiest(ctx)
-		if err != nil {
-			return tenant.Placement{}, fault.Wrap(op, err)
-		}
-		if err := host.Provision(ctx, id); err != nil {
-			return tenant.Placement{}, fault.Wrap(op, err)
-		}
-		return tenant.Placement{Kind: tenant.Postgres, Host: name}, nil
+		return tenant.Postgres
 	}
-	if err := os.MkdirAll(filepath.Dir(p.path(id)), 0o700); err != nil {
-		return tenant.Placement{}, fault.New(fault.Unavailable, op, "storage_failed", "the storage does not work").With(err)
-	}
-	key := seal.NewKey()
-	if err := p.template.Create(ctx, p.path(id), &key); err != nil {
-		return tenant.Placement{}, fault.Wrap(op, err)
-	}
-	return tenant.Placement{Kind: tenant.SQLite, WrappedKey: p.keys.WrapKey(string(id), key)}, nil
+	return tenant.SQLite
 }
 
-// Discard destroys a database that was made for a tenant that did not come to be.
-func (p *Placements) Discard(ctx context.Context, id ident.TenantID, at tenant.Placement) error {
-	const op = "workspace.Discard"
-	if at.Kind == tenant.SQLite {
-		return fault.Wrap(op, sqlstore.Destroy(p.path(id)))
-	}
-	host, err := p.host(at)
-	if err != nil {
-		return fault.Wrap(op, err)
-	}
-	return fault.Wrap(op, host.Destroy(ctx, id))
-}
-
-// open opens a tenant's database and brings its schema up to date.
-func (p *Placements) open(ctx context.Context, t tenant.Tenant) (*sqlstore.DB, error) {
-	var db *sqlstore.DB
-	switch t.Placement.Kind {
-	case tenant.SQLite:
-		key, err := p.keys.UnwrapKey(string(t.ID), t.Placement.WrappedKey)
+// Make makes an empty database of the newest schema at a place of the kind, and returns the placement completed: a
+// file with its key, a server that was chosen where none was named. What is there under that name already is code
+// "duplicate" or "schema_exists".
+func (p *Placements) Make(ctx context.Context, at tenant.Placement) (tenant.Placement, error) {
+	const op = "workspace.Make"
+	switch at.Kind {
+	case tenant.External:
+		ext, password, err := p.external(at)
 		if err != nil {
-			return nil, err
+			return at, fault.Wrap(op, err)
 		}
-		db, err = sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: p.path(t.ID), Key: &key, Synchronous: p.synchronous})
+		return at, fault.Wrap(op, ext.Provision(ctx, at.Database, at.Address, password))
+	case tenant.Postgres:
+		if at.Host == "" {
+			name, err := p.emptiest(ctx)
+			if err != nil {
+				return at, fault.Wrap(op, err)
+			}
+			at.Host = name
+		}
+		host, err := p.host(ctx, at)
 		if err != nil {
-			return nil, err
+			return at, fault.Wrap(op, err)
 		}
+		return at, fault.Wrap(op, host.Provision(ctx, at.Database))
 	default:
-		host, err := p.host(t.Placement)
-		if err != nil {
-			return nil, err
+		if err := os.MkdirAll(filepath.Dir(p.path(at.Database)), 0o700); err != nil {
+			return at, fault.New(fault.Unavailable, op, "storage_failed", "the storage does not work").With(err)
 		}
-		db = host.Open(t.ID)
+		key := seal.NewKey()
+		if err := p.template.Create(ctx, p.path(at.Database), &key); err != nil {
+			return at, fault.Wrap(op, err)
+		}
+		at.WrappedKey = p.keys.WrapKey(fileName(at.Database), key)
+		return at, nil
+	}
+}
+
+// Discard destroys the database of a tenant that did not come to be.
+func (p *Placements) Discard(ctx context.Context, _ ident.TenantID, at tenant.Placement) error {
+	return p.Destroy(ctx, at)
+}
+
+// Destroy removes a copy with everything in it. One that is gone already is no error. Of a user's own PostgreSQL only
+// our schema goes.
+func (p *Placements) Destroy(ctx context.Context, at tenant.Placement) error {
+	const op = "workspace.Destroy"
+	switch at.Kind {
+	case tenant.External:
+		ext, password, err := p.external(at)
+		if err != nil {
+			return fault.Wrap(op, err)
+		}
+		return fault.Wrap(op, ext.Destroy(ctx, at.Database, at.Address, password))
+	case tenant.Postgres:
+		host, err := p.host(ctx, at)
+		if err != nil {
+			return fault.Wrap(op, err)
+		}
+		return fault.Wrap(op, host.Destroy(ctx, at.Database))
+	default:
+		return fault.Wrap(op, sqlstore.Destroy(p.path(at.Database)))
+	}
+}
+
+// Open opens a copy as it is: its schema is not looked at. Databases that are behind a network are not spoken to yet.
+func (p *Placements) Open(ctx context.Context, at tenant.Placement) (*sqlstore.DB, error) {
+	const op = "workspace.Open"
+	switch at.Kind {
+	case tenant.External:
+		ext, password, err := p.external(at)
+		if err != nil {
+			return nil, fault.Wrap(op, err)
+		}
+		return ext.Open(at.Database, at.Address, password), nil
+	case tenant.Postgres:
+		host, err := p.host(ctx, at)
+		if err != nil {
+			return nil, fault.Wrap(op, err)
+		}
+		return host.Open(at.Database), nil
+	default:
+		key, err := p.keys.UnwrapKey(fileName(at.Database), at.WrappedKey)
+		if err != nil {
+			return nil, fault.Wrap(op, err)
+		}
+		db, err := sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: p.path(at.Database), Key: &key, Synchronous: p.synchronous})
+		return db, fault.Wrap(op, err)
+	}
+}
+
+// fileName is what the file of a copy is called, and what its key is bound to. A tenant's first one is called like the
+// tenant, as all were when each tenant had but one.
+func fileName(id ident.DatabaseID) string {
+	return ident.TenantID("").Prefix() + string(id)[len(id.Prefix()):]
+}
+
+// Reseal seals anew, under the current master key, what a placement holds sealed. changed is false when it was under
+// that key already.
+func (p *Placements) Reseal(at tenant.Placement) (_ tenant.Placement, changed bool, err error) {
+	const op = "workspace.Reseal"
+	if at.WrappedKey != nil {
+		fresh, again, err := p.keys.RewrapKey(fileName(at.Database), at.WrappedKey)
+		if err != nil {
+			return at, false, fault.Wrap(op, err)
+		}
+		at.WrappedKey, changed = fresh, again
+	}
+	if at.SealedPassword != nil {
+		fresh, again, err := p.keys.Rewrap(passwordPurpose, at.SealedPassword, []byte(at.Database))
+		if err != nil {
+			return at, false, fault.Wrap(op, err)
+		}
+		at.SealedPassword, changed = fresh, changed || again
+	}
+	return at, changed, nil
+}
+
+const passwordPurpose = "database password"
+
+// SealPassword seals the password of a user's own database, bound to its configuration.
+func (p *Placements) SealPassword(id ident.DatabaseID, password seal.Secret) []byte {
+	if password == "" {
+		return nil
+	}
+	return p.keys.Seal(passwordPurpose, []byte(password.Reveal()), []byte(id))
+}
+
+// Password opens what SealPassword sealed; none is the empty one.
+func (p *Placements) Password(at tenant.Placement) (seal.Secret, error) {
+	if at.SealedPassword == nil {
+		return "", nil
+	}
+	plain, err := p.keys.Open(passwordPurpose, at.SealedPassword, []byte(at.Database))
+	return seal.Secret(plain), fault.Wrap("workspace.Password", err)
+}
+
+// external is what reaches a user's own PostgreSQL, with the password to it.
+func (p *Placements) external(at tenant.Placement) (Externals, seal.Secret, error) {
+	if p.externals == nil {
+		return nil, "", fault.New(fault.Unavailable, "workspace.Placements", "external_unsupported",
+			"this server does not reach databases of users' own")
+	}
+	password, err := p.Password(at)
+	return p.externals, password, err
+}
+
+func (p *Placements) host(ctx context.Context, at tenant.Placement) (*sqlstore.PostgresHost, error) {
+	if h := p.hosts[at.Host]; h != nil {
+		return h.Host(ctx)
+	}
+	return nil, fault.New(fault.Unavailable, "workspace.Placements", "tenant_host_unknown",
+		"the database server of this account is not configured: its address is missing from TENANT_DATABASE_URLS")
+}
+
+// emptiest is the operator's server with the fewest tenants, of those that answer.
+func (p *Placements) emptiest(ctx context.Context) (name string, err error) {
+	least := -1
+	for n, lazy := range p.hosts {
+		count := 0
+		h, herr := lazy.Host(ctx)
+		if herr == nil {
+			count, herr = h.Count(ctx)
+		}
+		if herr != nil {
+			err = herr
+			continue
+		}
+		if least < 0 || count < least {
+			least, name = count, n
+		}
+	}
+	if name != "" {
+		return name, nil
+	}
+	if err == nil {
+		err = fault.New(fault.Unavailable, "workspace.Placements", "tenant_host_unknown",
+			"no PostgreSQL server for tenants is configured: set TENANT_DATABASE_URLS")
+	}
+	return "", err
+}
+
+// path is the file of a copy. Files are spread over folders by a hash: an id's own first characters are its time, and
+// would put all tenants of a month into one folder.
+func (p *Placements) path(id ident.DatabaseID) string {
+	name := fileName(id)
+	sum := sha256.Sum256([]byte(name))
+	h := hex.EncodeToString(sum[:2])
+	return filepath.Join(p.root, h[:2], h[2:], name+".db")
+}
+
+// openMigrated opens the active database of a tenant and brings its schema up to date.
+func (p *Placements) openMigrated(ctx context.Context, t tenant.Tenant) (*sqlstore.DB, error) {
+	db, err := p.Open(ctx, t.Placement)
+	if err != nil {
+		return nil, err
 	}
 	if _, err := sqlstore.Migrate(ctx, db, sqlstore.Tenant); err != nil {
 		_ = db.Close()
@@ -104,44 +268,10 @@ func (p *Placements) open(ctx context.Context, t tenant.Tenant) (*sqlstore.DB, e
 	return db, nil
 }
 
-func (p *Placements) host(at tenant.Placement) (*sqlstore.PostgresHost, error) {
-	if h := p.hosts[at.Host]; h != nil {
-		return h, nil
-	}
-	return nil, fault.New(fault.Unavailable, "workspace.Placements", "tenant_host_unknown",
-		"the database server of this account is not configured: its address is missing from TENANT_DATABASE_URLS")
-}
-
-func (p *Placements) emptiest(ctx context.Context) (name string, host *sqlstore.PostgresHost, err error) {
-	least := -1
-	for n, h := range p.hosts {
-		count, cerr := h.Count(ctx)
-		if cerr != nil {
-			err = cerr
-			continue
-		}
-		if least < 0 || count < least {
-			least, name, host = count, n, h
-		}
-	}
-	if host != nil {
-		return name, host, nil
-	}
-	return "", nil, err
-}
-
-// path spreads files over folders by a hash of the id: an id's own first characters are its time, and would put all
-// tenants of a month into one folder.
-func (p *Placements) path(id ident.TenantID) string {
-	sum := sha256.Sum256([]byte(id))
-	h := hex.EncodeToString(sum[:2])
-	return filepath.Join(p.root, h[:2], h[2:], string(id)+".db")
-}
-
 // Migrate brings one tenant's schema up to date without keeping the database open.
 func (p *Placements) Migrate(ctx context.Context, t tenant.Tenant) error {
 	const op = "workspace.Migrate"
-	db, err := p.open(ctx, t)
+	db, err := p.openMigrated(ctx, t)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}

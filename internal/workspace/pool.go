@@ -30,9 +30,10 @@ type Config struct {
 	Providers  []string // provider names that projects may ask for
 	Log        *slog.Logger
 	Now        func() time.Time
-	MaxOpen    int           // databases open at once (default 256)
-	IdleAfter  time.Duration // unused ones are closed after this (default 5 min)
-	Sole       bool          // no other process works on these tenants
+	MaxOpen    int                                 // databases open at once (default 256)
+	IdleAfter  time.Duration                       // unused ones are closed after this (default 5 min)
+	Sole       bool                                // no other process works on these tenants
+	Opened     func(took time.Duration, err error) // hears of every opening; may be nil
 }
 
 // Pool keeps tenants' databases open while they are used. It is safe for concurrent use.
@@ -40,10 +41,12 @@ type Pool struct {
 	Config
 	mu      sync.Mutex
 	entries map[ident.TenantID]*entry
-	idle    *list.List // of *entry without leases, least recently used first
-	room    chan struct{}
+	idle    *list.List    // of *entry without leases, least recently used first
+	room    chan struct{} // closed, and replaced, when there may be room for those who wait
+	waiting bool          // somebody waits for room
+	leaving int           // databases that are being closed
 	closed  bool
-	closing sync.WaitGroup // databases that are being closed, outside the lock
+	closing sync.WaitGroup // as many as leaving, for Close
 }
 
 // Workspace is a leased tenant with its services. Release gives it back; services must not be used after that.
@@ -53,6 +56,7 @@ type Workspace struct {
 	Conversations *conversation.Service
 	Audit         *audit.Service
 	Events        event.Log
+	Waited        time.Duration // for the database to be opened; 0 when it was open
 
 	entry    *entry
 	released atomic.Bool
@@ -84,6 +88,8 @@ const (
 	pause = 2 * time.Second
 	// openTimeout bounds an opening, migration included.
 	openTimeout = time.Minute
+	// roomPatience is how long a caller waits in a pool that is full of leased databases.
+	roomPatience = 2 * time.Second
 )
 
 // NewPool returns an empty pool. Run looks after it; Close ends it.
@@ -100,7 +106,7 @@ func NewPool(c Config) *Pool {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{}, 1)}
+	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{})}
 }
 
 // Acquire opens the tenant's database if needed and takes a lease on it. The caller must Release. It is NotFound,
@@ -108,6 +114,7 @@ func NewPool(c Config) *Pool {
 // at once until its next attempt is due; nobody else notices.
 func (p *Pool) Acquire(ctx context.Context, actor ident.Actor, id ident.TenantID) (*Workspace, error) {
 	const op = "workspace.Acquire"
+	asked, waited := time.Now(), time.Duration(0)
 	e, opener, err := p.lease(ctx, id)
 	if err != nil {
 		return nil, fault.Wrap(op, err)
@@ -117,9 +124,14 @@ func (p *Pool) Acquire(ctx context.Context, actor ident.Actor, id ident.TenantID
 	}
 	select {
 	case <-e.ready:
-	case <-ctx.Done():
-		p.release(e)
-		return nil, fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
+	default:
+		select {
+		case <-e.ready:
+			waited = time.Since(asked)
+		case <-ctx.Done():
+			p.release(e)
+			return nil, fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
+		}
 	}
 	if e.err != nil {
 		p.release(e)
@@ -134,7 +146,7 @@ func (p *Pool) Acquire(ctx context.Context, actor ident.Actor, id ident.TenantID
 		return nil, fault.New(fault.Forbidden, op, "tenant_suspended", "this account's data is suspended: ask the operator")
 	}
 	ws := &Workspace{Tenant: e.tenant, Projects: e.ws.Projects, Conversations: e.ws.Conversations, Audit: e.ws.Audit,
-		Events: e.ws.Events, entry: e}
+		Events: e.ws.Events, Waited: waited, entry: e}
 	return ws, nil
 }
 
@@ -149,6 +161,7 @@ func (w *Workspace) Release() {
 func (p *Pool) lease(ctx context.Context, id ident.TenantID) (e *entry, opener bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	var patience *time.Timer
 	for {
 		if p.closed {
 			return nil, false, fault.New(fault.Unavailable, "workspace.Pool", "shutting_down", "the server is about to stop").
@@ -166,43 +179,63 @@ func (p *Pool) lease(ctx context.Context, id ident.TenantID) (e *entry, opener b
 			e.leases++
 			return e, false, nil
 		}
-		if len(p.entries) < p.MaxOpen || p.evict() {
+		if p.makeRoom() {
 			// One lease is the caller's, one the opening's.
 			e := &entry{pool: p, id: id, ready: make(chan struct{}), leases: 2}
 			p.entries[id] = e
 			return e, true, nil
 		}
-		if err := p.waitForRoom(ctx); err != nil {
+		if patience == nil {
+			patience = time.NewTimer(roomPatience)
+			defer patience.Stop()
+		}
+		if err := p.waitForRoom(ctx, patience.C); err != nil {
 			return nil, false, err
 		}
 	}
 }
 
-// waitForRoom waits, without the lock, until an entry may have become free.
-func (p *Pool) waitForRoom(ctx context.Context) error {
-	p.mu.Unlock()
-	defer p.mu.Lock()
-	t := time.NewTimer(2 * time.Second)
-	defer t.Stop()
-	select {
-	case <-p.room:
-		return nil
-	case <-ctx.Done():
-		return fault.New(fault.Canceled, "workspace.Pool", "", "the request ended").With(ctx.Err())
-	case <-t.C:
-		return fault.New(fault.Unavailable, "workspace.Pool", "too_many_tenants",
-			"too many databases are in use: try again in a moment").RetryAfter(2 * time.Second)
+// makeRoom reports whether one more database may be opened; for that it may close the least recently used one that
+// nobody leases. That happens off the request's path, so for a moment more than MaxOpen may be open, but not many: a
+// disk that closes slowly must not cost descriptors without bound.
+func (p *Pool) makeRoom() bool {
+	if p.leaving > p.MaxOpen/8+1 {
+		return false
 	}
-}
-
-// evict closes the least recently used entry without leases; false when there is none.
-func (p *Pool) evict() bool {
+	if len(p.entries) < p.MaxOpen {
+		return true
+	}
 	first := p.idle.Front()
 	if first == nil {
 		return false
 	}
 	p.drop(first.Value.(*entry))
 	return true
+}
+
+// waitForRoom waits, without the lock, until there may be room.
+func (p *Pool) waitForRoom(ctx context.Context, patience <-chan time.Time) error {
+	room := p.room
+	p.waiting = true
+	p.mu.Unlock()
+	defer p.mu.Lock()
+	select {
+	case <-room:
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.Canceled, "workspace.Pool", "", "the request ended").With(ctx.Err())
+	case <-patience:
+		return fault.New(fault.Unavailable, "workspace.Pool", "too_many_tenants",
+			"too many databases are in use: try again in a moment").RetryAfter(roomPatience)
+	}
+}
+
+// roomMade wakes all who wait: a signal for one of them would be lost when that one has just given up.
+func (p *Pool) roomMade() {
+	if p.waiting {
+		close(p.room)
+		p.room, p.waiting = make(chan struct{}), false
+	}
 }
 
 // drop takes an entry without leases out of the pool and closes its database.
@@ -215,10 +248,15 @@ func (p *Pool) drop(e *entry) {
 	if e.db == nil {
 		return
 	}
+	p.leaving++
 	p.closing.Go(func() {
 		if err := e.db.Close(); err != nil {
 			p.Log.Warn("tenant database not closed cleanly", "code", fault.CodeOf(err))
 		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.leaving--
+		p.roomMade()
 	})
 }
 
@@ -242,10 +280,7 @@ func (p *Pool) release(e *entry) {
 	if p.entries[e.id] == e {
 		e.place = p.idle.PushBack(e)
 	}
-	select {
-	case p.room <- struct{}{}:
-	default:
-	}
+	p.roomMade()
 }
 
 // open does the opening of an entry, outside the pool's lock and whether or not the first caller waits for it.
@@ -255,10 +290,11 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	defer p.release(e)
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	begun := time.Now()
 	t, err := p.Directory.FindTenant(ctx, e.id)
 	if err == nil {
 		e.tenant = t
-		e.db, err = p.Placements.open(ctx, t)
+		e.db, err = p.Placements.openMigrated(ctx, t)
 	}
 	if err == nil {
 		e.store = sqlstore.NewTenantStore(e.db, func(seq event.Seq) {
@@ -275,6 +311,9 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			_ = e.db.Close()
 			e.db = nil
 		}
+	}
+	if p.Opened != nil {
+		p.Opened(time.Since(begun), err)
 	}
 	if err != nil {
 		e.err, e.until = err, p.Now().Add(pause)
@@ -330,13 +369,13 @@ func (e *entry) settle(ctx context.Context, now time.Time) error {
 }
 
 // Stats says how full the pool is.
-type Stats struct{ Open, Leased, Failed int }
+type Stats struct{ Open, Leased, Failed, Closing int }
 
 // Stats counts the entries.
 func (p *Pool) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var s Stats
+	s := Stats{Closing: p.leaving}
 	for _, e := range p.entries {
 		switch {
 		case failed(e):
@@ -355,6 +394,7 @@ func (p *Pool) Stats() Stats {
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
+	p.roomMade() // who waits for room is told
 	p.mu.Unlock()
 	t := time.NewTicker(10 * time.Millisecond)
 	defer t.Stop()

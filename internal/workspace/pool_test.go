@@ -77,7 +77,7 @@ func (d *town) Settle(_ context.Context, id ident.TenantID, now, next time.Time)
 }
 
 type house struct {
-	t     *testing.T
+	t     testing.TB
 	town  *town
 	pool  *Pool
 	place *Placements
@@ -85,7 +85,7 @@ type house struct {
 	slow  *claude.Scripted
 }
 
-func newHouse(t *testing.T, adjust ...func(*Config)) *house {
+func newHouse(t testing.TB, adjust ...func(*Config)) *house {
 	t.Helper()
 	keys, err := seal.NewKeyring("an entirely unguessable phrase, 0123456789")
 	if err != nil {
@@ -194,10 +194,79 @@ func TestAcquire(t *testing.T) {
 		first.Release()
 		(<-got).Release()
 	})
+	t.Run("everybody who waits for room gets it", func(t *testing.T) {
+		h := newHouse(t, func(c *Config) { c.MaxOpen = 1 })
+		first := h.acquire(h.newTenant())
+		var wg sync.WaitGroup
+		for range 4 {
+			me := h.newTenant()
+			wg.Go(func() {
+				ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: me.Account}, me.ID)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				ws.Release()
+			})
+		}
+		first.Release()
+		wg.Wait()
+	})
+	t.Run("databases that close slowly cost no descriptors without bound", func(t *testing.T) {
+		h := newHouse(t, func(c *Config) { c.MaxOpen = 1 })
+		free := make(chan struct{})
+		var busy sync.WaitGroup
+		for range 2 {
+			me := h.newTenant()
+			actor := ident.Actor{Account: me.Account}
+			ws, editing := h.acquire(me), make(chan struct{})
+			c, err := ws.Conversations.Create(t.Context(), actor, conversation.CreateInput{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Somebody still works in it, so it cannot be closed at once.
+			busy.Go(func() {
+				if _, err := ws.Conversations.Edit(t.Context(), actor, c.ID, nil, func(*conversation.Details) error {
+					close(editing)
+					<-free
+					return nil
+				}); err != nil {
+					t.Error(err)
+				}
+			})
+			<-editing
+			ws.Release()
+		}
+		h.acquire(h.newTenant()).Release()
+		last := h.newTenant()
+		var got sync.WaitGroup
+		got.Go(func() { h.acquire(last).Release() })
+		for waits := false; !waits; {
+			h.pool.mu.Lock()
+			waits = h.pool.waiting
+			h.pool.mu.Unlock()
+		}
+		if got := h.pool.Stats(); got.Open+got.Closing > 3 {
+			t.Errorf("%+v", got)
+		}
+		close(free)
+		got.Wait()
+		busy.Wait()
+	})
+	t.Run("who met an open database has not waited", func(t *testing.T) {
+		h := newHouse(t)
+		me := h.newTenant()
+		cold, warm := h.acquire(me), h.acquire(me)
+		defer cold.Release()
+		defer warm.Release()
+		if cold.Waited == 0 || warm.Waited != 0 {
+			t.Errorf("waited %v, then %v", cold.Waited, warm.Waited)
+		}
+	})
 	t.Run("a broken tenant is unavailable alone, and quickly", func(t *testing.T) {
 		h := newHouse(t)
 		bad, good := h.newTenant(), h.newTenant()
-		if err := os.WriteFile(h.place.path(bad.ID), []byte("rubbish"), 0o600); err != nil {
+		if err := os.WriteFile(h.place.path(bad.Placement.Database), []byte("rubbish"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		for range 3 {
@@ -237,7 +306,7 @@ func TestAcquire(t *testing.T) {
 func TestFilesAreSealed(t *testing.T) {
 	h := newHouse(t)
 	me := h.newTenant()
-	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.ID)}); err == nil {
+	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.Placement.Database)}); err == nil {
 		t.Error("a tenant's file opens without its key")
 	}
 	other := h.newTenant()
@@ -245,13 +314,13 @@ func TestFilesAreSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.ID), Key: &key}); err == nil {
+	if _, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: h.place.path(me.Placement.Database), Key: &key}); err == nil {
 		t.Error("a tenant's file opens with another's key")
 	}
 	if _, err := h.keys.UnwrapKey(string(me.ID), other.Placement.WrappedKey); err == nil {
 		t.Error("a wrapped key is good for another tenant")
 	}
-	if dir := filepath.Dir(h.place.path(me.ID)); filepath.Dir(filepath.Dir(dir)) != h.place.root {
+	if dir := filepath.Dir(h.place.path(me.Placement.Database)); filepath.Dir(filepath.Dir(dir)) != h.place.root {
 		t.Errorf("not in hashed folders: %s", dir)
 	}
 }
@@ -280,7 +349,7 @@ func TestOrphanedTurnsAreMarked(t *testing.T) {
 	if len(h.town.hints) != 0 {
 		t.Errorf("hints left: %v", h.town.hints)
 	}
-	db, err := h.place.open(t.Context(), me)
+	db, err := h.place.Open(t.Context(), me.Placement)
 	if err != nil {
 		t.Fatal(err)
 	}

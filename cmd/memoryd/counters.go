@@ -1,23 +1,26 @@
 package main
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/workspace"
 )
 
-// turnCounters are the metrics of turns: labels are bounded, nothing names a tenant.
-type turnCounters struct {
+// counters are the metrics of turns and of the pool of tenants: labels are bounded, nothing names a tenant.
+type counters struct {
 	ended  *prometheus.CounterVec
 	tokens *prometheus.CounterVec
 	cost   *prometheus.CounterVec
 	took   *prometheus.HistogramVec
 	first  *prometheus.HistogramVec
+	opened *prometheus.HistogramVec
 }
 
-func newTurnCounters() *turnCounters {
-	return &turnCounters{
+func newCounters() *counters {
+	return &counters{
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "memoryd_turns_total",
 			Help: "Turns that ended, by provider and state."}, []string{"provider", "state"}),
 		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "memoryd_tokens_total",
@@ -28,10 +31,21 @@ func newTurnCounters() *turnCounters {
 			Help: "From the start of a turn to its end.", Buckets: prometheus.ExponentialBuckets(0.1, 2, 13)}, []string{"provider"}),
 		first: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "memoryd_first_token_seconds",
 			Help: "From the call of a provider to its first token.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 13)}, []string{"provider"}),
+		opened: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "memoryd_tenant_open_seconds",
+			Help:    "Opening a tenant's database, which the first request to it waits for.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}, []string{"outcome"}),
 	}
 }
 
-func (c *turnCounters) observe(provider string, t conversation.Turn, m conversation.Message) {
+func (c *counters) tenantOpened(took time.Duration, err error) {
+	outcome := "open"
+	if err != nil {
+		outcome = "failed"
+	}
+	c.opened.WithLabelValues(outcome).Observe(took.Seconds())
+}
+
+func (c *counters) observe(provider string, t conversation.Turn, m conversation.Message) {
 	c.ended.WithLabelValues(provider, string(t.State)).Inc()
 	for kind, n := range map[string]int64{"input": m.Usage.InputTokens, "output": m.Usage.OutputTokens,
 		"cache_read": m.Usage.CacheReadInputTokens, "cache_write": m.Usage.CacheCreationInputTokens} {
@@ -47,11 +61,11 @@ func (c *turnCounters) observe(provider string, t conversation.Turn, m conversat
 }
 
 // collectors are these counters and gauges of what runs and what is open.
-func (c *turnCounters) collectors(engine *conversation.Engine, pool *workspace.Pool) []prometheus.Collector {
+func (c *counters) collectors(engine *conversation.Engine, pool *workspace.Pool) []prometheus.Collector {
 	gauge := func(name, help string, read func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(read()) })
 	}
-	return []prometheus.Collector{c.ended, c.tokens, c.cost, c.took, c.first,
+	return []prometheus.Collector{c.ended, c.tokens, c.cost, c.took, c.first, c.opened,
 		gauge("memoryd_turns_running", "Turns that this process runs.", engine.Count),
 		gauge("memoryd_tenants_open", "Tenant databases that are open.", func() int { return pool.Stats().Open }),
 		gauge("memoryd_tenants_leased", "Tenant databases in use.", func() int { return pool.Stats().Leased }),

@@ -1,0 +1,292 @@
+package job
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+)
+
+// Work does what a kind of job is about. It returns a report, which is shown, and an error when it failed: it has then
+// left everything as it was. When ctx ends because somebody cancelled, it undoes what it did and returns
+// [ErrCancelled]; when it ends because the server stops, it may return whatever stands, and is called again later,
+// with what it saved.
+type Work func(ctx context.Context, run *Run) (report any, err error)
+
+// Why the context of a Work may be over.
+var (
+	ErrCancelled = errors.New("the job was cancelled")
+	ErrStopping  = errors.New("the server is stopping")
+	errLost      = errors.New("the job belongs to somebody else now")
+)
+
+// Run is a job at work.
+type Run struct {
+	Job    Job
+	runner *Runner
+	mu     sync.Mutex
+	now    Progress
+}
+
+// Progress notes how far the work has come. It costs nothing; the runner stores it now and then.
+func (r *Run) Progress(done, total int64, unit string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.now = Progress{Done: done, Total: total, Unit: unit}
+}
+
+// Save stores what whoever goes on with this job must know. It returns when that is on disk.
+func (r *Run) Save(ctx context.Context, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return fault.Wrap("job.Save", err)
+	}
+	held, _, err := r.runner.Store.RenewJob(ctx, r.Job.ID, r.runner.Node, r.runner.until(), r.progress(), raw)
+	switch {
+	case err != nil:
+		return err
+	case !held:
+		return errLost
+	}
+	r.Job.Saved = raw
+	return nil
+}
+
+// Again reports whether an earlier process died over this job.
+func (r *Run) Again() bool { return r.Job.Attempts > 1 }
+
+func (r *Run) progress() Progress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.now
+}
+
+// Config is what a Runner needs.
+type Config struct {
+	Store Store
+	Node  string // names this process; new at every start
+	Sole  bool   // no other process works on these jobs
+	Kinds map[string]Work
+	Log   *slog.Logger
+	Now   func() time.Time
+	Lease time.Duration // default 10 s
+	Every time.Duration // how often it looks for jobs (default 1 s); Wake makes it look at once
+	Most  int           // jobs at once (default 2)
+	// Told, when set, hears of every end, after it was stored.
+	Told func(Job)
+}
+
+// Runner runs jobs. Run looks for them until its context ends.
+type Runner struct {
+	Config
+	wake chan struct{}
+}
+
+// NewRunner returns a runner that does nothing until Run.
+func NewRunner(c Config) *Runner {
+	if c.Lease <= 0 {
+		c.Lease = 10 * time.Second
+	}
+	if c.Every <= 0 {
+		c.Every = time.Second
+	}
+	if c.Most <= 0 {
+		c.Most = 2
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Runner{Config: c, wake: make(chan struct{}, 1)}
+}
+
+// Wake makes Run look for work at once.
+func (r *Runner) Wake() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run claims jobs and runs them until ctx ends; it returns when all of its own have been told and have returned.
+func (r *Runner) Run(ctx context.Context) error {
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	places := make(chan struct{}, r.Most)
+	tick := time.NewTicker(r.Every)
+	defer tick.Stop()
+	for {
+		for r.next(ctx, &busy, places) {
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-r.wake:
+		}
+	}
+}
+
+// next starts one job if there is one and a place for it.
+func (r *Runner) next(ctx context.Context, busy *sync.WaitGroup, places chan struct{}) bool {
+	select {
+	case places <- struct{}{}:
+	default:
+		return false
+	}
+	j, ok, err := r.claim(ctx)
+	if err != nil || !ok {
+		<-places
+		if err != nil && ctx.Err() == nil {
+			r.Log.Warn("jobs not looked at", "code", fault.CodeOf(err))
+		}
+		return false
+	}
+	busy.Go(func() {
+		defer r.Wake() // there is a place again
+		defer func() { <-places }()
+		r.work(ctx, j)
+	})
+	return true
+}
+
+func (r *Runner) claim(ctx context.Context) (Job, bool, error) {
+	if ctx.Err() != nil {
+		return Job{}, false, nil
+	}
+	return r.Store.ClaimJob(ctx, slices.Sorted(maps.Keys(r.Kinds)), r.Node, r.Now(), r.until(), r.Sole)
+}
+
+// Do runs one job of this runner's store to its end, here and now: for commands that run without a server. The job
+// must be queued.
+func (r *Runner) Do(ctx context.Context, id ident.JobID) (Job, error) {
+	for {
+		j, ok, err := r.claim(ctx)
+		if err != nil {
+			return Job{}, err
+		}
+		if ok {
+			r.work(ctx, j)
+		}
+		now, err := r.Store.FindJob(context.WithoutCancel(ctx), id)
+		if err != nil || now.State.Final() || ctx.Err() != nil {
+			return now, err
+		}
+		if !ok {
+			return now, fault.New(fault.Unavailable, "job.Do", "job_elsewhere", "another server works on this job")
+		}
+	}
+}
+
+// work runs a claimed job and stores how it ended.
+func (r *Runner) work(ctx context.Context, j Job) {
+	run := &Run{Job: j, runner: r, now: j.Progress}
+	doing, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	defer context.AfterFunc(ctx, func() { stop(ErrStopping) })()
+	quit, quiet := make(chan struct{}), make(chan struct{})
+	go func() { defer close(quiet); r.renew(doing, run, stop, quit) }()
+	if j.Cancel {
+		stop(ErrCancelled)
+	}
+	report, err := r.guarded(doing, run)
+	close(quit)
+	<-quiet
+	cause := context.Cause(doing)
+	switch {
+	case errors.Is(cause, errLost):
+		r.Log.Warn("job lost to another server", "job", j.ID, "kind", j.Kind)
+		return
+	case err != nil && errors.Is(cause, ErrStopping) && !errors.Is(err, ErrCancelled):
+		return // it stays running, and is claimed again after the restart
+	}
+	r.finish(run, report, err)
+}
+
+// guarded turns a panic of the work into a failure of the job: other jobs and the server go on.
+func (r *Runner) guarded(ctx context.Context, run *Run) (report any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.Log.Error("job panicked", "job", run.Job.ID, "kind", run.Job.Kind, "panic", p)
+			err = fault.New(fault.Internal, "job.Run", "", "something went wrong on the server")
+		}
+	}()
+	return r.Kinds[run.Job.Kind](ctx, run)
+}
+
+// renew keeps the lease, stores progress and hears of a wish to cancel.
+func (r *Runner) renew(ctx context.Context, run *Run, stop context.CancelCauseFunc, quit <-chan struct{}) {
+	t := time.NewTicker(min(r.Lease/4, time.Second))
+	defer t.Stop()
+	for {
+		select {
+		case <-quit:
+			return
+		case <-t.C:
+		}
+		held, cancel, err := r.Store.RenewJob(context.WithoutCancel(ctx), run.Job.ID, r.Node, r.until(), run.progress(), nil)
+		switch {
+		case err != nil:
+			r.Log.Warn("job not renewed", "code", fault.CodeOf(err), "job", run.Job.ID)
+		case !held:
+			stop(errLost)
+		case cancel:
+			stop(ErrCancelled)
+		}
+	}
+}
+
+func (r *Runner) finish(run *Run, report any, err error) {
+	j := run.Job
+	j.State, j.Progress = Completed, run.progress()
+	now := r.Now().UTC().Truncate(time.Microsecond)
+	j.FinishedAt = &now
+	if report != nil {
+		raw, merr := json.Marshal(report)
+		if merr != nil {
+			err = fault.Wrap("job.Run", merr)
+		}
+		j.Report = raw
+	}
+	switch {
+	case errors.Is(err, ErrCancelled):
+		j.State = Cancelled
+	case err != nil:
+		j.State = Failed
+		detail := "something went wrong on the server"
+		if f, ok := errors.AsType[*fault.Error](err); ok {
+			detail = f.Message
+		}
+		j.Failure = &Failure{Code: fault.CodeOf(err), Detail: detail}
+		r.Log.Error("job failed", "job", j.ID, "kind", j.Kind, "error", err)
+	}
+	ch := event.NewChange(ident.System(""), now)
+	ch.Add("job."+string(j.State), string(j.ID), map[string]any{"kind": j.Kind, "tenant_id": j.Tenant})
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		ctx, cancel := context.WithTimeout(context.Background(), r.Lease)
+		err := r.Store.FinishJob(ctx, j, r.Node, ch)
+		cancel()
+		if err == nil || !fault.Is(err, fault.Unavailable) || wait > 3*time.Second {
+			if err != nil {
+				r.Log.Error("end of job not stored", "code", fault.CodeOf(err), "job", j.ID)
+			}
+			break
+		}
+		time.Sleep(wait)
+	}
+	if r.Told != nil {
+		r.Told(j)
+	}
+}
+
+func (r *Runner) until() time.Time { return r.Now().Add(r.Lease) }
