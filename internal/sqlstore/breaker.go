@@ -49,7 +49,10 @@ type link struct {
 	circuit *gobreaker.TwoStepCircuitBreaker[struct{}]
 	ask     func(ctx context.Context) // makes the server say something
 	heard   atomic.Int64              // when the last byte came, in Unix nanoseconds
-	asking  atomic.Bool
+
+	mu     sync.Mutex
+	asking bool // a question is under way
+	wanted bool // and another one is to follow
 
 	life context.Context //nolint:containedctx // of the questions under way
 	kill context.CancelFunc
@@ -102,7 +105,9 @@ func (l *link) attach(config *pgxpool.Config) {
 
 // close ends the questions under way.
 func (l *link) close() {
-	l.kill()
+	l.mu.Lock()
+	l.kill() // under the lock: nobody starts to ask after it
+	l.mu.Unlock()
 	l.wg.Wait()
 }
 
@@ -204,6 +209,7 @@ type watch struct {
 
 	mu    sync.Mutex
 	timer *time.Timer
+	asked time.Time // when the server was asked; zero: it need not answer anything
 	over  bool
 }
 
@@ -214,35 +220,53 @@ func (w *watch) look() {
 		return
 	}
 	l, now := w.link, time.Now()
+	heard := time.Unix(0, l.heard.Load())
+	if !w.asked.IsZero() && heard.Before(w.asked) {
+		w.cancel(errSilent)
+		return
+	}
+	w.asked = time.Time{}
 	last := w.began
-	if heard := time.Unix(0, l.heard.Load()); heard.After(last) {
+	if heard.After(last) {
 		last = heard
 	}
 	// The longer a call has been alive, the more seldom the server is asked after its health.
 	patience := max(l.suspicion, min(last.Sub(w.began)/2, 10*time.Second))
-	quiet := now.Sub(last)
-	switch {
-	case quiet < patience:
+	if quiet := now.Sub(last); quiet < patience {
 		w.timer.Reset(patience - quiet)
-	case quiet < patience+l.silence-l.suspicion:
-		l.question()
-		w.timer.Reset(patience + l.silence - l.suspicion - quiet)
-	default:
-		w.cancel(errSilent)
-	}
-}
-
-// question makes the server say something, unless somebody is asking already.
-func (l *link) question() {
-	if l.life.Err() != nil || !l.asking.CompareAndSwap(false, true) {
 		return
 	}
+	l.question()
+	w.asked = now
+	w.timer.Reset(l.silence - l.suspicion)
+}
+
+// question makes the server say something. Nobody asks twice at once: whoever finds somebody asking has it repeated
+// when that one is done.
+func (l *link) question() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wanted = true
+	if l.asking || l.life.Err() != nil {
+		return
+	}
+	l.asking = true
 	l.wg.Go(func() {
-		defer l.asking.Store(false)
-		ctx, cancel := context.WithTimeout(l.life, l.silence)
-		defer cancel()
-		l.ask(ctx)
+		for l.next() {
+			ctx, cancel := context.WithTimeout(l.life, l.silence-l.suspicion)
+			l.ask(ctx)
+			cancel()
+		}
 	})
+}
+
+// next reports whether somebody still wants the server to be asked.
+func (l *link) next() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asking = l.wanted && l.life.Err() == nil
+	l.wanted = false
+	return l.asking
 }
 
 // breaker is an engine behind a link.

@@ -381,10 +381,13 @@ func TestAHeldLockIsNoSilence(t *testing.T) {
 				return tx.Commit(func(b *Batch) { b.Exec(`UPDATE systems SET body = 'z' WHERE hash = 'h'`) })
 			})
 		}()
-		for range 3 {
-			if !<-heard {
+		select {
+		case ok := <-heard:
+			if !ok {
 				t.Error("the server was asked, and nothing was heard")
 			}
+		case err := <-waiting:
+			return fmt.Errorf("it did not wait: %w", err)
 		}
 		return tx.Commit(nil)
 	})

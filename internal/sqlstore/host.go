@@ -188,7 +188,9 @@ func scram(password seal.Secret) (string, error) {
 }
 
 // provisioning is the database as the operator's login sees it.
-func (h *PostgresHost) provisioning() *DB { return OpenPostgres(h.admin, PostgresOptions{}).guard(h.link) }
+func (h *PostgresHost) provisioning() *DB {
+	return OpenPostgres(h.admin, PostgresOptions{}).guard(h.link)
+}
 
 // tenantName is the name of the role and the schema of one copy of a tenant's data.
 func tenantName(id ident.DatabaseID) (string, error) {
