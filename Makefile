@@ -69,6 +69,10 @@ cover: $(PG) ## all tests with coverage over all packages; report in coverage.ht
 bench: ## measure the real server beside a bare echo and relay, on both engines (see bench/README.md)
 	go run ./bench
 
+.PHONY: bench-tenants
+bench-tenants: ## 20,000 tenants against 10, and what a busy one costs its neighbours; half an hour
+	go run ./bench/tenants
+
 .PHONY: bench-go
 bench-go: $(PG) ## Go benchmarks of the packages
 	$(PG) go test -vet=off -run '^$$' -bench . -benchmem ./...
@@ -100,7 +104,7 @@ clean: ## remove what was built; data in storage/ stays, and so do installed too
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 
 # Always asked, because Go itself knows whether there is anything to build.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"claude-memory-backend/bench/fleet"
 	"claude-memory-backend/bench/lab"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/sqlstore"
@@ -32,9 +33,9 @@ func (b *bench) load(ctx context.Context, s *site, p person, sizes map[string]in
 	if err != nil {
 		return err
 	}
-	store, words := sqlstore.NewTenantStore(db, nil), newCorpus(1)
+	store, words := sqlstore.NewTenantStore(db, nil), fleet.NewCorpus(1)
 	for conv, n := range sizes {
-		if err := fill(ctx, store, ident.ConversationID(conv), n, words); err != nil {
+		if err := fleet.Fill(ctx, store, ident.ConversationID(conv), n, words); err != nil {
 			shut()
 			return err
 		}
@@ -67,7 +68,7 @@ func (b *bench) calls(ctx context.Context, s *site, t table) error {
 		}
 		convs = append(convs, c.ID)
 	}
-	body, err := json.Marshal(map[string]any{"content": newCorpus(2).text(), "reply": false})
+	body, err := json.Marshal(map[string]any{"content": fleet.NewCorpus(2).Text(), "reply": false})
 	if err != nil {
 		return err
 	}
@@ -155,10 +156,10 @@ func (b *bench) search(ctx context.Context, s *site, t table) error {
 	}
 	for _, sort := range []string{"relevance", "newest"} {
 		for _, class := range []string{"common", "medium", "rare", "two words", "none", "question"} {
-			words := newCorpus(3)
+			words := fleet.NewCorpus(3)
 			var queries []string
 			for range 64 {
-				queries = append(queries, "/conversations/search?limit=20&sort="+sort+"&q="+url.QueryEscape(words.query(class)))
+				queries = append(queries, "/conversations/search?limit=20&sort="+sort+"&q="+url.QueryEscape(words.Query(class)))
 			}
 			// Rare words have fewer hits than a page; the echo answers what the first query does.
 			var page lab.Page[json.RawMessage]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"claude-memory-backend/bench/fleet"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
@@ -44,7 +45,7 @@ func (b *bench) service(ctx context.Context, s *site, t table) error {
 		return err
 	}
 	defer shut()
-	keys, err := seal.NewKeyring(masterKey)
+	keys, err := seal.NewKeyring(fleet.MasterKey)
 	if err != nil {
 		return err
 	}
@@ -54,13 +55,13 @@ func (b *bench) service(ctx context.Context, s *site, t table) error {
 		owner := ident.AccountID(p.id)
 		store := sqlstore.NewTenantStore(db, nil)
 		svc := conversation.New(store, engine, keys, owner, kept{})
-		actor, words := ident.Actor{Account: owner, Name: "bench"}, newCorpus(4)
+		actor, words := ident.Actor{Account: owner, Name: "bench"}, fleet.NewCorpus(4)
 		of := func(n int) (ident.ConversationID, error) {
 			c, err := svc.Create(ctx, actor, conversation.CreateInput{Details: conversation.Details{Title: "talk"}})
 			if err != nil {
 				return "", err
 			}
-			return c.ID, fill(ctx, store, c.ID, n, words)
+			return c.ID, fleet.Fill(ctx, store, c.ID, n, words)
 		}
 		var short []ident.ConversationID
 		for range shortConvs {

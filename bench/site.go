@@ -2,17 +2,13 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
+	"claude-memory-backend/bench/fleet"
 	"claude-memory-backend/bench/lab"
-	"claude-memory-backend/internal/conversation"
-	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/pgtest"
 	"claude-memory-backend/internal/seal"
@@ -29,9 +25,6 @@ type site struct {
 	server *lab.Server
 	close  []func() error
 }
-
-// masterKey seals what is made up.
-const masterKey = "7h2Kq9ZxV4mB8nW1sD6fG3jL5pR0tY/u+cE"
 
 func launch(binary string, args []string) (*lab.Server, error) {
 	return lab.Launch(binary, args, os.TempDir())
@@ -62,7 +55,7 @@ func (s *site) start(env ...string) (err error) {
 	if err := s.stop(); err != nil {
 		return err
 	}
-	env = append(append(env, s.model.Env()...), "STORAGE_PATH="+s.dir, "MASTER_KEY="+masterKey, "MASTER_DATABASE_URL="+s.url,
+	env = append(append(env, s.model.Env()...), "STORAGE_PATH="+s.dir, "MASTER_KEY="+fleet.MasterKey, "MASTER_DATABASE_URL="+s.url,
 		"TENANT_DATABASE_URLS="+s.url)
 	s.server, err = lab.Start(s.binary, s.dir, env...)
 	return err
@@ -110,10 +103,6 @@ func (s *site) move(p person) {
 
 // tenant opens a person's database while no server runs.
 func (s *site) tenant(ctx context.Context, p person) (db *sqlstore.DB, shut func(), err error) {
-	keys, err := seal.NewKeyring(masterKey)
-	if err != nil {
-		return nil, nil, err
-	}
 	var master *sqlstore.DB
 	if s.url == "" {
 		master, err = sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: filepath.Join(s.dir, "master.db")})
@@ -146,44 +135,11 @@ func (s *site) tenant(ctx context.Context, p person) (db *sqlstore.DB, shut func
 			}
 			return host.Open(t.Placement.Database), host.Close, nil
 		}
-		key, err := keys.UnwrapKey(string(t.ID), t.Placement.WrappedKey)
-		if err != nil {
-			return nil, nil, err
-		}
-		sum := sha256.Sum256([]byte(t.ID))
-		h := hex.EncodeToString(sum[:2])
-		db, err := sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: filepath.Join(s.dir, "tenants", h[:2], h[2:], string(t.ID)+".db"), Key: &key})
+		db, err := fleet.OpenTenant(ctx, s.dir, t.ID)
 		if err != nil {
 			return nil, nil, err
 		}
 		return db, func() { _ = db.Close() }, nil // what it wrote is committed
 	}
 	return nil, nil, fmt.Errorf("account %s has no tenant", p.id)
-}
-
-// fill appends n messages to a conversation, many at once, as an import would.
-func fill(ctx context.Context, store *sqlstore.TenantStore, conv ident.ConversationID, n int, words *corpus) error {
-	const batch = 200
-	for done := 0; done < n; done += batch {
-		now := time.Now().UTC().Truncate(time.Microsecond)
-		var list []conversation.Message
-		for i := range min(batch, n-done) {
-			role := conversation.User
-			if (done+i)%2 == 1 {
-				role = conversation.Assistant
-			}
-			text := words.text()
-			list = append(list, conversation.Message{ID: ident.New[ident.MessageID](), Conversation: conv, Role: role,
-				Content: text, State: conversation.Completed, Tokens: int64(len(text) / 4), CreatedAt: now, UpdatedAt: now})
-		}
-		if _, _, err := store.Append(ctx, conv, conversation.Where{},
-			func(conversation.Spot) (conversation.Entry, event.Change, error) {
-				ch := event.NewChange(ident.System(""), now)
-				ch.Add("message.created", string(list[0].ID), map[string]any{"conversation_id": conv})
-				return conversation.Entry{Messages: list}, ch, nil
-			}); err != nil {
-			return err
-		}
-	}
-	return nil
 }

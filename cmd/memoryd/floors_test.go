@@ -51,6 +51,8 @@ var rooms = map[string]room{
 
 	"internal/sqlstore": {floor: 4, note: "SQL and nothing but SQL"},
 
+	"internal/relocate": {floor: 6, note: "whole tenants: move, back up, restore, erase"},
+
 	"internal/workspace": {floor: 5, note: "the only door to a tenant's data"},
 
 	"internal/httpapi": {floor: 7, note: "decode, one service call, encode"},
@@ -63,6 +65,8 @@ var rooms = map[string]room{
 	"internal/pgtest/toxic":         {floor: 4, tests: true, note: "bad networks before a server, for tests"},
 	"internal/pgtest/with-postgres": {floor: 8, tests: true, note: "the command that lends one cluster to all tests"},
 	"bench/lab":                     {floor: 8, tests: true, note: "runs the real server from outside, for experiments and the crash harness"},
+	"bench/fleet":                   {floor: 8, tests: true, note: "makes installations of many tenants, for experiments"},
+	"bench/tenants":                 {floor: 9, tests: true, note: "the command that measures many tenants"},
 	"bench":                         {floor: 9, tests: true, note: "the command that measures"},
 	"bench/locomo":                  {floor: 9, tests: true, note: "the command that replays a long conversation and searches it"},
 
@@ -101,6 +105,21 @@ var fences = []fence{
 			"github.com/pressly/goose/v3"),
 		in:  only("internal/sqlstore", "internal/pgtest"),
 		why: "SQL lives in sqlstore only; pgtest makes databases for tests",
+	},
+	{
+		name: "databases that are opened",
+		usesOf: calls("claude-memory-backend/internal/sqlstore", "OpenSQLite", "OpenPostgres", "OpenPostgresHost", "NewLazyHost",
+			"NewExternals", "NewTenantStore"),
+		in: func(pkg string, r room) bool {
+			return r.tests || slices.Contains([]string{"internal/sqlstore", "internal/workspace", "cmd/memoryd"}, pkg)
+		},
+		why: "workspace is the only door to a tenant's data; cmd/memoryd opens the master and hands over addresses",
+	},
+	{
+		name:   "the database behind a workspace",
+		usesOf: methods("Database", "Direct"),
+		in:     only("internal/sqlstore", "internal/workspace", "internal/relocate"),
+		why:    "whoever has the database itself passes by the services and what they permit; only work on whole tenants does",
 	},
 	{
 		name:   "SQL text",
@@ -172,6 +191,8 @@ func TestFloorsRefuse(t *testing.T) {
 		{"the environment", "internal/high/b.go", "import \"os\"\nvar v = os.Getenv(\"V\")", "the environment"},
 		{"the environment under another name", "internal/high/b.go", "import sys \"os\"\nvar v, ok = sys.LookupEnv(\"V\")", "the environment"},
 		{"a SQL driver's sub-package", "internal/high/b.go", `import _ "github.com/jackc/pgx/v5/pgxpool"`, "SQL drivers"},
+		{"another opener", "internal/high/b.go", "import \"claude-memory-backend/internal/sqlstore\"\nvar f = sqlstore.OpenSQLite", "databases that are opened"},
+		{"the database behind a workspace", "internal/high/b.go", "func f(w interface{ Database() any }) any { return w.Database() }", "the database behind a workspace"},
 		{"database/sql", "internal/high/b.go", `import _ "database/sql"`, "SQL drivers"},
 		{"a statement", "internal/high/b.go", "const q = `\n  select title from projects`", "SQL text"},
 		{"a server", "internal/high/b.go", "import \"net/http\"\nfunc f() { _ = http.ListenAndServe(\"\", nil) }", "HTTP servers"},
@@ -358,6 +379,21 @@ func calls(pkg string, names ...string) func(*ast.File) []ast.Node {
 				return true
 			})
 		}
+		return found
+	}
+}
+
+// methods finds calls without arguments of methods with these names, whatever has them.
+func methods(names ...string) func(*ast.File) []ast.Node {
+	return func(f *ast.File) (found []ast.Node) {
+		ast.Inspect(f, func(n ast.Node) bool {
+			if c, ok := n.(*ast.CallExpr); ok && len(c.Args) == 0 {
+				if s, ok := c.Fun.(*ast.SelectorExpr); ok && slices.Contains(names, s.Sel.Name) {
+					found = append(found, c)
+				}
+			}
+			return true
+		})
 		return found
 	}
 }

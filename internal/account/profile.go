@@ -49,6 +49,37 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, change func(*Deta
 	return a, fault.Wrap(op, err)
 }
 
+// Prove checks the actor's password once more, before something that cannot be taken back. Wrong guesses count like
+// failed sign-ins: a borrowed session is no way around their limits. A wrong one is Forbidden, code "wrong_password".
+func (s *Service) Prove(ctx context.Context, actor ident.Actor, password string) error {
+	const op = "account.Prove"
+	a, stored, err := s.store.FindAccount(ctx, actor.Account)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	return s.prove(ctx, op, actor, a, stored, password)
+}
+
+func (s *Service) prove(ctx context.Context, op string, actor ident.Actor, a Account, stored, password string) error {
+	now := s.moment()
+	try, done, err := s.attempt(ctx, op, a.Email, actor, now)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ok, _, err := s.hasher.Verify(ctx, stored, password)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return s.failed(ctx, op, try, actor, now, fault.New(fault.Forbidden, op, "wrong_password", "the current password is wrong"))
+	}
+	return nil
+}
+
+// Forget drops what this process remembers of an account's sessions: it was closed or erased by other means.
+func (s *Service) Forget(id ident.AccountID) { s.seen.forgetAccount(id) }
+
 // ChangePassword replaces the password after proof of the old one. All other sessions end. Wrong guesses count like
 // failed sign-ins: a borrowed session is no way around their limits.
 func (s *Service) ChangePassword(ctx context.Context, actor ident.Actor, current, next string) error {
@@ -62,18 +93,8 @@ func (s *Service) ChangePassword(ctx context.Context, actor ident.Actor, current
 	if err := c.Err(op); err != nil {
 		return err
 	}
-	now := s.moment()
-	try, done, err := s.attempt(ctx, op, a.Email, actor, now)
-	if err != nil {
+	if err := s.prove(ctx, op, actor, a, stored, current); err != nil {
 		return err
-	}
-	defer done()
-	ok, _, err := s.hasher.Verify(ctx, stored, current)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return s.failed(ctx, op, try, actor, now, fault.New(fault.Forbidden, op, "wrong_password", "the current password is wrong"))
 	}
 	return s.setPassword(ctx, op, actor, a.ID, stored, next)
 }

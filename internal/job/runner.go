@@ -26,6 +26,9 @@ var (
 	ErrCancelled = errors.New("the job was cancelled")
 	ErrStopping  = errors.New("the server is stopping")
 	errLost      = errors.New("the job belongs to somebody else now")
+	// ErrAgain, returned by a Work, leaves the job running without an owner: it is claimed again when its lease is over.
+	// For work that can be neither finished nor undone at the moment.
+	ErrAgain = errors.New("the job must be tried again")
 )
 
 // Run is a job at work.
@@ -209,6 +212,9 @@ func (r *Runner) work(ctx context.Context, j Job) {
 		return
 	case err != nil && errors.Is(cause, ErrStopping) && !errors.Is(err, ErrCancelled):
 		return // it stays running, and is claimed again after the restart
+	case errors.Is(err, ErrAgain):
+		r.Log.Warn("job not finished, it will be tried again", "job", j.ID, "kind", j.Kind, "error", err)
+		return
 	}
 	r.finish(run, report, err)
 }

@@ -30,9 +30,6 @@ const (
 	unasked  = time.Minute
 )
 
-// errSilent cuts off a call whose server says nothing.
-var errSilent = errors.New("the server says nothing")
-
 // link is what is known about the way to one server: one per PostgresHost, whose tenants share it, and one per
 // database of a user's own. It is safe for concurrent use.
 //
@@ -58,13 +55,12 @@ type link struct {
 	kill context.CancelFunc
 	wg   sync.WaitGroup
 
-	silence, suspicion time.Duration
+	silence, suspicion time.Duration // 0: calls are not watched
 }
 
-// newLink returns a link and prepares the configuration of a pool for it: its connections tell the link what they
-// hear, and idle ones are looked at before they are used. Several pools may share a link to one server.
-func newLink(config *pgxpool.Config) *link {
-	l := &link{silence: silence, suspicion: suspicion}
+// newCircuit returns a link that watches nobody, for connections that have a watch of their own.
+func newCircuit() *link {
+	l := &link{}
 	l.circuit = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Timeout:      rest,
 		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= trips },
@@ -72,6 +68,14 @@ func newLink(config *pgxpool.Config) *link {
 		IsExcluded:   func(err error) bool { return !proves(err) && !disproves(err) },
 	})
 	l.life, l.kill = context.WithCancel(context.Background())
+	return l
+}
+
+// newLink returns a link and prepares the configuration of a pool for it: its connections tell the link what they
+// hear, and idle ones are looked at before they are used. Several pools may share a link to one server.
+func newLink(config *pgxpool.Config) *link {
+	l := newCircuit()
+	l.silence, l.suspicion = silence, suspicion
 	l.attach(config)
 	direct := config.ConnConfig.Copy()
 	l.ask = func(ctx context.Context) {
@@ -128,16 +132,17 @@ func (c *listening) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// disproves reports whether an error says that the server cannot be reached or takes nobody.
+// disproves reports whether an error says that the server cannot be reached, takes nobody or says nothing.
 func disproves(err error) bool {
 	if !fault.Is(err, fault.Unavailable) {
 		return false
 	}
-	switch fault.CodeOf(err) {
-	case "unavailable", "database_unreachable", "outcome_unknown":
+	code := fault.CodeOf(err)
+	if code == "unavailable" || code == "database_unreachable" || code == "outcome_unknown" {
 		return true
 	}
-	return false
+	d, ok := errors.AsType[*driverError](err)
+	return ok && d.engine == "postgres" && (d.code == "connect" || d.code == "connection" || d.code == "cut" && code == "timeout")
 }
 
 // broken reports whether a connection broke that may have been broken for long, and whether the same may work on
@@ -176,6 +181,9 @@ func (l *link) do(ctx context.Context, call func(ctx context.Context) error) err
 
 // watched runs a call, and cuts it off when the server falls silent.
 func (l *link) watched(ctx context.Context, call func(ctx context.Context) error) error {
+	if l.silence == 0 {
+		return call(ctx)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := &watch{link: l, began: time.Now(), cancel: cancel}
 	w.mu.Lock()
@@ -301,7 +309,7 @@ func (b *breaker) read(ctx context.Context, batch *Batch) error {
 
 // afresh gives up the pool's idle connections.
 func (b *breaker) afresh() {
-	if e, ok := under[*postgresEngine](b.engine); ok {
+	if e, ok := under[*postgresEngine](b.engine); ok && e.pool != nil {
 		e.pool.Reset()
 	}
 }

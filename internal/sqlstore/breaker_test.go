@@ -126,6 +126,14 @@ func TestWhatOpensTheCircuit(t *testing.T) {
 		{"a server that starts", func(context.Context) error { return pg("57P03") }, true},
 		{"a server that is full", func(context.Context) error { return pg("53300") }, true},
 		{"a refused login", func(context.Context) error { return pg("28P01") }, true},
+		{"a user's server that is away", func(context.Context) error {
+			return unavailable("", "address_unreachable", "", &driverError{engine: "postgres", code: "connect"})
+		}, true},
+		{"a user's server that is silent", func(context.Context) error { return cutFault("", errSilent) }, true},
+		{"a user's server that talks nonsense", func(context.Context) error { return cutFault("", errStrange) }, false},
+		{"no room for connections to users' servers", func(context.Context) error {
+			return unavailable("", "too_many_connections", "", nil)
+		}, false},
 		{"a violated constraint", func(context.Context) error { return pg("23505") }, false},
 		{"a busy row", func(context.Context) error { return pg("55P03") }, false},
 		{"a deadlock", func(context.Context) error { return pg("40P01") }, false},

@@ -19,8 +19,13 @@ func TestConformance(t *testing.T) {
 		open := tenantFiles(t)
 		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
 	})
+	// Through PgBouncer, which hands connections on after every transaction: what works here works without it, too.
 	t.Run("postgres", func(t *testing.T) {
-		open := tenantSchemas(t)
+		open := tenantSchemasAt(t, pgtest.Pooled(t, pgtest.URL(t), 8))
+		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
+	})
+	t.Run("external", func(t *testing.T) {
+		open := externalSchemas(t)
 		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
 	})
 }
@@ -54,7 +59,12 @@ func tenantFiles(t testing.TB) func(testing.TB) *DB {
 // tenantSchemas opens schemas with roles of their own in one hosted database.
 func tenantSchemas(t testing.TB) func(testing.TB) *DB {
 	t.Helper()
-	host, err := OpenPostgresHost(t.Context(), seal.Secret(pgtest.URL(t)), PostgresHostOptions{
+	return tenantSchemasAt(t, pgtest.URL(t))
+}
+
+func tenantSchemasAt(t testing.TB, address string) func(testing.TB) *DB {
+	t.Helper()
+	host, err := OpenPostgresHost(t.Context(), seal.Secret(address), PostgresHostOptions{
 		MaxConns: 16, RuntimePassword: seal.Secret(ident.New[ident.SessionID]())})
 	if err != nil {
 		t.Fatal(err)

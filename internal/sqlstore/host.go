@@ -111,9 +111,11 @@ func (l *login) read(b *Batch) {
 // check proves what isolation rests on, through a connection that tenants' work will use.
 func (h *PostgresHost) check(ctx context.Context) error {
 	var l login
-	var inherited int
+	var inherited, open int
 	if err := OpenPostgres(h.runtime, PostgresOptions{}).Read(ctx, func(b *Batch) {
 		l.read(b)
+		// The very thing that must not be: with no role set, some tenant's schema may be used.
+		b.One([]any{&open}, `SELECT count(*) FROM pg_namespace WHERE nspname ~ '^t_[0-9a-z]{26}$' AND has_schema_privilege(oid, 'USAGE')`)
 		if h.version >= 160000 { // since then every grant has an INHERIT of its own
 			b.One([]any{&inherited}, `SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
 				WHERE r.rolname = current_user AND m.inherit_option`)
@@ -121,7 +123,7 @@ func (h *PostgresHost) check(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if l.super || l.inherit || l.bypassRLS || inherited > 0 {
+	if l.super || l.inherit || l.bypassRLS || inherited > 0 || open > 0 {
 		return fault.New(fault.Unavailable, "sqlstore.OpenPostgresHost", "database_login_unsafe",
 			"the PostgreSQL login for tenants must be NOINHERIT and no superuser")
 	}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"time"
 
+	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/tenant"
 )
 
@@ -145,6 +147,24 @@ func (s *MasterStore) NoteSchema(ctx context.Context, id ident.TenantID, seen te
 		return tx.Commit(func(b *Batch) {
 			b.Exec(`UPDATE tenants SET schema_version = ?, schema_problem = ?, schema_at = ? WHERE id = ?`,
 				seen.Version, seen.Problem, ident.Micros(seen.At), id)
+		})
+	})
+}
+
+// CloseAccount makes the job the tenant's one job, and keeps everybody but the server out from this moment on: every
+// session of the account ends, and neither account nor tenant can be used.
+func (s *MasterStore) CloseAccount(ctx context.Context, t tenant.Tenant, j job.Job, ch event.Change) error {
+	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		if err := takeTenant(tx, j); err != nil {
+			return err
+		}
+		return tx.Commit(func(b *Batch) {
+			insertJob(b, j)
+			b.Exec(`UPDATE tenants SET state = ? WHERE id = ?`, tenant.Suspended, t.ID)
+			b.Exec(`UPDATE accounts SET state = ?, version = version + 1, updated_at = ? WHERE id = ?`, account.Suspended,
+				ident.Micros(ch.At), t.Account)
+			endSessions(b, t.Account, account.EndSessions{Why: "account_erased", At: ch.At})
+			appendChange(b, ch, head)
 		})
 	})
 }

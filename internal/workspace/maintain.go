@@ -48,7 +48,8 @@ func (p *Pool) Recover(ctx context.Context) error {
 
 // Run looks after open and hinted tenants until ctx ends.
 func (p *Pool) Run(ctx context.Context) error {
-	due, idle, once := time.NewTicker(dueEvery), time.NewTicker(idleEvery), time.NewTicker(onceEvery)
+	due, idle, once, changed := time.NewTicker(dueEvery), time.NewTicker(idleEvery), time.NewTicker(onceEvery), time.NewTicker(followEvery)
+	defer changed.Stop()
 	defer due.Stop()
 	defer idle.Stop()
 	defer once.Stop()
@@ -58,6 +59,8 @@ func (p *Pool) Run(ctx context.Context) error {
 			return nil
 		case <-due.C:
 			p.lookAtDue(ctx)
+		case <-changed.C:
+			p.followMaster(ctx)
 		case <-idle.C:
 			p.closeIdle()
 		case <-once.C:

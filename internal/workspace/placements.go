@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 
@@ -77,12 +78,9 @@ func (p *Placements) Make(ctx context.Context, at tenant.Placement) (tenant.Plac
 		}
 		return at, fault.Wrap(op, ext.Provision(ctx, at.Database, at.Address, password))
 	case tenant.Postgres:
-		if at.Host == "" {
-			name, err := p.emptiest(ctx)
-			if err != nil {
-				return at, fault.Wrap(op, err)
-			}
-			at.Host = name
+		at, err := p.Choose(ctx, at)
+		if err != nil {
+			return at, fault.Wrap(op, err)
 		}
 		host, err := p.host(ctx, at)
 		if err != nil {
@@ -100,6 +98,17 @@ func (p *Placements) Make(ctx context.Context, at tenant.Placement) (tenant.Plac
 		at.WrappedKey = p.keys.WrapKey(fileName(at.Database), key)
 		return at, nil
 	}
+}
+
+// Choose completes a placement as far as that can be done without making anything: a hosted PostgreSQL that names no
+// server gets the emptiest.
+func (p *Placements) Choose(ctx context.Context, at tenant.Placement) (tenant.Placement, error) {
+	if at.Kind != tenant.Postgres || at.Host != "" {
+		return at, nil
+	}
+	name, err := p.emptiest(ctx)
+	at.Host = name
+	return at, fault.Wrap("workspace.Choose", err)
 }
 
 // Discard destroys the database of a tenant that did not come to be.
@@ -255,25 +264,32 @@ func (p *Placements) path(id ident.DatabaseID) string {
 	return filepath.Join(p.root, h[:2], h[2:], name+".db")
 }
 
-// openMigrated opens the active database of a tenant and brings its schema up to date.
-func (p *Placements) openMigrated(ctx context.Context, t tenant.Tenant) (*sqlstore.DB, error) {
+// openMigrated opens the active database of a tenant and brings its schema up to date. It returns the database even
+// when a step failed: what can be read then is the older schema. A schema that is not ours, or of a newer binary, is
+// never opened.
+func (p *Placements) openMigrated(ctx context.Context, t tenant.Tenant) (_ *sqlstore.DB, seen tenant.Schema, err error) {
 	db, err := p.Open(ctx, t.Placement)
 	if err != nil {
-		return nil, err
+		return nil, seen, err
 	}
-	if _, err := sqlstore.Migrate(ctx, db, sqlstore.Tenant); err != nil {
+	report, err := sqlstore.Migrate(ctx, db, sqlstore.Tenant)
+	seen.Version = report.To
+	if err != nil {
+		seen.Problem = fault.CodeOf(err)
+	}
+	if err != nil && (fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Canceled) || report.To == 0) {
 		_ = db.Close()
-		return nil, err
+		return nil, seen, err
 	}
-	return db, nil
+	return db, seen, err
 }
 
 // Migrate brings one tenant's schema up to date without keeping the database open.
 func (p *Placements) Migrate(ctx context.Context, t tenant.Tenant) error {
 	const op = "workspace.Migrate"
-	db, err := p.openMigrated(ctx, t)
-	if err != nil {
-		return fault.Wrap(op, err)
+	db, _, err := p.openMigrated(ctx, t)
+	if db != nil {
+		err = errors.Join(err, db.Close())
 	}
-	return fault.Wrap(op, db.Close())
+	return fault.Wrap(op, err)
 }

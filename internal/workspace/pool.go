@@ -21,6 +21,8 @@ import (
 // Config is what a Pool needs.
 type Config struct {
 	Directory  tenant.Directory
+	Notes      Notes     // nil: what is seen of schemas is kept nowhere
+	Master     event.Log // the master database's log, which tells of tenants that moved or changed; nil: nobody else changes them
 	Hints      tenant.Hints
 	Trail      audit.Store // the master database's
 	Placements *Placements
@@ -46,6 +48,8 @@ type Pool struct {
 	waiting bool          // somebody waits for room
 	leaving int           // databases that are being closed
 	closed  bool
+	told    event.Seq      // how far the master's log was followed
+	heard   time.Time      // when that was last done
 	closing sync.WaitGroup // as many as leaving, for Close
 }
 
@@ -70,7 +74,7 @@ type entry struct {
 	err   error         // why it failed
 	until time.Time     // failed: when the next attempt may be made
 
-	tenant tenant.Tenant
+	tenant tenant.Tenant // guarded by pool.mu once ready
 	db     *sqlstore.DB
 	store  *sqlstore.TenantStore
 	ws     Workspace // the services; handed out as copies
@@ -138,15 +142,22 @@ func (p *Pool) Acquire(ctx context.Context, actor ident.Actor, id ident.TenantID
 		p.release(e)
 		return nil, fault.Wrap(op, e.err)
 	}
-	if !actor.System && e.tenant.Account != actor.Account {
+	if err := p.upToDate(ctx, e); err != nil {
+		p.release(e)
+		return nil, fault.Wrap(op, err)
+	}
+	p.mu.Lock()
+	t := e.tenant
+	p.mu.Unlock()
+	if !actor.System && t.Account != actor.Account {
 		p.release(e)
 		return nil, fault.Missing(op)
 	}
-	if e.tenant.State == tenant.Suspended && !actor.System {
+	if t.State == tenant.Suspended && !actor.System {
 		p.release(e)
 		return nil, fault.New(fault.Forbidden, op, "tenant_suspended", "this account's data is suspended: ask the operator")
 	}
-	ws := &Workspace{Tenant: e.tenant, Projects: e.ws.Projects, Conversations: e.ws.Conversations, Audit: e.ws.Audit,
+	ws := &Workspace{Tenant: t, Projects: e.ws.Projects, Conversations: e.ws.Conversations, Audit: e.ws.Audit,
 		Events: e.ws.Events, Waited: waited, entry: e}
 	return ws, nil
 }
@@ -304,7 +315,7 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	t, err := p.Directory.FindTenant(ctx, e.id)
 	if err == nil {
 		e.tenant = t
-		e.db, err = p.Placements.openMigrated(ctx, t)
+		e.db, err = p.openDatabase(ctx, &e.tenant)
 	}
 	if err == nil {
 		e.store = sqlstore.NewTenantStore(e.db, func(seq event.Seq) {
@@ -316,8 +327,12 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			Audit:         audit.New(e.store.Trail(), p.Trail, t.Account),
 			Events:        e.store,
 		}
-		// Turns that lost their owner while nobody looked are marked before anybody can read them.
-		if _, err = e.ws.Conversations.Sweep(ctx); err != nil {
+		// Turns that lost their owner while nobody looked are marked before anybody can read them. What may not be
+		// changed stays as it is.
+		if _, err = e.ws.Conversations.Sweep(ctx); err != nil && e.refuses(e.tenant) != nil {
+			err = nil
+		}
+		if err != nil {
 			_ = e.db.Close()
 			e.db = nil
 		}

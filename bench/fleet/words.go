@@ -1,20 +1,20 @@
-package main
+package fleet
 
 import (
 	"math/rand/v2"
 	"strings"
 )
 
-// corpus makes text of invented words whose frequencies follow Zipf's law, as in any language.
-type corpus struct {
+// Corpus makes text of invented words whose frequencies follow Zipf's law, as in any language.
+type Corpus struct {
 	r *rand.Rand
 	z *rand.Zipf
 }
 
-// newCorpus makes the same text every time.
-func newCorpus(seed uint64) *corpus {
+// NewCorpus makes the same text every time.
+func NewCorpus(seed uint64) *Corpus {
 	r := rand.New(rand.NewPCG(seed, 0))
-	return &corpus{r, rand.NewZipf(r, 1.07, 1, 19_999)}
+	return &Corpus{r, rand.NewZipf(r, 1.07, 1, 19_999)}
 }
 
 // word names the word of a rank, with letters only.
@@ -30,7 +30,8 @@ func word(rank int) string {
 	}
 }
 
-func (c *corpus) text() string {
+// Text is some thirty words.
+func (c *Corpus) Text() string {
 	parts := make([]string, 25+c.r.IntN(30))
 	for i := range parts {
 		parts[i] = word(int(c.z.Uint64()))
@@ -38,8 +39,8 @@ func (c *corpus) text() string {
 	return strings.Join(parts, " ")
 }
 
-// query is a search of a class.
-func (c *corpus) query(class string) string {
+// Query is a search of a class: common, medium, rare, two words, none, or a question.
+func (c *Corpus) Query(class string) string {
 	switch class {
 	case "common":
 		return word(c.r.IntN(20))

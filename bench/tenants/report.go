@@ -1,0 +1,124 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// table is the lines of one table of the report.
+type table struct{ out io.Writer }
+
+func (t table) head(title string, columns ...string) {
+	fmt.Fprintf(t.out, "\n### %s\n\n| %s |\n|---|%s\n", title, strings.Join(columns, " | "), strings.Repeat("--:|", len(columns)-1))
+}
+
+func (t table) row(cells ...any) {
+	parts := make([]string, len(cells))
+	for i, c := range cells {
+		parts[i] = fmt.Sprint(c)
+	}
+	fmt.Fprintf(t.out, "| %s |\n", strings.Join(parts, " | "))
+}
+
+// compare gives the ratios between two kinds of turns: of all turns the median, with the extremes.
+func (t table) compare(what string, turns, base [][]sample, in func(sample) bool) {
+	var tails, middles []float64
+	var tail, middle []time.Duration
+	for i := range turns {
+		a, b := times(turns[i], in), times(base[i], in)
+		if len(a) == 0 || len(b) == 0 {
+			continue
+		}
+		tails = append(tails, float64(quantile(a, 0.99))/float64(quantile(b, 0.99)))
+		middles = append(middles, float64(quantile(a, 0.5))/float64(quantile(b, 0.5)))
+		tail, middle = append(tail, quantile(a, 0.99)), append(middle, quantile(a, 0.5))
+	}
+	if len(tails) == 0 {
+		return
+	}
+	slices.Sort(tails)
+	slices.Sort(middles)
+	t.row(what, "**"+figure(tails[len(tails)/2])+"**", figure(tails[0]), figure(tails[len(tails)-1]), short(quantile(tail, 0.5)),
+		figure(middles[len(middles)/2]), short(quantile(middle, 0.5)))
+}
+
+func times(all []sample, in func(sample) bool) (out []time.Duration) {
+	for _, s := range all {
+		if in(s) {
+			out = append(out, s.took)
+		}
+	}
+	return out
+}
+
+func quantile(d []time.Duration, q float64) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(d))[min(len(d)-1, int(q*float64(len(d))))]
+}
+
+func spread(d []time.Duration) string {
+	return fmt.Sprintf("%v, %v, %v", short(quantile(d, 0.5)), short(quantile(d, 0.95)), short(quantile(d, 0.99)))
+}
+
+func short(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
+
+// figure has two or three digits that say something.
+func figure(v float64) string {
+	if v >= 10 {
+		return fmt.Sprint(math.Round(v))
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
+
+// resident is the memory that a process holds, in bytes.
+func resident(pid int) int64 {
+	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // 0 where there is no such thing
+	for line := range strings.Lines(string(raw)) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kib); n == 1 {
+			return kib << 10
+		}
+	}
+	return 0
+}
+
+// descriptors is how many files a process holds open.
+func descriptors(pid int) int {
+	list, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)) // 0 where there is no such thing
+	return len(list)
+}
+
+// load is how busy the machine is.
+func load() string {
+	raw, _ := os.ReadFile("/proc/loadavg") // empty where there is no such thing
+	if f := strings.Fields(string(raw)); len(f) > 0 {
+		return f[0]
+	}
+	return "unknown"
+}
+
+// weigh is how large the files of a folder are together.
+func weigh(dir string) (total int64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			total += info.Size()
+		}
+		return err
+	})
+	return total, err
+}

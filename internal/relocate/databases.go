@@ -1,0 +1,386 @@
+package relocate
+
+import (
+	"context"
+	"strings"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+)
+
+// mostDatabases is how many configurations an account may have.
+const mostDatabases = 20
+
+// NewDatabase is what a user gives to register a database of their own.
+type NewDatabase struct {
+	Name     string
+	Address  tenant.Address
+	Password seal.Secret
+	Once     *event.Once
+}
+
+// DatabaseEdit is what may be edited of a configuration. A nil password stays.
+type DatabaseEdit struct {
+	Name     string
+	Address  tenant.Address
+	Password *seal.Secret
+}
+
+// Databases lists the configurations of a tenant, oldest first.
+func (s *Service) Databases(ctx context.Context, actor ident.Actor, of ident.TenantID) ([]tenant.Database, error) {
+	const op = "relocate.Databases"
+	if _, err := s.own(ctx, op, actor, of); err != nil {
+		return nil, err
+	}
+	list, err := s.Store.ListDatabases(ctx, of)
+	return list, fault.Wrap(op, err)
+}
+
+// Database returns one configuration.
+func (s *Service) Database(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (tenant.Database, error) {
+	const op = "relocate.Database"
+	if _, err := s.own(ctx, op, actor, of); err != nil {
+		return tenant.Database{}, err
+	}
+	d, err := s.Store.FindDatabase(ctx, of, id)
+	return d, fault.Wrap(op, err)
+}
+
+// Register stores the address of a database of the user's own. Nothing is sent there: testing and activating do.
+func (s *Service) Register(ctx context.Context, actor ident.Actor, of ident.TenantID, in NewDatabase) (tenant.Database, error) {
+	const op = "relocate.Register"
+	t, err := s.own(ctx, op, actor, of)
+	if err != nil {
+		return tenant.Database{}, err
+	}
+	if err := s.mayBring(op); err != nil {
+		return tenant.Database{}, err
+	}
+	in.Name = strings.TrimSpace(in.Name)
+	if err := checkDatabase(op, in.Name, in.Address, in.Password); err != nil {
+		return tenant.Database{}, err
+	}
+	list, err := s.Store.ListDatabases(ctx, of)
+	if err != nil {
+		return tenant.Database{}, fault.Wrap(op, err)
+	}
+	if len(list) >= mostDatabases {
+		return tenant.Database{}, fault.New(fault.Conflict, op, "too_many_databases",
+			"an account may have 20 database configurations: delete one that is not needed")
+	}
+	id, now := ident.New[ident.DatabaseID](), s.moment()
+	d := tenant.Database{Tenant: t.ID, Name: in.Name, State: tenant.Ready, Version: 1, CreatedAt: now, UpdatedAt: now,
+		Placement: tenant.Placement{Database: id, Kind: tenant.External, Address: in.Address,
+			SealedPassword: s.Places.SealPassword(id, in.Password)}}
+	if err := in.Once.Keep(s.Keys, d.ID()); err != nil {
+		return tenant.Database{}, err
+	}
+	ch := event.NewChange(actor, now)
+	ch.Once = in.Once
+	ch.Add("database.created", string(id), map[string]any{"kind": "external_postgres"})
+	err = s.Store.InsertDatabase(ctx, d, ch)
+	if event.Repeated(err) {
+		var was ident.DatabaseID
+		if err = in.Once.Replay(ctx, s.Store, s.Keys, &was); err == nil {
+			return s.Database(ctx, actor, of, was)
+		}
+	}
+	return d, fault.Wrap(op, err)
+}
+
+// mayBring says whether users may bring databases of their own at all.
+func (s *Service) mayBring(op string) error {
+	if s.Probe == nil {
+		return fault.New(fault.Unavailable, op, "external_unsupported", "this server does not reach databases of users' own")
+	}
+	return nil
+}
+
+func checkDatabase(op, name string, a tenant.Address, password seal.Secret) error {
+	var c fault.Checks
+	c.Text("body.name", name, 1, 100)
+	a.Check(&c)
+	tenant.CheckPassword(&c, password)
+	return c.Err(op)
+}
+
+// Test asks an address what it is good for. It stores nothing and leaves nothing.
+func (s *Service) Test(ctx context.Context, actor ident.Actor, of ident.TenantID, a tenant.Address, password seal.Secret) (sqlstore.Report, error) {
+	const op = "relocate.Test"
+	if _, err := s.own(ctx, op, actor, of); err != nil {
+		return sqlstore.Report{}, err
+	}
+	if err := s.mayBring(op); err != nil {
+		return sqlstore.Report{}, err
+	}
+	// The schema would be named after a configuration that there is not yet: a name that nobody has.
+	r, err := s.Probe.Probe(ctx, ident.New[ident.DatabaseID](), a, password)
+	return r, fault.Wrap(op, err)
+}
+
+// TestDatabase does the same with a configuration. What is found of a hosted database is what the server knows of it.
+func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (sqlstore.Report, error) {
+	const op = "relocate.TestDatabase"
+	d, err := s.Database(ctx, actor, of, id)
+	if err != nil {
+		return sqlstore.Report{}, err
+	}
+	if d.Placement.Kind != tenant.External {
+		r, err := s.look(ctx, d)
+		return r, fault.Wrap(op, err)
+	}
+	if d.State == tenant.Released {
+		return sqlstore.Report{}, fault.New(fault.Conflict, op, "database_released",
+			"this database was released, and the server forgot how to sign in there: give a password first")
+	}
+	if err := s.mayBring(op); err != nil {
+		return sqlstore.Report{}, err
+	}
+	password, err := s.Places.Password(d.Placement)
+	if err != nil {
+		return sqlstore.Report{}, fault.Wrap(op, err)
+	}
+	r, err := s.Probe.Probe(ctx, d.ID(), d.Placement.Address, password)
+	return r, fault.Wrap(op, err)
+}
+
+// look reports on a hosted database, which is the operator's to keep well.
+func (s *Service) look(ctx context.Context, d tenant.Database) (sqlstore.Report, error) {
+	r := sqlstore.Report{Schema: sqlstore.SchemaNone, Encoding: "UTF8"}
+	if d.State == tenant.Empty {
+		r.OK, r.Reachable = true, true
+		return r, nil
+	}
+	began := s.Now()
+	db, err := s.Places.Open(ctx, d.Placement)
+	if err == nil {
+		r.SchemaVersion, err = sqlstore.SchemaVersion(ctx, db)
+		_ = db.Close()
+	}
+	if err != nil {
+		r.Problems = append(r.Problems, sqlstore.Problem{Level: "error", Code: fault.CodeOf(err),
+			Message: "the hosted database does not answer at the moment: try again, and tell the operator if it lasts"})
+		return r, nil
+	}
+	r.OK, r.Reachable, r.Schema, r.Latency = true, true, sqlstore.SchemaOurs, s.Now().Sub(began)
+	return r, nil
+}
+
+// EditDatabase lets change alter a configuration. With ifVersion it is Stale unless that is the current version. The
+// address of a database that the tenant's data lives in, or lived in, may change only in its credentials and TLS: a
+// move is what brings data elsewhere. New credentials are in force with the next connection.
+func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, ifVersion *int64,
+	change func(*DatabaseEdit) error,
+) (tenant.Database, error) {
+	const op = "relocate.EditDatabase"
+	if _, err := s.own(ctx, op, actor, of); err != nil {
+		return tenant.Database{}, err
+	}
+	reopen := false
+	d, err := s.Store.UpdateDatabase(ctx, of, id, nil, func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+		if ifVersion != nil && *ifVersion != d.Version {
+			return d, event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again and repeat your edit")
+		}
+		edit := DatabaseEdit{Name: d.Name, Address: d.Placement.Address}
+		if err := change(&edit); err != nil {
+			return d, event.Change{}, err
+		}
+		edit.Name = strings.TrimSpace(edit.Name)
+		moved := edit.Address != d.Placement.Address
+		if d.Placement.Kind != tenant.External && (moved || edit.Password != nil) {
+			return d, event.Change{}, fault.New(fault.Conflict, op, "database_hosted",
+				"the address of a hosted database is the operator's: only its name can be edited")
+		}
+		if d.State == tenant.InUse || d.State == tenant.Original || d.State == tenant.Filling {
+			was, now := d.Placement.Address, edit.Address
+			was.Username, was.TLS, now.Username, now.TLS = "", "", "", ""
+			if was != now {
+				return d, event.Change{}, fault.New(fault.Conflict, op, "database_in_use",
+					"the data is there: register the other address and activate it, which moves the data")
+			}
+		}
+		if d.Placement.Kind == tenant.External {
+			var password seal.Secret
+			if edit.Password != nil {
+				password = *edit.Password
+			}
+			if err := checkDatabase(op, edit.Name, edit.Address, password); err != nil {
+				return d, event.Change{}, err
+			}
+		} else {
+			var c fault.Checks
+			c.Text("body.name", edit.Name, 1, 100)
+			if err := c.Err(op); err != nil {
+				return d, event.Change{}, err
+			}
+		}
+		if !moved && edit.Password == nil && edit.Name == d.Name {
+			return d, event.Change{}, nil
+		}
+		ch := event.NewChange(actor, s.moment())
+		d.Name, d.Placement.Address, d.Version, d.UpdatedAt = edit.Name, edit.Address, d.Version+1, ch.At
+		if edit.Password != nil {
+			d.Placement.SealedPassword = s.Places.SealPassword(id, *edit.Password)
+			if d.State == tenant.Released {
+				d.State = tenant.Ready
+			}
+		}
+		reopen = d.State == tenant.InUse && (moved || edit.Password != nil)
+		ch.Add("database.updated", string(id), map[string]any{"version": d.Version, "credentials": edit.Password != nil})
+		if reopen {
+			ch.Add("tenant.updated", string(of), map[string]any{"credentials": true})
+		}
+		return d, ch, nil
+	})
+	if err == nil && reopen {
+		// Whatever fails now is tried again by whoever uses the tenant next.
+		if rerr := s.Pool.Refresh(ctx, of); rerr != nil {
+			s.Log.Warn("database not opened with its new credentials", "code", fault.CodeOf(rerr), "tenant", of)
+		}
+	}
+	return d, fault.Wrap(op, err)
+}
+
+// Remove forgets a configuration. One that the data lives in is Conflict (code "database_in_use"), and so is one that
+// is being filled. A kept original must be released first; the hosted database always keeps its entry.
+func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, ifVersion *int64) error {
+	const op = "relocate.Remove"
+	if _, err := s.own(ctx, op, actor, of); err != nil {
+		return err
+	}
+	return fault.Wrap(op, s.Store.DeleteDatabase(ctx, of, id, func(_ tenant.Tenant, d tenant.Database) (event.Change, error) {
+		switch {
+		case ifVersion != nil && *ifVersion != d.Version:
+			return event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again")
+		case d.State == tenant.InUse || d.State == tenant.Filling:
+			return event.Change{}, inUse(op)
+		case d.State == tenant.Original:
+			return event.Change{}, fault.New(fault.Conflict, op, "database_kept",
+				"the original of your data is kept there: release it first")
+		case d.Placement.Kind != tenant.External:
+			return event.Change{}, fault.New(fault.Conflict, op, "database_hosted", "the hosted database always keeps its entry")
+		}
+		ch := event.NewChange(actor, s.moment())
+		ch.Add("database.deleted", string(id), map[string]any{"kind": d.Placement.Kind})
+		return ch, nil
+	}))
+}
+
+func inUse(op string) error {
+	return fault.New(fault.Conflict, op, "database_in_use", "your data lives there: activate another database first")
+}
+
+// Activate starts the job that moves the tenant's data to that database. It is Conflict when the data lives there
+// already (code "database_in_use"), when another job is at work (code "tenant_busy"), and when the tenant cannot be
+// moved in its state.
+func (s *Service) Activate(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, once *event.Once) (job.Job, error) {
+	return s.start(ctx, actor, of, id, once, false)
+}
+
+// start queues a move. With discard the original is destroyed when it is over.
+func (s *Service) start(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, once *event.Once,
+	discard bool,
+) (job.Job, error) {
+	const op = "relocate.Activate"
+	t, err := s.own(ctx, op, actor, of)
+	if err != nil {
+		return job.Job{}, err
+	}
+	j, err := s.newJob(KindMove, t, moveInput{To: id, Asker: askerOf(actor), Discard: discard})
+	if err != nil {
+		return job.Job{}, err
+	}
+	if err := once.Keep(s.Keys, j.ID); err != nil {
+		return job.Job{}, err
+	}
+	_, err = s.Store.UpdateDatabase(ctx, of, id, &j, func(t tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+		ch := event.NewChange(actor, s.moment())
+		ch.Once = once
+		switch {
+		case t.Placement.Database == id:
+			return d, ch, fault.New(fault.Conflict, op, "database_in_use", "your data lives there already")
+		case d.State == tenant.Released:
+			return d, ch, fault.New(fault.Conflict, op, "database_released",
+				"this database was released: give its password again, and see that the schema that was left there is renamed or dropped")
+		case t.State != tenant.Active && t.State != tenant.ReadOnly:
+			return d, ch, fault.New(fault.Conflict, op, "tenant_"+string(t.State), "data in this state is not moved: ask the operator")
+		case t.Schema.Problem != "":
+			return d, ch, fault.New(fault.Conflict, op, "tenant_quarantined", "the data must be repaired before it is moved: ask the operator")
+		}
+		ch.Add("database.activation_started", string(id), map[string]any{"job_id": j.ID, "from": t.Placement.Database})
+		return d, ch, nil
+	})
+	if event.Repeated(err) || fault.CodeOf(err) == "tenant_busy" && once != nil {
+		var was ident.JobID
+		if again := once.Replay(ctx, s.Store, s.Keys, &was); again == nil {
+			return s.Job(ctx, actor, was)
+		} else if !fault.Is(again, fault.NotFound) {
+			err = again
+		}
+	}
+	if err != nil {
+		return job.Job{}, fault.Wrap(op, err)
+	}
+	s.wake()
+	return j, nil
+}
+
+// Release lets go of a database that the data does not live in. Of a user's own the tables stay, complete, readable and
+// described, and the server forgets how to sign in there. A hosted original is destroyed: nobody could read it.
+func (s *Service) Release(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (tenant.Database, error) {
+	const op = "relocate.Release"
+	d, err := s.Database(ctx, actor, of, id)
+	if err != nil {
+		return d, err
+	}
+	switch d.State {
+	case tenant.InUse, tenant.Filling:
+		return d, inUse(op)
+	case tenant.Released, tenant.Empty:
+		return d, nil
+	case tenant.Original:
+		if err := s.letGo(ctx, d); err != nil {
+			return d, fault.Wrap(op, err)
+		}
+	}
+	d, err = s.Store.UpdateDatabase(ctx, of, id, nil, func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+		if d.State == tenant.InUse || d.State == tenant.Filling {
+			return d, event.Change{}, inUse(op)
+		}
+		ch := event.NewChange(actor, s.moment())
+		d.UpdatedAt, d.Version = ch.At, d.Version+1
+		if d.Placement.Kind == tenant.External {
+			d.State, d.Placement.SealedPassword = tenant.Released, nil
+		} else {
+			d.State, d.Placement.WrappedKey, d.Placement.Host, d.Facts = tenant.Empty, nil, "", tenant.Facts{}
+		}
+		ch.Add("database.released", string(id), map[string]any{"kind": d.Placement.Kind})
+		return d, ch, nil
+	})
+	return d, fault.Wrap(op, err)
+}
+
+// letGo makes an original free of us, or destroys it when it is ours to keep.
+func (s *Service) letGo(ctx context.Context, d tenant.Database) error {
+	if d.Placement.Kind != tenant.External {
+		return s.Places.Destroy(ctx, d.Placement)
+	}
+	db, err := s.Places.Open(ctx, d.Placement)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	ctx = sqlstore.Patient(ctx)
+	if err := sqlstore.StopCapture(ctx, db); err != nil {
+		return err
+	}
+	if err := sqlstore.CommentTables(ctx, db); err != nil {
+		return err
+	}
+	return sqlstore.Unfence(ctx, db)
+}

@@ -1,0 +1,289 @@
+package relocate
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
+)
+
+// What is erased.
+const (
+	EraseAccount = "account" // the account with its tenant and everything about it
+	EraseData    = "data"    // what the tenant holds; account and sign-in stay
+)
+
+// Receipt says what was erased, store by store, signed by the installation.
+type Receipt struct {
+	What    string          `json:"what"` // account or data
+	Account ident.AccountID `json:"account_id"`
+	Tenant  ident.TenantID  `json:"tenant_id"`
+	At      time.Time       `json:"at"`
+	Stores  []ErasedStore   `json:"stores"`
+	// PublicKey and Signature are Ed25519, in base64, over the JSON of the receipt without them.
+	PublicKey string `json:"public_key,omitempty"`
+	Signature string `json:"signature,omitempty"`
+}
+
+// ErasedStore is one place in which something of the tenant was.
+type ErasedStore struct {
+	Store   string `json:"store"`  // "hosted_sqlite", "account", "spool"
+	Name    string `json:"name"`   // which one
+	Method  string `json:"method"` // how: "key destroyed, file removed"
+	Outcome string `json:"outcome"`
+}
+
+const (
+	outcomeErased = "erased"
+	outcomeLeft   = "left" // out of reach: the server has no way to it any more
+)
+
+type eraseInput struct {
+	Asker asker `json:"asker"`
+}
+
+// Erase starts the job that erases a tenant's data, or the whole account. Whoever asks has proved who they are again.
+// With the account every session ends and nobody gets in from this moment on. Another job at work on the tenant is
+// Conflict, code "tenant_busy".
+func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantID, what string) (job.Job, error) {
+	const op = "relocate.Erase"
+	t, err := s.own(ctx, op, actor, of)
+	if err != nil {
+		return job.Job{}, err
+	}
+	kind := KindEmpty
+	switch what {
+	case EraseAccount:
+		kind = KindErase
+	case EraseData:
+	default:
+		return job.Job{}, fault.BadInput(op, "body.what", "must be account or data")
+	}
+	j, err := s.newJob(kind, t, eraseInput{Asker: askerOf(actor)})
+	if err != nil {
+		return job.Job{}, err
+	}
+	ch := event.NewChange(actor, j.CreatedAt)
+	if kind == KindErase {
+		ch.Add("account.erase_started", string(t.Account), map[string]any{"job_id": j.ID})
+		ch.Add(workspace.EventUpdated, string(t.ID), map[string]any{"state": tenant.Suspended})
+		err = s.Store.CloseAccount(ctx, t, j, ch)
+	} else {
+		ch.Add("data.erase_started", string(t.ID), map[string]any{"job_id": j.ID})
+		err = s.Store.InsertJob(ctx, j, ch)
+	}
+	if err != nil {
+		return job.Job{}, fault.Wrap(op, err)
+	}
+	if kind == KindErase {
+		if rerr := s.Pool.Refresh(ctx, t.ID); rerr != nil {
+			s.Log.Warn("tenant not closed to its owner yet", "code", fault.CodeOf(rerr), "tenant", t.ID)
+		}
+	}
+	s.wake()
+	return j, nil
+}
+
+// Await waits until a job has ended, or ctx has; it returns the job as it stands.
+func (s *Service) Await(ctx context.Context, id ident.JobID) (job.Job, error) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		j, err := s.Store.FindJob(context.WithoutCancel(ctx), id)
+		if err != nil || j.State.Final() {
+			return j, fault.Wrap("relocate.Await", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return j, nil
+		}
+	}
+}
+
+// erase is the job that erases an account. Everything it does may be done again.
+func (s *Service) erase(ctx context.Context, run *job.Run) (any, error) {
+	const op = "relocate.Erase"
+	t, err := s.Store.FindTenant(ctx, run.Job.Tenant)
+	if fault.Is(err, fault.NotFound) {
+		// An earlier process had done all of it and noted the receipt.
+		return run.Job.Saved, nil
+	}
+	if err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	r := Receipt{What: EraseAccount, Account: t.Account, Tenant: t.ID, At: s.moment()}
+	s.Pool.Expel(ctx, t.ID)
+	if err := s.destroyAll(ctx, run, t, &r, func(tenant.Database) bool { return true }); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	if err := s.dropSpool(ctx, t.ID, &r); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	r.Stores = append(r.Stores,
+		ErasedStore{Store: "master", Name: "account, sessions, tokens, databases, jobs", Method: "rows deleted", Outcome: outcomeErased},
+		ErasedStore{Store: "master", Name: "audit trail and log", Method: "names and addresses removed", Outcome: outcomeErased},
+		ErasedStore{Store: "backups", Name: "earlier backups", Method: "in the ledger: key destroyed with the next backup, never restored", Outcome: outcomeErased})
+	s.sign(&r)
+	if err := run.Save(ctx, r); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	ch := event.NewChange(ident.System(""), r.At)
+	ch.Add("account.erased", string(t.Account), map[string]any{"job_id": run.Job.ID})
+	ch.Add(workspace.EventErased, string(t.ID), map[string]any{"job_id": run.Job.ID})
+	if err := s.Store.EraseTenant(ctx, tenant.Erasure{Tenant: t.ID, Account: t.Account, At: r.At}, run.Job.ID, ch); err != nil {
+		return nil, errors.Join(job.ErrAgain, fault.Wrap(op, err))
+	}
+	return r, nil
+}
+
+// destroyAll destroys the databases of a tenant that which picks. A user's own that cannot be reached is left and said so:
+// the server forgets how to get there.
+func (s *Service) destroyAll(ctx context.Context, run *job.Run, t tenant.Tenant, r *Receipt, which func(tenant.Database) bool) error {
+	list, err := s.Store.ListDatabases(ctx, t.ID)
+	if err != nil {
+		return err
+	}
+	for i, d := range list {
+		run.Progress(int64(i), int64(len(list)), "databases")
+		if !which(d) || d.State == tenant.Empty || d.State == tenant.Ready {
+			continue
+		}
+		store := ErasedStore{Store: KindName(d.Placement.Kind), Name: string(d.ID()), Method: "schema dropped", Outcome: outcomeErased}
+		switch {
+		case d.State == tenant.Released:
+			store.Method, store.Outcome = "released earlier: the tables are the owner's", outcomeLeft
+		case d.Placement.Kind == tenant.SQLite:
+			store.Method = "key destroyed, file removed"
+			err = s.Places.Destroy(ctx, d.Placement)
+		default:
+			err = s.Places.Destroy(sqlstore.Patient(ctx), d.Placement)
+			if err != nil && d.Placement.Kind == tenant.External {
+				s.Log.Warn("a database of a user's own could not be emptied", "code", fault.CodeOf(err), "database", d.ID())
+				store.Method, store.Outcome, err = "not reachable ("+fault.CodeOf(err)+"): drop the schema yourself", outcomeLeft, nil
+			}
+		}
+		if err != nil {
+			return err
+		}
+		r.Stores = append(r.Stores, store)
+	}
+	return nil
+}
+
+func (s *Service) dropSpool(ctx context.Context, id ident.TenantID, r *Receipt) error {
+	if s.Spools == nil {
+		return nil
+	}
+	if err := s.Spools(ctx, id); err != nil {
+		return err
+	}
+	r.Stores = append(r.Stores, ErasedStore{Store: "spool", Name: "answers that waited for the database", Method: "files removed", Outcome: outcomeErased})
+	return nil
+}
+
+// empty is the job that erases what a tenant holds and keeps the account. A hosted file is then written anew under a new
+// key, so that nothing of the old content is left in it.
+func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
+	const op = "relocate.Empty"
+	var in eraseInput
+	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	t, err := s.Store.FindTenant(ctx, run.Job.Tenant)
+	if err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	r := Receipt{What: EraseData, Account: t.Account, Tenant: t.ID, At: s.moment()}
+	ws, err := s.Pool.Acquire(ctx, ident.System(""), t.ID)
+	if err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	defer ws.Release()
+	// Copies that were kept are of the same content.
+	if err := s.destroyAll(ctx, run, t, &r, func(d tenant.Database) bool { return d.State == tenant.Original }); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	list, err := s.Store.ListDatabases(ctx, t.ID)
+	if err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	for _, d := range list {
+		if d.State != tenant.Original {
+			continue
+		}
+		if err := s.forgetOriginal(ctx, t, d); err != nil {
+			return nil, errors.Join(job.ErrAgain, err)
+		}
+	}
+	if err := s.dropSpool(ctx, t.ID, &r); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	ch := event.NewChange(in.Asker.actor(), r.At)
+	ch.Add("data.erased", string(t.ID), map[string]any{"job_id": run.Job.ID})
+	if err := ws.Empty(sqlstore.Patient(ctx), ch); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	store := ErasedStore{Store: KindName(t.Placement.Kind), Name: string(t.Placement.Database), Method: "rows deleted", Outcome: outcomeErased}
+	if t.Placement.Kind == tenant.SQLite {
+		store.Method = "rows deleted, file written anew under a new key"
+		if err := s.rekey(ctx, run, ws, t); err != nil {
+			return nil, errors.Join(job.ErrAgain, err)
+		}
+	}
+	r.Stores = append(r.Stores, store)
+	s.sign(&r)
+	return r, nil
+}
+
+// forgetOriginal notes that a kept copy is gone.
+func (s *Service) forgetOriginal(ctx context.Context, t tenant.Tenant, d tenant.Database) error {
+	_, err := s.Store.UpdateDatabase(ctx, t.ID, d.ID(), nil,
+		func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
+			now.State, now.Placement.WrappedKey, now.Facts = tenant.Ready, nil, tenant.Facts{}
+			if now.Placement.Kind != tenant.External {
+				now.State, now.Placement.Host = tenant.Empty, ""
+			}
+			return now, event.Change{}, nil
+		})
+	return err
+}
+
+// sign completes a receipt.
+func (s *Service) sign(r *Receipt) {
+	r.PublicKey, r.Signature = "", ""
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return // of plain text and times: it does not happen
+	}
+	seed := s.Lasting.Derive("receipts")
+	key := ed25519.NewKeyFromSeed(seed[:])
+	r.PublicKey = base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey))
+	r.Signature = base64.StdEncoding.EncodeToString(ed25519.Sign(key, raw))
+}
+
+// Check reports whether a receipt is one that this installation signed.
+func (s *Service) Check(r Receipt) bool {
+	sig, err := base64.StdEncoding.DecodeString(r.Signature)
+	if err != nil {
+		return false
+	}
+	r.PublicKey, r.Signature = "", ""
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return false
+	}
+	seed := s.Lasting.Derive("receipts")
+	key := ed25519.NewKeyFromSeed(seed[:])
+	return ed25519.Verify(key.Public().(ed25519.PublicKey), raw, sig)
+}

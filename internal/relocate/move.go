@@ -1,0 +1,588 @@
+package relocate
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
+)
+
+// moveInput is what a move was asked for.
+type moveInput struct {
+	To      ident.DatabaseID `json:"to"`
+	Asker   asker            `json:"asker"`
+	Discard bool             `json:"discard,omitempty"` // the original is destroyed when all is done
+}
+
+// MoveReport is what came of a move.
+type MoveReport struct {
+	From     ident.DatabaseID `json:"from"`
+	To       ident.DatabaseID `json:"to"`
+	FromKind string           `json:"from_kind"`
+	ToKind   string           `json:"to_kind"`
+	Rows     int64            `json:"rows"`
+	Followed int64            `json:"followed"` // rows that were copied again because they changed meanwhile
+	// Hash is the SHA-256 of the whole content, as it was read from both databases and found equal.
+	Hash   string           `json:"hash,omitempty"`
+	Tables map[string]int64 `json:"tables,omitempty"` // rows by table
+	// PausedMS is how long requests of this tenant were held back while the new place took over.
+	PausedMS int64 `json:"paused_ms"`
+}
+
+const (
+	pageRows  = 500
+	pageBytes = 1 << 20
+	// nearly is how many rows may change during a round for the switch to come next: they are copied again while
+	// requests wait.
+	nearly = 200
+	// mostRounds bounds the chase after a tenant that writes faster than it can be copied.
+	mostRounds = 50
+	// wholeRows is how large a database may be to be verified as a whole once more while requests wait.
+	wholeRows = 5_000
+	// holdPatience is how long a switch waits for the operations that are under way.
+	holdPatience = 10 * time.Second
+	undoPatience = 30 * time.Second
+)
+
+// move is the job that brings a tenant's data to another database.
+func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
+	const op = "relocate.Move"
+	var in moveInput
+	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	t, err := s.Store.FindTenant(ctx, run.Job.Tenant)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	m := &mover{Service: s, run: run, in: in, tenant: t}
+	if len(run.Job.Saved) > 0 {
+		if err := json.Unmarshal(run.Job.Saved, &m.report); err != nil {
+			return nil, fault.Wrap(op, err)
+		}
+	}
+	if t.Placement.Database == in.To {
+		// An earlier process had switched already.
+		return m.finish(ctx)
+	}
+	if run.Again() {
+		if err := m.undo(ctx); err != nil {
+			return nil, errors.Join(job.ErrAgain, err)
+		}
+	}
+	if err := m.do(ctx); err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, job.ErrStopping) {
+			return nil, errors.Join(job.ErrAgain, err)
+		}
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+		defer cancel()
+		if uerr := m.undo(undo); uerr != nil {
+			// The tenant may be fenced: this must not be left, so the job stays and comes back.
+			return nil, errors.Join(job.ErrAgain, uerr, err)
+		}
+		if errors.Is(context.Cause(ctx), job.ErrCancelled) {
+			return m.report, job.ErrCancelled
+		}
+		return m.report, fault.Wrap(op, err)
+	}
+	return m.finish(ctx)
+}
+
+// mover is one move at work.
+type mover struct {
+	*Service
+	run    *job.Run
+	in     moveInput
+	tenant tenant.Tenant
+	target tenant.Database
+	report MoveReport
+
+	lease    *workspace.Workspace
+	from, to *sqlstore.DB
+	at       int64 // how far the changes of the source were followed
+	done     int64
+	total    int64
+}
+
+// do brings the move to its switch. Whatever fails before leaves the tenant where it was, once undone.
+func (m *mover) do(ctx context.Context) (err error) {
+	ctx = sqlstore.Patient(ctx)
+	if m.lease, err = m.Pool.Acquire(ctx, ident.System(""), m.tenant.ID); err != nil {
+		return err
+	}
+	defer m.lease.Release()
+	if p := m.lease.Tenant.Schema.Problem; p != "" || m.lease.Tenant.State == tenant.Quarantined {
+		return fault.New(fault.Conflict, "relocate.Move", "tenant_quarantined", "the data must be repaired before it is moved: ask the operator")
+	}
+	m.from = m.lease.Database().Direct()
+	if err := m.prepare(ctx); err != nil {
+		return err
+	}
+	if m.to, err = m.Places.Open(ctx, m.target.Placement); err != nil {
+		return err
+	}
+	handedOver := false
+	defer func() {
+		if !handedOver {
+			_ = m.to.Close()
+		}
+	}()
+	if err := sqlstore.StartCapture(ctx, m.from); err != nil {
+		return err
+	}
+	if err := m.copyAll(ctx); err != nil {
+		return err
+	}
+	if err := m.catchUp(ctx); err != nil {
+		return err
+	}
+	if err := m.verify(ctx); err != nil {
+		return err
+	}
+	if err := m.catchUp(ctx); err != nil {
+		return err
+	}
+	former := m.from
+	if err := m.change(ctx); err != nil {
+		return err
+	}
+	handedOver = true
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+	defer cancel()
+	m.retire(after, former)
+	return nil
+}
+
+// prepare makes the target: an empty database, in place of whatever copy of this tenant was there.
+func (m *mover) prepare(ctx context.Context) error {
+	d, err := m.Store.FindDatabase(ctx, m.tenant.ID, m.in.To)
+	if err != nil {
+		return err
+	}
+	m.report.From, m.report.To = m.tenant.Placement.Database, d.ID()
+	m.report.FromKind, m.report.ToKind = KindName(m.tenant.Placement.Kind), KindName(d.Placement.Kind)
+	if d.Placement.Kind == tenant.External {
+		password, err := m.Places.Password(d.Placement)
+		if err != nil {
+			return err
+		}
+		r, err := m.Probe.Probe(ctx, d.ID(), d.Placement.Address, password)
+		if err != nil {
+			return err
+		}
+		for _, p := range r.Problems {
+			if p.Level == "error" {
+				return fault.New(fault.Conflict, "relocate.Move", p.Code, p.Message)
+			}
+		}
+	}
+	if d.State == tenant.Original || d.State == tenant.Filling {
+		if err := m.Places.Destroy(ctx, d.Placement); err != nil {
+			return err
+		}
+	}
+	// Noted before anything is made, so that whatever is made can be found and removed.
+	if d.Placement, err = m.Places.Choose(ctx, d.Placement); err != nil {
+		return err
+	}
+	if d, err = m.note(ctx, d, tenant.Filling); err != nil {
+		return err
+	}
+	if d.Placement, err = m.Places.Make(ctx, d.Placement); err != nil {
+		return err
+	}
+	m.target, err = m.note(ctx, d, tenant.Filling)
+	return err
+}
+
+// note keeps what became of a configuration, without an event: the job tells of itself.
+func (m *mover) note(ctx context.Context, d tenant.Database, state tenant.DatabaseState) (tenant.Database, error) {
+	return m.Store.UpdateDatabase(ctx, m.tenant.ID, d.ID(), nil,
+		func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
+			now.State, now.Placement.Host, now.Placement.WrappedKey = state, hostOf(d.Placement), d.Placement.WrappedKey
+			now.Facts = d.Facts
+			return now, event.Change{}, nil
+		})
+}
+
+// hostOf is the operator's server of a placement.
+func hostOf(p tenant.Placement) string { return p.Host }
+
+// copyAll copies one state of the source.
+func (m *mover) copyAll(ctx context.Context) error {
+	snap, err := m.from.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	tables, err := snap.Tables(ctx)
+	if err != nil {
+		return err
+	}
+	counts, err := snap.Counts(ctx, tables)
+	if err != nil {
+		return err
+	}
+	for _, n := range counts {
+		m.total += n
+	}
+	m.progress(0)
+	for _, t := range tables {
+		for after := []any(nil); ; {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			rows, next, err := snap.Page(ctx, t, after, pageRows, pageBytes)
+			if err != nil {
+				return err
+			}
+			if len(rows) > 0 {
+				if err := sqlstore.Put(ctx, m.to, t, rows); err != nil {
+					return err
+				}
+				m.progress(int64(len(rows)))
+			}
+			if next == nil {
+				break
+			}
+			after = next
+		}
+	}
+	return nil
+}
+
+func (m *mover) progress(more int64) {
+	m.done += more
+	m.total = max(m.total, m.done)
+	m.run.Progress(m.done, m.total, "rows")
+}
+
+// catchUp follows the source until a round finds little that is new.
+func (m *mover) catchUp(ctx context.Context) error {
+	for range mostRounds {
+		snap, err := m.from.Snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		n, err := m.follow(ctx, snap)
+		snap.Close()
+		if err != nil || n <= nearly {
+			return err
+		}
+	}
+	return nil // it writes faster than we copy: the switch holds it back, and copies the rest
+}
+
+// follow brings the target up to the snapshot.
+func (m *mover) follow(ctx context.Context, snap *sqlstore.Snapshot) (int, error) {
+	if err := context.Cause(ctx); err != nil {
+		return 0, err
+	}
+	next, n, err := sqlstore.Follow(ctx, snap, m.to, m.at)
+	if err != nil {
+		return 0, err
+	}
+	m.at = next
+	m.report.Followed += int64(n)
+	m.progress(int64(n))
+	return n, nil
+}
+
+// verify compares both databases as a whole while the source goes on being written: the target is brought to exactly
+// one state of it first.
+func (m *mover) verify(ctx context.Context) error {
+	snap, err := m.from.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	if _, err := m.follow(ctx, snap); err != nil {
+		return err
+	}
+	return m.compare(ctx, snap)
+}
+
+// compare reads both databases and fails with code "move_mismatch" unless they hold the same.
+func (m *mover) compare(ctx context.Context, source *sqlstore.Snapshot) error {
+	copied, err := m.to.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer copied.Close()
+	var a, b sqlstore.Digest
+	both, cctx := errgroup.WithContext(ctx)
+	both.Go(func() (err error) { a, err = source.Digest(cctx); return err })
+	both.Go(func() (err error) { b, err = copied.Digest(cctx); return err })
+	if err := both.Wait(); err != nil {
+		return err
+	}
+	if a.Sum != b.Sum {
+		return mismatch()
+	}
+	m.report.Hash, m.report.Rows, m.report.Tables = hex.EncodeToString(a.Sum[:]), 0, map[string]int64{}
+	for _, t := range a.Tables {
+		m.report.Tables[t.Name] = t.Rows
+		m.report.Rows += t.Rows
+	}
+	return nil
+}
+
+func mismatch() error {
+	return fault.New(fault.Internal, "relocate.Move", "move_mismatch",
+		"the copy does not hold what the original holds: nothing was moved")
+}
+
+// change makes the target the tenant's database: requests wait meanwhile.
+func (m *mover) change(ctx context.Context) error {
+	if !m.Sole {
+		// Other nodes hold their requests back from now on.
+		if err := m.announce(ctx, workspace.EventSwitching); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(workspace.SwitchNotice):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	hold, cancel := context.WithTimeout(ctx, holdPatience)
+	defer cancel()
+	began := m.Now()
+	err := m.lease.Database().Switch(hold, func() (*sqlstore.DB, error) {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		// From here on nobody's impatience matters: it is done or undone.
+		now, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+		defer cancel()
+		return m.to, m.changeNow(now)
+	})
+	m.report.PausedMS = m.Now().Sub(began).Milliseconds()
+	if err != nil {
+		return err
+	}
+	t := m.lease.Tenant
+	t.Placement = m.target.Placement
+	m.lease.Moved(t)
+	return nil
+}
+
+// changeNow runs while nobody else uses the tenant in this process.
+func (m *mover) changeNow(ctx context.Context) (err error) {
+	if err := sqlstore.Fence(ctx, m.from); err != nil {
+		return err
+	}
+	snap, err := m.from.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	changed, err := snap.Captured(ctx, m.at, 1)
+	if err != nil {
+		return err
+	}
+	if _, err := m.follow(ctx, snap); err != nil {
+		return err
+	}
+	// Whatever changed since the last comparison is compared again: all of a small database, the numbers of a large one.
+	tables, err := snap.Tables(ctx)
+	if err != nil {
+		return err
+	}
+	if len(changed) > 0 && m.report.Rows <= wholeRows {
+		err = m.compare(ctx, snap)
+	} else if len(changed) > 0 {
+		err = m.count(ctx, snap, tables)
+	}
+	if err != nil {
+		return err
+	}
+	seq, err := snap.Sequences(ctx)
+	if err == nil {
+		err = sqlstore.Advance(ctx, m.to, seq)
+	}
+	if err != nil {
+		return err
+	}
+	if m.target.Facts.SchemaVersion, err = sqlstore.SchemaVersion(ctx, m.to); err != nil {
+		return err
+	}
+	if err := m.run.Save(ctx, m.report); err != nil {
+		return err
+	}
+	return m.commit(ctx)
+}
+
+// count compares how many rows the tables have.
+func (m *mover) count(ctx context.Context, source *sqlstore.Snapshot, tables []sqlstore.Table) error {
+	copied, err := m.to.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer copied.Close()
+	a, err := source.Counts(ctx, tables)
+	if err != nil {
+		return err
+	}
+	b, err := copied.Counts(ctx, tables)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(a, b) {
+		return mismatch()
+	}
+	m.report.Rows = 0
+	for i, t := range tables {
+		m.report.Tables[t.Name] = a[i]
+		m.report.Rows += a[i]
+	}
+	m.report.Hash = "" // it was of an earlier moment
+	return nil
+}
+
+// commit writes into the master database where the tenant lives. That is the moment.
+func (m *mover) commit(ctx context.Context) error {
+	actor := m.in.Asker.actor()
+	ch := event.NewChange(actor, m.moment())
+	ch.Add("database.activated", string(m.in.To), map[string]any{"from": m.report.From, "job_id": m.run.Job.ID})
+	ch.Add(workspace.EventMoved, string(m.tenant.ID), map[string]any{"node": m.Node, "from": m.report.From, "to": m.in.To})
+	to := m.target
+	to.Facts.CheckedAt = &ch.At
+	to.Version++
+	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, to, ch)
+	for fault.CodeOf(err) == "outcome_unknown" {
+		// Only looking can tell. Until it is known neither place may be used.
+		t, lerr := m.Store.FindTenant(ctx, m.tenant.ID)
+		if lerr == nil {
+			switched, err = t.Placement.Database == m.in.To, nil
+			break
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+	if err == nil && !switched {
+		err = fault.New(fault.Conflict, "relocate.Move", "move_overtaken", "something else moved this data meanwhile")
+	}
+	return err
+}
+
+// announce tells other nodes of the tenant.
+func (m *mover) announce(ctx context.Context, what string) error {
+	ch := event.NewChange(ident.System(m.in.Asker.RequestID), m.moment())
+	ch.Add(what, string(m.tenant.ID), map[string]any{"node": m.Node, "job_id": m.run.Job.ID})
+	_, err := m.Store.UpdateTenant(ctx, m.tenant.ID, func(t tenant.Tenant) (tenant.Tenant, event.Change, error) { return t, ch, nil })
+	return err
+}
+
+// retire leaves the original as it is kept: fenced, without what followed its changes.
+func (m *mover) retire(ctx context.Context, former *sqlstore.DB) {
+	if err := sqlstore.StopCapture(ctx, former); err != nil {
+		m.Log.Warn("capture not removed from the original", "code", fault.CodeOf(err), "tenant", m.tenant.ID)
+	}
+	if err := former.Close(); err != nil {
+		m.Log.Warn("original not closed cleanly", "code", fault.CodeOf(err), "tenant", m.tenant.ID)
+	}
+}
+
+// finish does what is left once the tenant lives at its new place. It may be done again.
+func (m *mover) finish(ctx context.Context) (any, error) {
+	d, err := m.Store.FindDatabase(ctx, m.tenant.ID, m.report.From)
+	if fault.Is(err, fault.NotFound) {
+		return m.report, nil
+	}
+	if err != nil {
+		return m.report, errors.Join(job.ErrAgain, err)
+	}
+	if m.run.Again() && !m.in.Discard {
+		if db, oerr := m.Places.Open(ctx, d.Placement); oerr == nil {
+			m.retire(sqlstore.Patient(ctx), db)
+		}
+	}
+	if !m.in.Discard || d.State != tenant.Original {
+		return m.report, nil
+	}
+	if err := m.Places.Destroy(ctx, d.Placement); err != nil {
+		return m.report, errors.Join(job.ErrAgain, err)
+	}
+	err = m.Store.DeleteDatabase(ctx, m.tenant.ID, d.ID(), func(_ tenant.Tenant, now tenant.Database) (event.Change, error) {
+		ch := event.NewChange(m.in.Asker.actor(), m.moment())
+		ch.Add("database.deleted", string(d.ID()), map[string]any{"kind": now.Placement.Kind, "job_id": m.run.Job.ID})
+		return ch, nil
+	})
+	if err != nil {
+		return m.report, errors.Join(job.ErrAgain, err)
+	}
+	return m.report, nil
+}
+
+// undo takes back whatever a move did before its switch: the tenant is where it was, and can be written. It may be done
+// again. It fails only when the source cannot be reached, and must then be tried until it can.
+func (m *mover) undo(ctx context.Context) error {
+	ctx = sqlstore.Patient(ctx)
+	t, err := m.Store.FindTenant(ctx, m.tenant.ID)
+	if err != nil || t.Placement.Database == m.in.To {
+		return err
+	}
+	from, err := m.Places.Open(ctx, t.Placement)
+	if err == nil {
+		err = errors.Join(sqlstore.Unfence(ctx, from), sqlstore.StopCapture(ctx, from))
+		err = errors.Join(err, from.Close())
+	}
+	if err != nil {
+		return err
+	}
+	if !m.Sole {
+		if err := m.announce(ctx, workspace.EventMoved); err != nil {
+			return err
+		}
+	}
+	d, err := m.Store.FindDatabase(ctx, t.ID, m.in.To)
+	if err != nil || d.State != tenant.Filling {
+		return ignoreMissing(err)
+	}
+	if err := m.Places.Destroy(ctx, d.Placement); err != nil {
+		// The target may be away for good: what is left there is named by the configuration, and is replaced by the next try.
+		m.Log.Warn("half a copy was left behind", "code", fault.CodeOf(err), "tenant", t.ID, "database", d.ID())
+		_, err = m.note(ctx, d, tenant.Original)
+		return err
+	}
+	rest := tenant.Ready
+	if d.Placement.Kind != tenant.External {
+		rest, d.Placement.WrappedKey, d.Placement.Host = tenant.Empty, nil, ""
+	}
+	_, err = m.note(ctx, d, rest)
+	return err
+}
+
+func ignoreMissing(err error) error {
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// KindName is a kind of place as people read it.
+func KindName(k tenant.Kind) string {
+	switch k {
+	case tenant.SQLite:
+		return "hosted_sqlite"
+	case tenant.Postgres:
+		return "hosted_postgres"
+	}
+	return "external_postgres"
+}

@@ -1,0 +1,182 @@
+package relocate
+
+import (
+	"context"
+	"errors"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
+)
+
+// What the operator does with tenants. The actor is the system: doors and commands decide who is an operator.
+
+// MoveHosted starts the job that moves a tenant to a hosted place of a kind; host names one of the operator's servers,
+// empty lets the emptiest be chosen.
+func (s *Service) MoveHosted(ctx context.Context, actor ident.Actor, id ident.TenantID, kind tenant.Kind, host string) (job.Job, error) {
+	const op = "relocate.MoveHosted"
+	t, err := s.own(ctx, op, actor, id)
+	if err != nil {
+		return job.Job{}, err
+	}
+	if t.Placement.Kind == kind && (kind != tenant.Postgres || host == "" || host == t.Placement.Host) {
+		return job.Job{}, fault.New(fault.Conflict, op, "database_in_use", "the data lives in such a place already")
+	}
+	d, err := s.hosted(ctx, actor, t, kind, host, true)
+	if err != nil {
+		return job.Job{}, fault.Wrap(op, err)
+	}
+	return s.start(ctx, actor, id, d.ID(), nil, false)
+}
+
+// hosted finds a hosted entry of the tenant for that kind of place which nothing is in, or (with over) the original that
+// was kept there, or makes one.
+func (s *Service) hosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind, host string, over bool) (tenant.Database, error) {
+	list, err := s.Store.ListDatabases(ctx, t.ID)
+	if err != nil {
+		return tenant.Database{}, err
+	}
+	for _, d := range list {
+		fits := d.Placement.Kind == kind && d.ID() != t.Placement.Database &&
+			(d.State == tenant.Empty && host == "" || over && d.State == tenant.Original && (host == "" || d.Placement.Host == host))
+		if fits {
+			return d, nil
+		}
+	}
+	return s.addHosted(ctx, actor, t, kind, host)
+}
+
+// addHosted registers a hosted place with nothing in it.
+func (s *Service) addHosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind, host string) (tenant.Database, error) {
+	now := s.moment()
+	d := tenant.Database{Tenant: t.ID, Name: "Hosted", State: tenant.Empty, Version: 1, CreatedAt: now, UpdatedAt: now,
+		Placement: tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: kind, Host: host}}
+	ch := event.NewChange(actor, now)
+	ch.Add("database.created", string(d.ID()), map[string]any{"kind": KindName(kind)})
+	return d, s.Store.InsertDatabase(ctx, d, ch)
+}
+
+// Rekey starts the job that writes a tenant's file anew under a new key. The file under the old one is destroyed.
+func (s *Service) Rekey(ctx context.Context, actor ident.Actor, id ident.TenantID) (job.Job, error) {
+	const op = "relocate.Rekey"
+	t, err := s.own(ctx, op, actor, id)
+	if err != nil {
+		return job.Job{}, err
+	}
+	if t.Placement.Kind != tenant.SQLite {
+		return job.Job{}, fault.New(fault.Conflict, op, "database_not_a_file", "only a hosted SQLite file has a key of its own")
+	}
+	d, err := s.hosted(ctx, actor, t, tenant.SQLite, "", false)
+	if err != nil {
+		return job.Job{}, fault.Wrap(op, err)
+	}
+	return s.start(ctx, actor, id, d.ID(), nil, true)
+}
+
+// rekey is the same inside another job of the tenant.
+func (s *Service) rekey(ctx context.Context, run *job.Run, ws *workspace.Workspace, t tenant.Tenant) error {
+	list, err := s.Store.ListDatabases(ctx, t.ID)
+	if err != nil {
+		return err
+	}
+	for _, d := range list {
+		if d.State != tenant.Filling {
+			continue // only an earlier try of this job can have left one
+		}
+		if err := s.Places.Destroy(ctx, d.Placement); err != nil {
+			return err
+		}
+		if err := s.Store.DeleteDatabase(ctx, t.ID, d.ID(), func(tenant.Tenant, tenant.Database) (event.Change, error) {
+			return event.Change{}, nil
+		}); err != nil {
+			return err
+		}
+	}
+	d, err := s.addHosted(ctx, ident.System(""), t, tenant.SQLite, "")
+	if err != nil {
+		return err
+	}
+	m := &mover{Service: s, run: run, in: moveInput{To: d.ID(), Discard: true}, tenant: t}
+	if err := m.do(ctx); err != nil {
+		return errors.Join(err, m.undo(context.WithoutCancel(ctx)))
+	}
+	_, err = m.finish(ctx)
+	return err
+}
+
+// SetState makes a tenant active, read-only, suspended or quarantined.
+func (s *Service) SetState(ctx context.Context, actor ident.Actor, id ident.TenantID, state tenant.State) (tenant.Tenant, error) {
+	const op = "relocate.SetState"
+	switch state {
+	case tenant.Active, tenant.ReadOnly, tenant.Suspended, tenant.Quarantined:
+	default:
+		return tenant.Tenant{}, fault.BadInput(op, "state", "must be active, read_only, suspended or quarantined")
+	}
+	return s.update(ctx, op, actor, id, func(t *tenant.Tenant) map[string]any {
+		if t.State == state {
+			return nil
+		}
+		t.State = state
+		return map[string]any{"state": state}
+	})
+}
+
+// SetLimits bounds what a tenant may hold; 0 is the installation's default.
+func (s *Service) SetLimits(ctx context.Context, actor ident.Actor, id ident.TenantID, limits tenant.Limits) (tenant.Tenant, error) {
+	return s.update(ctx, "relocate.SetLimits", actor, id, func(t *tenant.Tenant) map[string]any {
+		if t.Limits == limits {
+			return nil
+		}
+		t.Limits = limits
+		return map[string]any{"bytes": limits.Bytes, "messages": limits.Messages}
+	})
+}
+
+func (s *Service) update(ctx context.Context, op string, actor ident.Actor, id ident.TenantID,
+	change func(*tenant.Tenant) map[string]any,
+) (tenant.Tenant, error) {
+	t, err := s.Store.UpdateTenant(ctx, id, func(t tenant.Tenant) (tenant.Tenant, event.Change, error) {
+		ch := event.NewChange(actor, s.moment())
+		if facts := change(&t); facts != nil {
+			ch.Add(workspace.EventUpdated, string(id), facts)
+		}
+		return t, ch, nil
+	})
+	if err == nil && s.Pool != nil {
+		if rerr := s.Pool.Refresh(ctx, id); rerr != nil {
+			s.Log.Warn("tenant not looked up again", "code", fault.CodeOf(rerr), "tenant", id)
+		}
+	}
+	return t, fault.Wrap(op, err)
+}
+
+// Rewrap seals under the current master key whatever the master database holds that is sealed under an earlier one:
+// keys of files and passwords of users' databases. No data is touched. It returns how many were sealed anew; 0 without
+// an error means that nothing here needs an earlier master key any more. What does not open is left and named in the
+// log, and is an error at the end.
+func (s *Service) Rewrap(ctx context.Context) (int, error) {
+	const op = "relocate.Rewrap"
+	n, broken := 0, error(nil)
+	err := s.Store.EachSealed(ctx, func(d tenant.Database) error {
+		fresh, changed, err := s.Places.Reseal(d.Placement)
+		if err != nil {
+			s.Log.Error("a sealed value does not open", "code", fault.CodeOf(err), "tenant", d.Tenant, "database", d.ID())
+			broken = err
+			return nil
+		}
+		if !changed {
+			return nil
+		}
+		// One that somebody replaced meanwhile is met again by the next call.
+		_, err = s.Store.Reseal(ctx, d.Placement, fresh)
+		n++
+		return err
+	})
+	if err == nil {
+		err = broken
+	}
+	return n, fault.Wrap(op, err)
+}

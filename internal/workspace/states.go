@@ -1,0 +1,338 @@
+package workspace
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+)
+
+// Notes keeps what is seen of tenants' schemas; the master database does.
+type Notes interface {
+	NoteSchema(ctx context.Context, id ident.TenantID, seen tenant.Schema) error
+}
+
+// Events of the master's log that tell of whole tenants. Their subject is the tenant.
+const (
+	EventUpdated   = "tenant.updated"   // its state or limits are others
+	EventSwitching = "tenant.switching" // its data is about to live elsewhere: other nodes wait
+	EventMoved     = "tenant.moved"     // its data lives elsewhere, or the switch was called off
+	EventErased    = "tenant.erased"    // it is gone for good
+)
+
+const (
+	// followEvery is how often the master's log is looked at for tenants that changed.
+	followEvery = 500 * time.Millisecond
+	// SwitchNotice is how long whoever switches a tenant waits after EventSwitching, until every other node has heard
+	// of it: one that has not heard anything for as long asks before it lets anybody in.
+	SwitchNotice = 2 * time.Second
+	// switchPatience is how long another node holds its own requests back while a switch goes on.
+	switchPatience = 15 * time.Second
+)
+
+// Database is the open database of the leased tenant, for what works on the whole of it (package relocate).
+func (w *Workspace) Database() *sqlstore.DB { return w.entry.db }
+
+// Empty removes everything that the tenant holds, and notes that in its own log and trail.
+func (w *Workspace) Empty(ctx context.Context, ch event.Change) error {
+	if err := sqlstore.Empty(ctx, w.entry.db.Direct()); err != nil {
+		return fault.Wrap("workspace.Empty", err)
+	}
+	return fault.Wrap("workspace.Empty", w.entry.store.Note(ctx, ch))
+}
+
+// openDatabase opens the database of a tenant as far as its state and its schema allow.
+func (p *Pool) openDatabase(ctx context.Context, t *tenant.Tenant) (*sqlstore.DB, error) {
+	db, seen, err := p.Placements.openMigrated(ctx, *t)
+	p.note(ctx, t, seen)
+	if db == nil {
+		return nil, err
+	}
+	if err != nil {
+		p.Log.Error("tenant not migrated, it can only be read", "error", err, "tenant", t.ID)
+		t.State = worse(t.State, tenant.Quarantined)
+	}
+	db.SetReadOnly(refusal(t.State))
+	return db, nil
+}
+
+// worse is the more restricted of two states.
+func worse(a, b tenant.State) tenant.State {
+	if a == tenant.Suspended || b == tenant.Active {
+		return a
+	}
+	return b
+}
+
+// note keeps what was seen of a schema if it is news.
+func (p *Pool) note(ctx context.Context, t *tenant.Tenant, seen tenant.Schema) {
+	if p.Notes == nil || seen.Version == 0 && seen.Problem == "" ||
+		seen.Version == t.Schema.Version && seen.Problem == t.Schema.Problem {
+		return
+	}
+	seen.At = p.Now()
+	t.Schema = seen
+	if err := p.Notes.NoteSchema(ctx, t.ID, seen); err != nil {
+		p.Log.Warn("schema not noted", "code", fault.CodeOf(err), "tenant", t.ID)
+	}
+}
+
+// refusal is what writes are answered with in a state; nil where they are welcome.
+func refusal(s tenant.State) error {
+	switch s {
+	case tenant.ReadOnly:
+		return fault.New(fault.Forbidden, "workspace", "tenant_read_only",
+			"this account's data can only be read at the moment: ask the operator")
+	case tenant.Quarantined:
+		return fault.New(fault.Unavailable, "workspace", "tenant_quarantined",
+			"this account's database is not sound and can only be read until the operator has repaired it").RetryAfter(time.Minute)
+	case tenant.Suspended:
+		return fault.New(fault.Forbidden, "workspace", "tenant_suspended",
+			"this account's data is suspended: ask the operator")
+	}
+	return nil
+}
+
+func (e *entry) refuses(t tenant.Tenant) error { return refusal(t.State) }
+
+// upToDate makes sure that this node knows where the tenant lives: with others at work on the same databases, who has
+// not heard from the master's log lately asks before it lets anybody in.
+func (p *Pool) upToDate(ctx context.Context, e *entry) error {
+	if p.Sole || p.Master == nil {
+		return nil
+	}
+	p.mu.Lock()
+	late := p.Now().Sub(p.heard) > SwitchNotice/2
+	p.mu.Unlock()
+	if !late {
+		return nil
+	}
+	return p.Refresh(ctx, e.id)
+}
+
+// followMaster reads what the master's log tells of tenants since the last time.
+func (p *Pool) followMaster(ctx context.Context) {
+	if p.Master == nil {
+		return
+	}
+	began := p.Now()
+	p.mu.Lock()
+	after, first := p.told, p.heard.IsZero()
+	p.mu.Unlock()
+	if first {
+		// What was opened since the start was opened by what the directory says.
+		head, err := p.Master.Head(ctx)
+		if err != nil {
+			return
+		}
+		after = head
+	}
+	for {
+		const page = 200
+		list, err := p.Master.Since(ctx, after, page)
+		if err != nil {
+			p.Log.Warn("master's log not followed", "code", fault.CodeOf(err))
+			return
+		}
+		for _, e := range list {
+			after = e.Seq
+			p.tell(ctx, e)
+		}
+		if len(list) < page {
+			break
+		}
+	}
+	p.mu.Lock()
+	p.told, p.heard = after, began
+	p.mu.Unlock()
+}
+
+// tell acts on one event of the master's log.
+func (p *Pool) tell(ctx context.Context, ev event.Event) {
+	id := ident.TenantID(ev.Subject)
+	if !strings.HasPrefix(ev.Type, "tenant.") {
+		return
+	}
+	p.mu.Lock()
+	e := p.entries[id]
+	p.mu.Unlock()
+	if e == nil {
+		return
+	}
+	var data struct {
+		Node string `json:"node"`
+	}
+	_ = json.Unmarshal(ev.Data, &data) // an event without a node is everybody's
+	if data.Node != "" && data.Node == p.Engine.Node {
+		return // it is this node that does it, and it knows better
+	}
+	switch ev.Type {
+	case EventSwitching:
+		go p.await(ctx, e)
+	case EventErased:
+		p.Expel(ctx, id)
+	default:
+		if err := p.Refresh(ctx, id); err != nil {
+			p.Log.Warn("tenant not looked up again", "code", fault.CodeOf(err), "tenant", id)
+		}
+	}
+}
+
+// await holds the requests of a tenant back until the directory says where it lives now.
+func (p *Pool) await(ctx context.Context, e *entry) {
+	if !p.retain(e) {
+		return
+	}
+	defer p.release(e)
+	ctx, cancel := context.WithTimeout(ctx, switchPatience)
+	defer cancel()
+	sub := p.Bus.Subscribe("master", 16)
+	defer sub.Close()
+	was := p.tenantOf(e)
+	_ = e.db.Switch(ctx, func() (*sqlstore.DB, error) {
+		look := time.NewTicker(followEvery / 2)
+		defer look.Stop()
+		for {
+			t, err := p.Directory.FindTenant(ctx, e.id)
+			if err == nil && (t.Placement.Database != was.Placement.Database || t.Job == "") {
+				return p.relocated(ctx, e, t)
+			}
+			select {
+			case <-look.C:
+			case <-sub.C:
+			case <-ctx.Done():
+				return nil, nil
+			}
+		}
+	})
+}
+
+// Refresh looks a tenant up again and acts on what changed: its state at once, and where it lives, or how it is entered,
+// by opening it anew.
+func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
+	p.mu.Lock()
+	e := p.entries[id]
+	p.mu.Unlock()
+	if e == nil || !p.retain(e) {
+		return nil
+	}
+	defer p.release(e)
+	t, err := p.Directory.FindTenant(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		go p.Expel(context.WithoutCancel(ctx), id)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	if sameDoor(t.Placement, p.tenantOf(e).Placement) {
+		p.become(e, t)
+		return nil
+	}
+	return e.db.Switch(ctx, func() (*sqlstore.DB, error) { return p.relocated(ctx, e, t) })
+}
+
+// sameDoor reports whether two placements are one database, entered in the same way.
+func sameDoor(a, b tenant.Placement) bool {
+	return a.Database == b.Database && a.Address == b.Address && bytes.Equal(a.SealedPassword, b.SealedPassword)
+}
+
+// relocated opens a tenant where it lives now, inside a switch; nil when it lives where it did.
+func (p *Pool) relocated(ctx context.Context, e *entry, t tenant.Tenant) (*sqlstore.DB, error) {
+	if sameDoor(t.Placement, p.tenantOf(e).Placement) {
+		p.become(e, t)
+		return nil, nil
+	}
+	next, err := p.openDatabase(ctx, &t)
+	if err != nil {
+		return nil, err
+	}
+	former := e.db.Direct()
+	p.become(e, t)
+	p.closing.Go(func() { _ = former.Close() })
+	return next, nil
+}
+
+// Moved tells the pool that the leased tenant's data was switched to another database, under its services.
+func (w *Workspace) Moved(t tenant.Tenant) {
+	w.entry.pool.become(w.entry, t)
+}
+
+// become makes t what is known of an open tenant.
+func (p *Pool) become(e *entry, t tenant.Tenant) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t.Schema.Problem != "" && e.tenant.State == tenant.Quarantined && t.Placement.Database == e.tenant.Placement.Database {
+		t.State = worse(t.State, tenant.Quarantined) // it was opened with an older schema, and still is
+	}
+	e.tenant = t
+	e.db.SetReadOnly(refusal(t.State))
+}
+
+func (p *Pool) tenantOf(e *entry) tenant.Tenant {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return e.tenant
+}
+
+// retain takes a lease on an entry that is open; false when it is not, or not any more.
+func (p *Pool) retain(e *entry) bool {
+	<-e.ready
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.entries[e.id] != e || e.err != nil {
+		return false
+	}
+	if e.place != nil {
+		p.idle.Remove(e.place)
+		e.place = nil
+	}
+	e.leases++
+	return true
+}
+
+// Expel closes the database of a tenant and forgets it, whoever still holds a lease after a moment: for tenants that
+// are gone. The next Acquire asks the directory again.
+func (p *Pool) Expel(ctx context.Context, id ident.TenantID) {
+	p.mu.Lock()
+	e := p.entries[id]
+	p.mu.Unlock()
+	if e == nil {
+		return
+	}
+	<-e.ready
+	deadline := time.NewTimer(expelPatience)
+	defer deadline.Stop()
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for waiting := true; waiting; {
+		p.mu.Lock()
+		free := e.leases == 0
+		p.mu.Unlock()
+		if free {
+			break
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			waiting = false
+		case <-deadline.C:
+			waiting = false
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.entries[id] == e {
+		p.drop(e)
+	}
+}
+
+// expelPatience is how long Expel waits for leases.
+const expelPatience = 2 * time.Second
