@@ -358,6 +358,10 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 		}
 		return err
 	}
+	if callback == nil && n < total {
+		// Ready, but without an answer to everything. No PostgreSQL does that, so it may have done anything.
+		return s.failure(ctx, errStrange, commit, true)
+	}
 	return callback
 }
 
