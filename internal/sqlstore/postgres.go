@@ -182,7 +182,11 @@ func (e *postgresEngine) view(ctx context.Context) (view, error) {
 	// It is idle while what was read is worked on. The first query chooses the state.
 	b.Exec(`SET LOCAL idle_in_transaction_session_timeout = 0`)
 	b.Query(func(Scanner) error { return nil }, `SELECT 1`)
-	if err := s.send(ctx, beginSnapshot, b, false); err != nil {
+	err = s.send(ctx, beginSnapshot, b, false)
+	if err != nil && s.renew(ctx) {
+		err = s.send(ctx, beginSnapshot, b, false)
+	}
+	if err != nil {
 		s.end()
 		return nil, err
 	}
@@ -349,6 +353,10 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 	}
 	if err := results.Close(); err != nil {
 		return s.failure(ctx, err, commit, n == total-1)
+	}
+	if callback == nil && n < total {
+		// Ready, but without an answer to everything. No PostgreSQL does that, so it may have done anything.
+		return s.failure(ctx, errStrange, commit, true)
 	}
 	return callback
 }
