@@ -97,7 +97,7 @@ func (s *MasterStore) FactsNamed(ctx context.Context, prefix string) (map[string
 			err := sc.Scan(&name, &value)
 			list[name] = value
 			return err
-		}, `SELECT name, value FROM facts WHERE substr(name, 1, ?) = ?`, len(prefix), prefix)
+		}, `SELECT name, value FROM facts WHERE name LIKE ?`, prefix+"%")
 	})
 	return list, err
 }
@@ -105,7 +105,7 @@ func (s *MasterStore) FactsNamed(ctx context.Context, prefix string) (map[string
 // ForgetFacts removes the facts whose names begin so.
 func (s *MasterStore) ForgetFacts(ctx context.Context, prefix string) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
-		return tx.Commit(func(b *Batch) { b.Exec(`DELETE FROM facts WHERE substr(name, 1, ?) = ?`, len(prefix), prefix) })
+		return tx.Commit(func(b *Batch) { b.Exec(`DELETE FROM facts WHERE name LIKE ?`, prefix+"%") })
 	})
 }
 
