@@ -202,16 +202,9 @@ func (b *backup) run(ctx context.Context) (err error) {
 // applyErasures carries the installation's ledger over, and deletes the keys that are left of anyone in the
 // repository's.
 func (b *backup) applyErasures(ctx context.Context) error {
-	var list []tenant.Erasure
-	for after := ident.TenantID(""); ; {
-		page, err := b.in.Store.Erasures(ctx, after, 500)
-		if err != nil {
-			return err
-		}
-		if len(page) == 0 {
-			break
-		}
-		list, after = append(list, page...), page[len(page)-1].Tenant
+	list, err := Ledger(ctx, b.in.Store)
+	if err != nil {
+		return err
 	}
 	known, err := b.r.Erasures(ctx)
 	if err != nil {

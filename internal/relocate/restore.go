@@ -263,7 +263,7 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 	if err != nil {
 		return err
 	}
-	own, err := erasuresOf(ctx, a.in.Store)
+	own, err := Ledger(ctx, a.in.Store)
 	if err != nil {
 		return err
 	}
@@ -290,8 +290,8 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 	return nil
 }
 
-// erasuresOf reads the ledger of an installation.
-func erasuresOf(ctx context.Context, store *sqlstore.MasterStore) (list []tenant.Erasure, err error) {
+// Ledger reads who was erased from an installation.
+func Ledger(ctx context.Context, store *sqlstore.MasterStore) (list []tenant.Erasure, err error) {
 	for after := ident.TenantID(""); ; {
 		page, err := store.Erasures(ctx, after, 500)
 		if err != nil || len(page) == 0 {

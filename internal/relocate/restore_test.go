@@ -204,7 +204,7 @@ func TestErasedStayErased(t *testing.T) {
 				s.backup(r, BackupOptions{})
 			} else {
 				var err error
-				ledger, err = erasuresOf(t.Context(), s.Store)
+				ledger, err = Ledger(t.Context(), s.Store)
 				s.must(err)
 			}
 			into := blank(t, "sqlite", s.keys)
@@ -221,7 +221,7 @@ func TestErasedStayErased(t *testing.T) {
 				t.Errorf("%q", got)
 			}
 			// It remembers, for the next restore, and so does the next repository.
-			list, err := erasuresOf(t.Context(), into.Store)
+			list, err := Ledger(t.Context(), into.Store)
 			into.must(err)
 			if len(list) != 1 || list[0].Tenant != gone.ID || list[0].Account != gone.Account {
 				t.Errorf("%+v", list)
