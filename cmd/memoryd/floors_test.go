@@ -107,6 +107,21 @@ var fences = []fence{
 		why: "SQL lives in sqlstore only; pgtest makes databases for tests",
 	},
 	{
+		name: "databases that are opened",
+		usesOf: calls("claude-memory-backend/internal/sqlstore", "OpenSQLite", "OpenPostgres", "OpenPostgresHost", "NewLazyHost",
+			"NewExternals", "NewTenantStore"),
+		in: func(pkg string, r room) bool {
+			return r.tests || slices.Contains([]string{"internal/sqlstore", "internal/workspace", "cmd/memoryd"}, pkg)
+		},
+		why: "workspace is the only door to a tenant's data; cmd/memoryd opens the master and hands over addresses",
+	},
+	{
+		name:   "the database behind a workspace",
+		usesOf: methods("Database", "Direct"),
+		in:     only("internal/sqlstore", "internal/workspace", "internal/relocate"),
+		why:    "whoever has the database itself passes by the services and what they permit; only work on whole tenants does",
+	},
+	{
 		name:   "SQL text",
 		usesOf: sqlTexts,
 		in:     only("internal/sqlstore", "internal/pgtest"),
@@ -176,6 +191,8 @@ func TestFloorsRefuse(t *testing.T) {
 		{"the environment", "internal/high/b.go", "import \"os\"\nvar v = os.Getenv(\"V\")", "the environment"},
 		{"the environment under another name", "internal/high/b.go", "import sys \"os\"\nvar v, ok = sys.LookupEnv(\"V\")", "the environment"},
 		{"a SQL driver's sub-package", "internal/high/b.go", `import _ "github.com/jackc/pgx/v5/pgxpool"`, "SQL drivers"},
+		{"another opener", "internal/high/b.go", "import \"claude-memory-backend/internal/sqlstore\"\nvar f = sqlstore.OpenSQLite", "databases that are opened"},
+		{"the database behind a workspace", "internal/high/b.go", "func f(w interface{ Database() any }) any { return w.Database() }", "the database behind a workspace"},
 		{"database/sql", "internal/high/b.go", `import _ "database/sql"`, "SQL drivers"},
 		{"a statement", "internal/high/b.go", "const q = `\n  select title from projects`", "SQL text"},
 		{"a server", "internal/high/b.go", "import \"net/http\"\nfunc f() { _ = http.ListenAndServe(\"\", nil) }", "HTTP servers"},
@@ -362,6 +379,21 @@ func calls(pkg string, names ...string) func(*ast.File) []ast.Node {
 				return true
 			})
 		}
+		return found
+	}
+}
+
+// methods finds calls without arguments of methods with these names, whatever has them.
+func methods(names ...string) func(*ast.File) []ast.Node {
+	return func(f *ast.File) (found []ast.Node) {
+		ast.Inspect(f, func(n ast.Node) bool {
+			if c, ok := n.(*ast.CallExpr); ok && len(c.Args) == 0 {
+				if s, ok := c.Fun.(*ast.SelectorExpr); ok && slices.Contains(names, s.Sel.Name) {
+					found = append(found, c)
+				}
+			}
+			return true
+		})
 		return found
 	}
 }

@@ -43,6 +43,14 @@ func violates(err error, name string) bool {
 	return ok && d.name == name
 }
 
+// sqlState is the SQLSTATE behind an error, or empty.
+func sqlState(err error) string {
+	if d, ok := errors.AsType[*driverError](err); ok && d.engine == "postgres" && len(d.code) == 5 {
+		return d.code
+	}
+	return ""
+}
+
 func deadlocked(err error) bool {
 	d, ok := errors.AsType[*driverError](err)
 	return ok && d.again

@@ -95,7 +95,7 @@ func applyPending(ctx context.Context, d *DB, steps []step) (MigrateReport, erro
 	}
 	for _, s := range steps[at.Version:] {
 		var ran bool
-		if err := d.write(ctx, func(tx *Tx) (err error) {
+		if err := d.write(Patient(ctx), func(tx *Tx) (err error) {
 			if err = tx.lock(); err == nil {
 				ran, err = tx.apply(steps, s)
 			}
@@ -164,7 +164,7 @@ func load(fsys fs.FS, line Line, dialect Dialect) ([]step, error) {
 func history(ctx context.Context, d *DB) ([]done, error) {
 	var applied []done
 	err := d.Read(ctx, func(b *Batch) { readHistory(b, &applied) })
-	if !fault.Is(err, fault.Internal) {
+	if !fault.Is(err, fault.Internal) && sqlState(err) != "42P01" {
 		return applied, err
 	}
 	var exists bool

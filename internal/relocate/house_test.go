@@ -1,0 +1,237 @@
+package relocate
+
+import (
+	"context"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/claude"
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/outbound"
+	"claude-memory-backend/internal/pgtest"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// house is an installation with every kind of place: files, two PostgreSQL servers of the operator's, and one of a
+// user's own.
+type house struct {
+	t         *testing.T
+	dir       string
+	store     *sqlstore.MasterStore
+	keys      *seal.Keyring
+	hosts     map[string]*sqlstore.LazyHost
+	externals *sqlstore.Externals
+	places    *workspace.Placements
+	own       tenant.Address // of the user's PostgreSQL
+	password  seal.Secret
+	*node
+}
+
+// node is one process that works on the installation.
+type node struct {
+	name   string
+	pool   *workspace.Pool
+	engine *conversation.Engine
+	svc    *Service
+	runner *job.Runner
+	end    func()
+}
+
+func newHouse(t *testing.T) *house {
+	t.Helper()
+	h := &house{t: t, dir: t.TempDir(), hosts: map[string]*sqlstore.LazyHost{}}
+	ctx := t.Context()
+	var err error
+	if h.keys, err = seal.NewKeyring("an entirely unguessable phrase, 0123456789"); err != nil {
+		t.Fatal(err)
+	}
+	master, err := sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: filepath.Join(h.dir, "master.db"), Create: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = master.Close() })
+	if _, err := sqlstore.Migrate(ctx, master, sqlstore.Master); err != nil {
+		t.Fatal(err)
+	}
+	h.store = sqlstore.NewMasterStore(master, nil)
+	for _, name := range []string{"one", "two"} {
+		host, err := sqlstore.NewLazyHost(seal.Secret(pgtest.URL(t)), sqlstore.PostgresHostOptions{MaxConns: 12,
+			RuntimePassword: seal.Secret(ident.New[ident.SessionID]())})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(host.Close)
+		h.hosts[name] = host
+	}
+	h.own, h.password = addressOf(t, pgtest.URL(t))
+	dialer := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
+	h.externals = sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed, PerTenant: 6})
+	t.Cleanup(h.externals.Close)
+	h.places, err = workspace.NewPlacements(ctx, workspace.PlacementsConfig{Root: filepath.Join(h.dir, "tenants"), Keys: h.keys,
+		Hosts: h.hosts, Externals: h.externals})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.node = h.start("node-a", true)
+	t.Cleanup(func() { h.node.end() })
+	return h
+}
+
+// addressOf takes a test's database for a user's own.
+func addressOf(t *testing.T, raw string) (tenant.Address, seal.Secret) {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, _ := strconv.Atoi(u.Port())
+	password, _ := u.User.Password()
+	return tenant.Address{Host: u.Hostname(), Port: uint16(port), Database: strings.Trim(u.Path, "/"), //nolint:gosec // a port
+		Username: u.User.Username(), TLS: tenant.TLSDisable}, seal.Secret(password)
+}
+
+// start begins a process on the installation.
+func (h *house) start(name string, sole bool) *node { return h.begin(name, sole, true) }
+
+// startIdle begins one that runs no jobs.
+func (h *house) startIdle(name string, sole bool) *node { return h.begin(name, sole, false) }
+
+func (h *house) begin(name string, sole, jobs bool) *node {
+	bus := event.NewLocalBus()
+	n := &node{name: name}
+	n.engine = conversation.NewEngine(conversation.Config{Node: name, Sole: sole, Bus: bus,
+		Models: map[string]conversation.Model{"scripted": claude.NewScripted(claude.ScriptedConfig{})},
+		Known:  []string{"scripted"}, Default: "scripted"})
+	n.pool = workspace.NewPool(workspace.Config{Directory: h.store, Notes: h.store, Master: h.store, Hints: h.store,
+		Trail: h.store.Trail(), Placements: h.places, Engine: n.engine, Bus: bus, Sealer: h.keys, Providers: []string{"scripted"}, Sole: sole})
+	n.svc = New(Config{Store: h.store, Places: h.places, Pool: n.pool, Probe: h.externals, Keys: h.keys, Bus: bus, Node: name, Sole: sole})
+	n.runner = job.NewRunner(job.Config{Store: h.store, Node: name, Sole: sole, Kinds: n.svc.Work(), Every: 20 * time.Millisecond, Lease: 2 * time.Second})
+	n.svc.Wake = n.runner.Wake
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	if jobs {
+		running.Go(func() { _ = n.runner.Run(ctx) })
+	}
+	running.Go(func() { _ = n.pool.Run(ctx) })
+	n.end = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+		over, stop := context.WithCancel(context.Background())
+		stop()
+		_ = n.engine.Close(over)
+		_ = n.pool.Close(context.Background())
+	})
+	return n
+}
+
+// newTenant makes an account with its tenant at a kind of place, as registering would.
+func (h *house) newTenant(kind tenant.Kind) (tenant.Tenant, ident.Actor) {
+	h.t.Helper()
+	ctx := h.t.Context()
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	id, owner := ident.New[ident.TenantID](), ident.New[ident.AccountID]()
+	first := kind
+	if kind == tenant.External {
+		first = tenant.SQLite
+	}
+	at, err := h.places.Make(ctx, tenant.Placement{Database: tenant.First(id), Kind: first})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	t := tenant.Tenant{ID: id, Account: owner, Placement: at, State: tenant.Active, CreatedAt: now}
+	actor := ident.Actor{Account: owner, Name: "Ada"}
+	_, err = h.store.InsertAccount(ctx, account.Newcomer{Account: account.Account{ID: owner, Email: string(owner) + "@example.com",
+		Details: account.Details{Name: "Ada"}, Role: ident.Member, State: account.Active, Tenant: id, Version: 1,
+		CreatedAt: now, UpdatedAt: now}, Tenant: t},
+		func(account.Account) event.Change { return event.NewChange(actor, now) })
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if kind == tenant.External {
+		h.moveTo(actor, id, h.place(actor, id, tenant.External))
+		if t, err = h.store.FindTenant(ctx, id); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	return t, actor
+}
+
+// place returns a database of the tenant of that kind that is not in use, registering one when there is none.
+func (h *house) place(actor ident.Actor, id ident.TenantID, kind tenant.Kind) ident.DatabaseID {
+	h.t.Helper()
+	list, err := h.svc.Databases(h.t.Context(), actor, id)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, d := range list {
+		if d.Placement.Kind == kind && d.State != tenant.InUse && d.State != tenant.Released {
+			return d.ID()
+		}
+	}
+	var d tenant.Database
+	if kind == tenant.External {
+		d, err = h.svc.Register(h.t.Context(), actor, id, NewDatabase{Name: "Mine", Address: h.own, Password: h.password})
+	} else {
+		t, ferr := h.store.FindTenant(h.t.Context(), id)
+		if ferr != nil {
+			h.t.Fatal(ferr)
+		}
+		d, err = h.svc.addHosted(h.t.Context(), ident.System(""), t, kind, "")
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return d.ID()
+}
+
+// moveTo moves the tenant and waits for the end, which must be good.
+func (h *house) moveTo(actor ident.Actor, id ident.TenantID, to ident.DatabaseID) job.Job {
+	h.t.Helper()
+	j, err := h.svc.Activate(h.t.Context(), actor, id, to, nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	j = h.await(j.ID)
+	if j.State != job.Completed {
+		h.t.Fatalf("the move ended %s: %+v", j.State, j.Failure)
+	}
+	return j
+}
+
+// await waits for the end of a job.
+func (h *house) await(id ident.JobID) job.Job {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
+	defer cancel()
+	j, err := h.svc.Await(ctx, id)
+	if err != nil || !j.State.Final() {
+		h.t.Fatalf("job %s: %+v, %v", j.State, j.Failure, err)
+	}
+	return j
+}
+
+func (h *house) acquire(actor ident.Actor, id ident.TenantID) *workspace.Workspace {
+	h.t.Helper()
+	ws, err := h.pool.Acquire(h.t.Context(), actor, id)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return ws
+}

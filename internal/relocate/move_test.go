@@ -1,0 +1,429 @@
+package relocate
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
+)
+
+// TestMoveUnderLoad moves a tenant in every direction while several writers go on, and finds whatever they were told is
+// stored.
+func TestMoveUnderLoad(t *testing.T) {
+	h := newHouse(t)
+	kinds := []tenant.Kind{tenant.SQLite, tenant.Postgres, tenant.External}
+	for _, from := range kinds {
+		for _, to := range kinds {
+			if from == to && from != tenant.Postgres {
+				continue
+			}
+			t.Run(string(from)+" to "+string(to), func(t *testing.T) {
+				h.t = t
+				ten, actor := h.newTenant(from)
+				w := h.fill(actor, ten.ID, 40)
+				w.start(4)
+				dest := h.place(actor, ten.ID, to)
+				if from == to {
+					h.otherHost(ten, dest)
+				}
+				j := h.moveTo(actor, ten.ID, dest)
+				w.more(20) // they go on at the new place
+				w.stop()
+
+				var r MoveReport
+				if err := json.Unmarshal(j.Report, &r); err != nil {
+					t.Fatal(err)
+				}
+				now, err := h.store.FindTenant(t.Context(), ten.ID)
+				if err != nil || now.Placement.Kind != to || now.Placement.Database != dest || now.Job != "" {
+					t.Fatalf("%+v, %v", now, err)
+				}
+				if r.From != ten.Placement.Database || r.To != dest || r.Rows == 0 || j.Progress.Done < r.Rows {
+					t.Errorf("report %+v, progress %+v", r, j.Progress)
+				}
+				w.check()
+				h.sameHistory(now, r.From)
+				t.Logf("%d rows, %d of them twice, paused %d ms, %d acknowledged, %d refused", r.Rows, r.Followed, r.PausedMS,
+					w.said.Load(), w.refused.Load())
+			})
+		}
+	}
+}
+
+// otherHost sends a hosted place to the operator's server that the tenant is not on.
+func (h *house) otherHost(ten tenant.Tenant, to ident.DatabaseID) {
+	h.t.Helper()
+	for name := range h.hosts {
+		if name == ten.Placement.Host {
+			continue
+		}
+		if _, err := h.store.UpdateDatabase(h.t.Context(), ten.ID, to, nil,
+			func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+				d.Placement.Host = name
+				return d, event.Change{}, nil
+			}); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// writers write to one tenant and remember what they were told.
+type writers struct {
+	h       *house
+	pool    *workspace.Pool
+	actor   ident.Actor
+	tenant  ident.TenantID
+	convs   []ident.ConversationID
+	said    atomic.Int64
+	refused atomic.Int64
+	quit    chan struct{}
+	done    sync.WaitGroup
+	mu      sync.Mutex
+	acked   map[ident.MessageID]string
+	turns   map[ident.TurnID]ident.ConversationID
+}
+
+// fill gives a tenant some content.
+func (h *house) fill(actor ident.Actor, id ident.TenantID, messages int) *writers {
+	h.t.Helper()
+	w := &writers{h: h, pool: h.pool, actor: actor, tenant: id, quit: make(chan struct{}), acked: map[ident.MessageID]string{},
+		turns: map[ident.TurnID]ident.ConversationID{}}
+	ws := h.acquire(actor, id)
+	defer ws.Release()
+	p, err := ws.Projects.Create(h.t.Context(), actor, project.CreateInput{Details: project.Details{Name: "Häfen ⚓"}})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for range 3 {
+		c, err := ws.Conversations.Create(h.t.Context(), actor, conversation.CreateInput{Details: conversation.Details{ProjectID: p.ID, Title: "On harbours"}})
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		w.convs = append(w.convs, c.ID)
+	}
+	for i := range messages {
+		if err := w.say(h.t.Context(), i, false); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	return w
+}
+
+// say sends one message; with ask the scripted model answers it.
+func (w *writers) say(ctx context.Context, n int, ask bool) error {
+	ws, err := w.pool.Acquire(ctx, w.actor, w.tenant)
+	if err != nil {
+		return err
+	}
+	defer ws.Release()
+	text := fmt.Sprintf("message %d by a lighthouse 🗼", n)
+	x, err := ws.Conversations.Send(ctx, w.actor, w.convs[n%len(w.convs)], conversation.SendInput{Text: text, Reply: ask})
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.said.Add(1)
+	w.acked[x.User.ID] = text
+	if x.Turn != nil {
+		w.turns[x.Turn.ID] = w.convs[n%len(w.convs)]
+	}
+	return nil
+}
+
+// start lets n writers go on until stop; every tenth message is answered.
+func (w *writers) start(n int) {
+	for k := range n {
+		w.done.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-w.quit:
+					return
+				default:
+				}
+				err := w.say(context.Background(), 1000*(k+1)+i, i%10 == 0)
+				if err != nil {
+					w.refused.Add(1)
+					if !fault.Is(err, fault.Unavailable) {
+						w.h.t.Errorf("refused with %v", err)
+						return
+					}
+				}
+			}
+		})
+	}
+}
+
+// more waits until n more messages were stored.
+func (w *writers) more(n int64) {
+	until := w.said.Load() + n
+	for deadline := time.Now().Add(time.Minute); w.said.Load() < until; {
+		if time.Now().After(deadline) {
+			w.h.t.Fatal("the writers stand still")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (w *writers) stop() {
+	close(w.quit)
+	w.done.Wait()
+}
+
+// check finds everything that was acknowledged, once, in its text, and every turn ended as it should.
+func (w *writers) check() {
+	t, ctx := w.h.t, w.h.t.Context()
+	t.Helper()
+	ws := w.h.acquire(w.actor, w.tenant)
+	defer ws.Release()
+	for id, conv := range w.turns {
+		x, err := ws.Conversations.Await(ctx, w.actor, conv, id)
+		if err != nil || x.Turn.State != conversation.Completed || x.Assistant.Content == "" {
+			t.Errorf("turn %+v, %v", x.Turn, err)
+		}
+	}
+	found := map[ident.MessageID]string{}
+	for _, c := range w.convs {
+		for cursor := ""; ; {
+			ms, next, err := ws.Conversations.Messages(ctx, w.actor, c, conversation.MessageQuery{All: true, Ascending: true, Limit: 200, Cursor: cursor})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range ms {
+				if m.Role == conversation.User {
+					found[m.ID] = m.Content
+				}
+			}
+			if cursor = next; next == "" {
+				break
+			}
+		}
+	}
+	for id, text := range w.acked {
+		if found[id] != text {
+			t.Errorf("acknowledged %q, found %q", text, found[id])
+		}
+	}
+	hits, _, err := ws.Conversations.Search(ctx, w.actor, conversation.SearchInput{Text: `"message 7"`, Limit: 50})
+	if err != nil || len(hits) == 0 {
+		t.Errorf("search finds %d, %v", len(hits), err)
+	}
+}
+
+// sameHistory compares the kept original with what the tenant lives in now: whatever cannot change any more is the same
+// in both, row by row, and the original can be read but not written.
+func (h *house) sameHistory(now tenant.Tenant, original ident.DatabaseID) {
+	t, ctx := h.t, h.t.Context()
+	t.Helper()
+	d, err := h.store.FindDatabase(ctx, now.ID, original)
+	if err != nil || d.State != tenant.Original {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	was, err := h.places.Open(ctx, d.Placement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer was.Close()
+	is, err := h.places.Open(ctx, now.Placement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer is.Close()
+	before, err := was.Snapshot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	after, err := is.Snapshot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer after.Close()
+	tables, err := before.Tables(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for _, table := range tables {
+		if table.Name != "events" && table.Name != "audit" && table.Name != "systems" && table.Name != "branches" {
+			continue
+		}
+		for key := []any(nil); ; {
+			page, next, err := before.Page(ctx, table, key, 100, 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var keys [][]any
+			for _, r := range page {
+				keys = append(keys, table.KeyOf(r))
+			}
+			there := map[string]sqlstore.Row{}
+			got, err := after.Get(ctx, table, keys)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range got {
+				there[fmt.Sprint(table.KeyOf(r))] = r
+			}
+			for _, r := range page {
+				rows++
+				if !reflect.DeepEqual(there[fmt.Sprint(table.KeyOf(r))], r) {
+					t.Errorf("%s %v differs", table.Name, table.KeyOf(r))
+				}
+			}
+			if key = next; next == nil {
+				break
+			}
+		}
+	}
+	if rows < 50 {
+		t.Errorf("only %d rows were compared", rows)
+	}
+	err = sqlstore.NewTenantStore(was, nil).Note(ctx, func() event.Change {
+		ch := event.NewChange(ident.System(""), time.Now())
+		ch.Add("test.written", string(now.ID), map[string]any{})
+		return ch
+	}())
+	if fault.CodeOf(err) != "tenant_moved" {
+		t.Errorf("the original was written: %v", err)
+	}
+}
+
+// TestMoveKeepsContent compares digests of both places when nobody writes.
+func TestMoveKeepsContent(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 120)
+	for _, kind := range []tenant.Kind{tenant.Postgres, tenant.External, tenant.SQLite, tenant.External} {
+		was := h.digest(ten.ID)
+		j := h.moveTo(actor, ten.ID, h.place(actor, ten.ID, kind))
+		if is := h.digest(ten.ID); is.Sum != was.Sum {
+			t.Errorf("to %s: %+v became %+v", kind, was, is)
+		}
+		var r MoveReport
+		if err := json.Unmarshal(j.Report, &r); err != nil || r.Hash != fmt.Sprintf("%x", was.Sum) || r.Followed != 0 {
+			t.Errorf("to %s: report %+v, %v", kind, r, err)
+		}
+	}
+}
+
+func (h *house) digest(id ident.TenantID) sqlstore.Digest {
+	h.t.Helper()
+	t, err := h.store.FindTenant(h.t.Context(), id)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	db, err := h.places.Open(h.t.Context(), t.Placement)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer db.Close()
+	snap, err := db.Snapshot(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer snap.Close()
+	d, err := snap.Digest(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return d
+}
+
+// TestMoveRefusals: what cannot be moved says why, and stays.
+func TestMoveRefusals(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	_, stranger := h.newTenant(tenant.SQLite)
+	mine := h.place(actor, ten.ID, tenant.External)
+	code := func(err error, want string) {
+		t.Helper()
+		if fault.CodeOf(err) != want {
+			t.Errorf("%v; wanted %s", err, want)
+		}
+	}
+	_, err := h.svc.Activate(t.Context(), stranger, ten.ID, mine, nil)
+	code(err, "not_found")
+	_, err = h.svc.Activate(t.Context(), actor, ten.ID, ident.New[ident.DatabaseID](), nil)
+	code(err, "not_found")
+	_, err = h.svc.Activate(t.Context(), actor, ten.ID, ten.Placement.Database, nil)
+	code(err, "database_in_use")
+	code(h.svc.Remove(t.Context(), actor, ten.ID, ten.Placement.Database, nil), "database_in_use")
+	_, err = h.svc.Release(t.Context(), actor, ten.ID, ten.Placement.Database)
+	code(err, "database_in_use")
+
+	t.Run("a target that does not answer", func(t *testing.T) {
+		nowhere := h.own
+		nowhere.Port = 1
+		d, err := h.svc.Register(t.Context(), actor, ten.ID, NewDatabase{Name: "Nowhere", Address: nowhere})
+		if err != nil {
+			t.Fatal(err)
+		}
+		j, err := h.svc.Activate(t.Context(), actor, ten.ID, d.ID(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if j = h.await(j.ID); j.State != job.Failed || j.Failure == nil {
+			t.Fatalf("%+v", j)
+		}
+		if now, err := h.store.FindTenant(t.Context(), ten.ID); err != nil || now.Placement.Database != ten.Placement.Database || now.Job != "" {
+			t.Errorf("%+v, %v", now, err)
+		}
+		w := h.fill(actor, ten.ID, 3)
+		w.check2(t)
+		if err := h.svc.Remove(t.Context(), actor, ten.ID, d.ID(), nil); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("one job at a time", func(t *testing.T) {
+		h.t = t
+		h.runner.Kinds[KindMove] = func(ctx context.Context, run *job.Run) (any, error) {
+			<-ctx.Done()
+			return nil, job.ErrCancelled
+		}
+		defer func() { h.runner.Kinds = h.svc.Work() }()
+		j, err := h.svc.Activate(t.Context(), actor, ten.ID, mine, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = h.svc.Activate(t.Context(), actor, ten.ID, mine, nil)
+		code(err, "tenant_busy")
+		if now, _ := h.store.FindTenant(t.Context(), ten.ID); now.Shown() != tenant.Moving {
+			t.Errorf("shown as %s", now.Shown())
+		}
+		_, err = h.svc.CancelJob(t.Context(), stranger, j.ID)
+		code(err, "not_found")
+		if _, err := h.svc.CancelJob(t.Context(), actor, j.ID); err != nil {
+			t.Fatal(err)
+		}
+		if j = h.await(j.ID); j.State != job.Cancelled {
+			t.Errorf("%+v", j)
+		}
+		_, err = h.svc.CancelJob(t.Context(), actor, j.ID)
+		code(err, "job_finished")
+	})
+}
+
+// check2 only sees that the tenant can be written and read.
+func (w *writers) check2(t *testing.T) {
+	t.Helper()
+	ws := w.h.acquire(w.actor, w.tenant)
+	defer ws.Release()
+	if ms, _, err := ws.Conversations.Messages(t.Context(), w.actor, w.convs[0], conversation.MessageQuery{Limit: 10}); err != nil || len(ms) == 0 {
+		t.Errorf("%d messages, %v", len(ms), err)
+	}
+}
