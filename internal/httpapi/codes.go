@@ -113,6 +113,7 @@ func Codes() []Explanation {
 		{"server_stopped", "The server stopped while it was answering", "Continue the turn, or retry it."},
 		{"shutting_down", "The server is stopping", "Repeat the request in a moment."},
 		{"too_many_tenants", "Too many databases are in use", "Repeat after `Retry-After` seconds."},
+		{"tenant_moved", "The account's data is being moved to another place", "Repeat after `Retry-After` seconds."},
 		{"tenant_unavailable", "The account's database cannot be used", "Repeat after `Retry-After` seconds. Other accounts are not affected."},
 	}
 	// What is wrong with an account's database is the operator's to mend; clients see that it is not available.

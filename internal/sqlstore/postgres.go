@@ -182,7 +182,11 @@ func (e *postgresEngine) view(ctx context.Context) (view, error) {
 	// It is idle while what was read is worked on. The first query chooses the state.
 	b.Exec(`SET LOCAL idle_in_transaction_session_timeout = 0`)
 	b.Query(func(Scanner) error { return nil }, `SELECT 1`)
-	if err := s.send(ctx, beginSnapshot, b, false); err != nil {
+	err = s.send(ctx, beginSnapshot, b, false)
+	if err != nil && s.renew(ctx) {
+		err = s.send(ctx, beginSnapshot, b, false)
+	}
+	if err != nil {
 		s.end()
 		return nil, err
 	}

@@ -30,7 +30,7 @@ func (s *Steps) Rebuild(ctx context.Context, d *DB, line Line, past Past) error 
 	if past.Version < 1 || past.Version > int64(len(steps)) {
 		return fault.New(fault.Internal, op, "", "there is no such version of the schema")
 	}
-	return fault.Wrap(op, d.write(ctx, func(tx *Tx) error {
+	return fault.Wrap(op, d.write(Patient(ctx), func(tx *Tx) error {
 		if err := tx.lock(); err != nil {
 			return err
 		}
