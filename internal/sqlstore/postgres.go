@@ -354,6 +354,10 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 	if err := results.Close(); err != nil {
 		return s.failure(ctx, err, commit, n == total-1)
 	}
+	if callback == nil && n < total {
+		// Ready, but without an answer to everything. No PostgreSQL does that, so it may have done anything.
+		return s.failure(ctx, errStrange, commit, true)
+	}
 	return callback
 }
 
