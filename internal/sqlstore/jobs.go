@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"encoding/json"
-	"strings"
 	"time"
 
 	"claude-memory-backend/internal/event"
@@ -154,12 +153,13 @@ func (s *MasterStore) ClaimJob(ctx context.Context, c job.Claim) (job.Job, bool,
 	if len(c.Kinds) == 0 {
 		return job.Job{}, false, nil
 	}
-	args := make([]any, 0, len(c.Kinds)+4)
+	var args []any
 	for _, k := range c.Kinds {
 		args = append(args, k)
 	}
+	kinds := places(len(args))
 	args = append(args, ident.Micros(c.Now), c.Sole, c.Node)
-	which := ` WHERE kind IN (` + strings.Repeat("?, ", len(c.Kinds)-1) + `?) AND (state = 'queued'
+	which := ` WHERE kind IN (` + kinds + `) AND (state = 'queued'
 		OR state = 'running' AND (lease_until < ? OR ? = 1 AND node <> ?))`
 	if c.Only != "" {
 		which += ` AND id = ?`
