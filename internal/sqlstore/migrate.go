@@ -82,13 +82,13 @@ func migrate(ctx context.Context, d *DB, fsys fs.FS, line Line) (MigrateReport, 
 	if err != nil {
 		return MigrateReport{}, err
 	}
-	return applyPending(ctx, d, steps)
+	return migrateBy(ctx, d, steps)
 }
 
-// applyPending applies what a database has not had of the steps.
-func applyPending(ctx context.Context, d *DB, steps []step) (MigrateReport, error) {
+// migrateBy applies what a database has not had of the steps.
+func migrateBy(ctx context.Context, d *DB, steps []step) (MigrateReport, error) {
 	const op = "sqlstore.Migrate"
-	at, err := look(ctx, d, steps)
+	at, err := stand(ctx, d, steps)
 	report := MigrateReport{From: at.Version, To: at.Version}
 	if err != nil {
 		return report, fault.Wrap(op, err)
@@ -112,8 +112,8 @@ func applyPending(ctx context.Context, d *DB, steps []step) (MigrateReport, erro
 	return report, nil
 }
 
-// look compares a database with the steps.
-func look(ctx context.Context, d *DB, steps []step) (Standing, error) {
+// stand compares a database with the steps.
+func stand(ctx context.Context, d *DB, steps []step) (Standing, error) {
 	applied, err := history(ctx, d)
 	if err != nil {
 		return Standing{}, err

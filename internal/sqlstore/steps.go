@@ -74,11 +74,11 @@ type Standing struct {
 // Look compares a database with the steps, and only reads. The errors of [Migrate] that tell of its state come with
 // the version that it says it has.
 func (s *Steps) Look(ctx context.Context, d *DB, line Line) (Standing, error) {
-	at, err := look(ctx, d, s.lists[line][d.Dialect()])
+	at, err := stand(ctx, d, s.lists[line][d.Dialect()])
 	return at, fault.Wrap("sqlstore.Look", err)
 }
 
 // Migrate is [Migrate] with these steps.
 func (s *Steps) Migrate(ctx context.Context, d *DB, line Line) (MigrateReport, error) {
-	return applyPending(ctx, d, s.lists[line][d.Dialect()])
+	return migrateBy(ctx, d, s.lists[line][d.Dialect()])
 }
