@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,9 +72,6 @@ func classify(op string, err error) error {
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return f
 	}
-	if e, ok := errors.AsType[*sqlite3.Error](err); ok {
-		return sqliteFault(op, e.ExtendedCode(), "", "")
-	}
 	var code sqlite3.ExtendedErrorCode
 	if errors.As(err, &code) {
 		return sqliteFault(op, code, "", "")
@@ -107,6 +105,35 @@ func unavailable(op, code, message string, cause error) *fault.Error {
 
 func duplicate(op string, cause error) *fault.Error {
 	return fault.New(fault.Conflict, op, "duplicate", "there is one of these already").With(cause)
+}
+
+// extended is the code of a driver's error, which is an *Error, or a bare code such as INTERRUPT.
+func extended(err error) sqlite3.ExtendedErrorCode {
+	code := sqlite3.ExtendedErrorCode(sqlite3.ERROR)
+	errors.As(err, &code)
+	return code
+}
+
+// onDisk is extended for what happened to a file. When a write fails because there is no room, the driver says that it
+// failed and not why; so who hears of a failure looks whether there is room. It is FULL then, as SQLite says it elsewhere.
+func onDisk(err error, path string) sqlite3.ExtendedErrorCode {
+	code := extended(err)
+	switch code.Code() {
+	case sqlite3.IOERR, sqlite3.CANTOPEN:
+		if !room(path) {
+			return sqlite3.ExtendedErrorCode(sqlite3.FULL)
+		}
+	}
+	return code
+}
+
+// room reports whether the file system of a file has room for a transaction; true when it does not say.
+func room(path string) bool {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(filepath.Dir(path), &s); err != nil {
+		return true
+	}
+	return s.Bavail*uint64(s.Bsize) >= walKeep && (s.Files == 0 || s.Ffree > 0) //nolint:gosec // block sizes are positive
 }
 
 // sqliteFault classifies an extended result code.

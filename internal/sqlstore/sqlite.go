@@ -98,6 +98,7 @@ type sqliteEngine struct {
 // (the benchmarks in speed_test.go, interleaved).
 type sqliteConn struct {
 	*sqlite3.Conn
+	path       string
 	statements map[string]*sqlite3.Stmt
 }
 
@@ -111,9 +112,9 @@ func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
 	}
 	conn, err := sqlite3.OpenFlags(sqliteURI(o.Path, o.Key != nil), flags)
 	if err != nil {
-		return nil, classify(op, err)
+		return nil, sqliteFault(op, onDisk(err, o.Path), "", "")
 	}
-	c := &sqliteConn{Conn: conn, statements: map[string]*sqlite3.Stmt{}}
+	c := &sqliteConn{Conn: conn, path: o.Path, statements: map[string]*sqlite3.Stmt{}}
 	defer func() {
 		if err != nil {
 			_ = c.close()
@@ -128,11 +129,14 @@ func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
 	}
 	// The busy timeout is first: the next statements already meet other connections.
 	if err := conn.BusyTimeout(o.BusyTimeout); err != nil {
-		return nil, classify(op, err)
+		return nil, c.said(op, err)
 	}
 	if !o.Create && !reader {
 		// SQLite takes an empty file for a new database; here it is one that lost its content.
 		if pages, err := c.pragma("page_count"); err != nil || pages == "0" {
+			if f := c.said(op, err); f != nil && fault.CodeOf(f) != "internal" {
+				return nil, f
+			}
 			return nil, unavailable(op, "tenant_unreadable", "the database cannot be read", err)
 		}
 	}
@@ -149,11 +153,11 @@ func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
 		{"journal_size_limit", strconv.Itoa(walKeep), strconv.Itoa(walKeep)},
 	} {
 		if err := conn.Exec("PRAGMA " + p.name + "=" + p.set); err != nil {
-			return nil, classify(op, err)
+			return nil, c.said(op, err)
 		}
 		got, err := c.pragma(p.name)
 		if err != nil {
-			return nil, classify(op, err)
+			return nil, c.said(op, err)
 		}
 		if got != p.want {
 			return nil, fault.New(fault.Internal, op, "setting_refused", "the database refuses the setting "+p.name)
@@ -161,12 +165,12 @@ func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
 	}
 	if reader {
 		if err := conn.Exec("PRAGMA query_only=ON"); err != nil {
-			return nil, classify(op, err)
+			return nil, c.said(op, err)
 		}
 	}
 	// Registered per connection: the library's global list of extensions would be state of the whole process.
 	if err := fts5.Register(conn); err != nil {
-		return nil, classify(op, err)
+		return nil, c.said(op, err)
 	}
 	return c, nil
 }
@@ -305,6 +309,18 @@ func (r sqliteRow) Scan(dest ...any) error {
 	return nil
 }
 
+// said classifies what the driver reported about this connection's file; faults pass as they are.
+func (c *sqliteConn) said(op string, err error) error {
+	if _, ok := errors.AsType[*fault.Error](err); ok || err == nil {
+		return err
+	}
+	var code sqlite3.ExtendedErrorCode
+	if !errors.As(err, &code) {
+		return classify(op, err)
+	}
+	return sqliteFault(op, onDisk(err, c.path), "", "")
+}
+
 // failure classifies what a statement reported, and finds the name of a violated unique index.
 func (c *sqliteConn) failure(err error) error {
 	e, ok := errors.AsType[*sqlite3.Error](err)
@@ -316,7 +332,7 @@ func (c *sqliteConn) failure(err error) error {
 	case sqlite3.CONSTRAINT_UNIQUE, sqlite3.CONSTRAINT_PRIMARYKEY, sqlite3.CONSTRAINT_ROWID:
 		name = c.violated(e)
 	}
-	return sqliteFault("sqlstore", e.ExtendedCode(), name, "")
+	return sqliteFault("sqlstore", onDisk(err, c.path), name, "")
 }
 
 // interrupted runs fn with the connection's interrupt set to ctx.
@@ -370,7 +386,7 @@ func (e *sqliteEngine) read(ctx context.Context, b *Batch) (err error) {
 			return c.exec(b) // one statement is a snapshot by itself
 		}
 		if err := c.Exec("BEGIN"); err != nil {
-			return classify("sqlstore.Read", err)
+			return c.said("sqlstore.Read", err)
 		}
 		return c.exec(b)
 	})
@@ -462,7 +478,7 @@ func (e *sqliteEngine) view(ctx context.Context) (view, error) {
 // begin begins the transaction and reads, with which the state is chosen.
 func (v *sqliteView) begin(ctx context.Context) error {
 	if err := v.conn.Exec("BEGIN"); err != nil {
-		return classify("sqlstore", err)
+		return v.conn.said("sqlstore", err)
 	}
 	var n int64
 	b := &Batch{}
@@ -555,7 +571,7 @@ func (s *sqliteSession) start() error {
 	}
 	// Immediate: a transaction that reads first and then writes could not wait for its turn, it would fail.
 	if err := s.conn.Exec("BEGIN IMMEDIATE"); err != nil {
-		return classify("sqlstore", err)
+		return s.conn.said("sqlstore", err)
 	}
 	s.begun = true
 	return nil
@@ -582,19 +598,17 @@ func (s *sqliteSession) commit() error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, sqlite3.IOERR) {
-		// The write of the log may have reached the disk before its sync failed.
-		return unavailable("sqlstore.Write", "outcome_unknown", "the storage failed while it stored this",
-			sqliteFault("", extended(err), "", ""))
+	code := onDisk(err, s.conn.path)
+	if code.Code() != sqlite3.IOERR && code.Code() != sqlite3.FULL {
+		return s.conn.failure(err)
 	}
-	return s.conn.failure(err)
-}
-
-// extended is the code of a driver's error, which is an *Error, or a bare code such as INTERRUPT.
-func extended(err error) sqlite3.ExtendedErrorCode {
-	code := sqlite3.ExtendedErrorCode(sqlite3.ERROR)
-	errors.As(err, &code)
-	return code
+	cause := sqliteFault("sqlstore.Write", code, "", "")
+	// All of it may have reached the log before what failed, and a crash now would find it there.
+	unknown := unavailable("sqlstore.Write", "outcome_unknown", "the storage failed while it stored this", cause)
+	if cause.Code == "storage_full" {
+		return cause.With(unknown) // what to do about it is clearer; see fault.Unknown
+	}
+	return unknown
 }
 
 func (s *sqliteSession) script(ctx context.Context, sql string) error {
@@ -604,7 +618,7 @@ func (s *sqliteSession) script(ctx context.Context, sql string) error {
 		}
 		if err := s.conn.Exec(sql); err != nil {
 			// A script has no values: its message is about our SQL.
-			return sqliteFault("sqlstore.Migrate", extended(err), "", err.Error())
+			return sqliteFault("sqlstore.Migrate", onDisk(err, s.conn.path), "", err.Error())
 		}
 		return nil
 	}))
