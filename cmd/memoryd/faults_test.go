@@ -134,38 +134,108 @@ func (w *world) recovers(people ...*writer) {
 	w.settled()
 }
 
-func TestFullDisk(t *testing.T) {
+// Tenants' files are on a disk of their own, which has no room left, and then takes nothing at all.
+func TestDiskOfTenants(t *testing.T) {
 	w := emptyWorld(t, binary(t), 1)
-	v := newVolume(t, filepath.Join(w.dir, "storage", "tenants"), 12<<20)
+	v := newVolume(t, filepath.Join(w.dir, "storage", "tenants"), 16<<20)
 	w.under, w.root = v.enter, v.root()
 	files, servers := mixed(w, 3, pgtest.URL(t))
-	others := servers[0]
 	w.ledger(w.people...)
+	concerned := func(codes ...string) {
+		t.Helper()
+		for _, p := range files {
+			w.fails(p, codes...)
+		}
+		for _, p := range files {
+			w.reads(p)
+		}
+		for _, p := range servers[0] {
+			if a := w.next(p, 0); a.Status != http.StatusCreated {
+				t.Errorf("%s is not concerned: %v %s", p.email, a.Err, a.Body)
+			}
+			w.reads(p)
+		}
+	}
+
+	v.fill()
+	concerned("storage_full")
+	w.server.Kill() // what was refused a moment ago may be found now, or not; nothing else may
+	w.start()
+	concerned("storage_full")
+	v.free()
+	w.recovers(w.people...)
+
+	if err := w.server.Stop(); err != nil { // whose files are closed cannot be read without making new ones beside them
+		t.Fatal(err)
+	}
+	v.fill()
+	w.start()
+	concerned("storage_full")
+	v.free()
+	w.recovers(w.people...)
+
+	if err := w.server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	v.remount("ro")
+	w.start()
+	concerned("storage_failed")
+	v.remount("rw")
+	w.recovers(w.people...)
+
+	if err := w.server.Stop(); err != nil {
+		t.Error(err)
+	}
+	w.integrity()
+	w.settled()
+}
+
+// fails writes until that is refused: a log that had grown before has some room left.
+func (w *world) fails(p *writer, codes ...string) {
+	w.t.Helper()
+	a := lab.Answer{}
+	for range 500 {
+		if a = w.next(p, 64<<10); a.Status != http.StatusCreated {
+			break
+		}
+	}
+	if err := refused(a, codes...); err != nil {
+		w.t.Errorf("%s: %v", p.email, err)
+	}
+}
+
+// Everything is on one disk, the master database too.
+func TestDiskOfEverything(t *testing.T) {
+	w := emptyWorld(t, binary(t), 1)
+	v := newVolume(t, filepath.Join(w.dir, "storage"), 16<<20)
+	w.under, w.root = v.enter, v.root()
+	files, _ := mixed(w, 3)
+	w.ledger(files...)
 
 	v.fill()
 	for _, p := range files {
-		a := lab.Answer{}
-		for range 500 { // a log that had grown before has some room left
-			if a = w.next(p, 64<<10); a.Status != http.StatusCreated {
-				break
-			}
-		}
-		if err := refused(a, "storage_full"); err != nil {
-			t.Errorf("%s: %v", p.email, err)
-		}
+		w.fails(p, "storage_full")
 	}
 	for _, p := range files {
 		w.reads(p)
 	}
-	for _, p := range others {
-		if a := w.next(p, 0); a.Status != http.StatusCreated {
-			t.Errorf("%s is not concerned: %v %s", p.email, a.Err, a.Body)
-		}
+	late := map[string]string{"email": "late@example.org", "password": "correct horse battery staple"}
+	register := func() lab.Answer {
+		return lab.Dial(w.server.URL, 1).Do(w.ctx, http.MethodPost, "/auth/register", late)
+	}
+	if err := refused(register(), "storage_full"); err != nil {
+		t.Error(err)
+	}
+	w.server.Kill()
+	w.start()
+	for _, p := range files {
 		w.reads(p)
 	}
-	t.Log(w.server.Log())
 	v.free()
-	w.recovers(w.people...)
+	w.recovers(files...)
+	if a := register(); a.Status != http.StatusCreated {
+		t.Errorf("nobody can register: %d %s", a.Status, a.Body)
+	}
 	if err := w.server.Stop(); err != nil {
 		t.Error(err)
 	}
