@@ -8,17 +8,18 @@ import (
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/httpapi"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/workspace"
 )
 
 // newDoor builds the HTTP door over the services.
 func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
-	engine *conversation.Engine, meters *counters,
+	tenants *relocate.Service, engine *conversation.Engine, meters *counters,
 ) (*httpapi.Server, error) {
-	once := in.keys.Derive("idempotency fingerprints")
+	once := in.lasting.Derive("idempotency fingerprints")
 	return httpapi.NewServer(httpapi.Config{
-		Production: s.production(), Version: version(), AllowedOrigins: s.list("ALLOWED_ORIGINS"), TrustedProxies: s.proxies(),
+		Production: s.production(), Version: version(), AllowedOrigins: s.list("ALLOWED_ORIGINS"), TrustedProxies: s.networks("TRUSTED_PROXIES"),
 		MetricsToken: s.secret("METRICS_TOKEN").Reveal(), RateLimit: s.on("RATE_LIMIT"), DocsPage: !s.production(),
 		OnceSecret: once[:], DrainTime: drainTime(s),
 	}, httpapi.Deps{
@@ -31,6 +32,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 			return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
 				Audit: ws.Audit, Waited: ws.Waited, Release: ws.Release}, nil
 		},
+
 		Ready: in.store.Ping,
 		Checks: []httpapi.Check{
 			{Name: "master_database", Look: func(ctx context.Context) (map[string]any, error) {
@@ -58,5 +60,6 @@ func newAccounts(s *settings, log *slog.Logger, in *install) (*account.Service, 
 	return account.New(account.Config{
 		Secret: s.secret("JWT_SECRET"), PreviousSecrets: previous, Registration: account.Registration(s.text("REGISTRATION")),
 		FirstIsAdmin: !s.production(), Throttle: account.Throttle{Off: !s.on("RATE_LIMIT")}, Log: log,
+		FailureKey: in.lasting.Derive("failed sign-ins"),
 	}, in.store, in.placements, account.NewHasher(account.HasherConfig{}), in.keys)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"syscall"
 	"time"
@@ -16,6 +17,7 @@ import (
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/outbound"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/workspace"
@@ -24,18 +26,20 @@ import (
 // install is what every command that touches data needs: keys, the master database, the places for tenants.
 type install struct {
 	keys       *seal.Keyring
+	lasting    *seal.Keyring // what is derived from it survives a rotation of MASTER_KEY
 	master     *sqlstore.DB
 	store      *sqlstore.MasterStore
 	placements *workspace.Placements
 	hosts      map[string]*sqlstore.LazyHost
+	externals  *sqlstore.Externals
 	sole       bool // this process alone works on these databases
 	where      string
 	closers    []func() error
 }
 
 // openInstall opens the databases that the settings name. Commands that only talk to a running server's database
-// (lock false) may run beside it.
-func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.Bus, lock bool) (_ *install, err error) {
+// (lock false) may run beside it. own are the listeners that no address given by a user may lead to.
+func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.Bus, lock bool, own ...netip.AddrPort) (_ *install, err error) {
 	in := &install{hosts: make(map[string]*sqlstore.LazyHost)}
 	defer func() {
 		if err != nil {
@@ -71,11 +75,16 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	in.store = sqlstore.NewMasterStore(in.master, func(seq event.Seq) {
 		bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
 	})
+	if in.lasting, err = lastingKeys(ctx, in.store, in.keys); err != nil {
+		return nil, err
+	}
 	if err := in.openHosts(ctx, tenantURLs, log); err != nil {
 		return nil, err
 	}
+	in.openExternals(s, own)
 	in.placements, err = workspace.NewPlacements(ctx, workspace.PlacementsConfig{Root: s.storage("tenants"),
-		Synchronous: s.text("SQLITE_SYNCHRONOUS"), Keys: in.keys, Hosts: in.hosts})
+		Synchronous: s.text("SQLITE_SYNCHRONOUS"), Keys: in.keys, Hosts: in.hosts,
+		Externals: in.externals})
 	if err != nil {
 		return nil, err
 	}
@@ -117,6 +126,16 @@ func (in *install) openHosts(ctx context.Context, urls []string, log *slog.Logge
 	return group.Wait()
 }
 
+// openExternals prepares the way to databases of users' own. Nothing is sent yet.
+func (in *install) openExternals(s *settings, own []netip.AddrPort) {
+	if len(own) == 0 {
+		own = s.listeners() // of the server that may run beside this command
+	}
+	dialer := outbound.NewDialer(outbound.Config{Allow: s.networks("OUTBOUND_ALLOW"), Own: own})
+	in.externals = sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed})
+	in.onClose(func() error { in.externals.Close(); return nil })
+}
+
 func (in *install) openMaster(ctx context.Context, s *settings, url seal.Secret) (err error) {
 	if url == "" {
 		in.master, err = sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: s.storage("master.db"), Create: true,
@@ -137,7 +156,7 @@ const masterSchema = "memoryd"
 
 // runtimePassword is the password of the login that works on tenants: the same on every node, different per server.
 func (in *install) runtimePassword(rawURL string) seal.Secret {
-	key := in.keys.Derive("postgres login " + hostName(rawURL))
+	key := in.lasting.Derive("postgres login " + hostName(rawURL))
 	return seal.Secret(hex.EncodeToString(key[:]))
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -31,10 +33,20 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	log, closeLog := newLog(s, p.stderr)
 	defer closeLog()
 
+	// Listening comes first: what users' addresses may not lead to must be known before anything is dialled. Whoever
+	// connects meanwhile waits.
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.host(), s.text("PORT")))
+	if err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("port %s is taken: stop what listens there, or set PORT", s.text("PORT"))
+		}
+		return fmt.Errorf("cannot listen: %w", err)
+	}
+	defer func() { _ = listener.Close() }() // of no consequence once door.Serve has closed it
 	bus := event.NewLocalBus()
 	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	in, err := openInstall(opening, s, log, bus, true)
+	in, err := openInstall(opening, s, log, bus, true, ownAddress(listener)...)
 	if err != nil {
 		return err
 	}
@@ -49,8 +61,9 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	meters := newCounters()
+	node := string(ident.New[ident.EventID]())
 	engine := conversation.NewEngine(conversation.Config{
-		Node: string(ident.New[ident.EventID]()), Sole: in.sole, Bus: bus, Log: log,
+		Node: node, Sole: in.sole, Bus: bus, Log: log,
 		Models: models.byName, Known: models.known, Default: models.fallback, TitleBy: models.title,
 		DefaultModels: map[string]string{"anthropic": s.text("CLAUDE_MODEL"), "n8n": s.text("CLAUDE_MODEL"),
 			"scripted": claude.ScriptedModel},
@@ -59,7 +72,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"),
 	})
 	pool := workspace.NewPool(workspace.Config{
-		Directory: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
+		Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
 		Opened: meters.tenantOpened,
 	})
@@ -67,26 +80,23 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	door, err := newDoor(s, log, in, accounts, pool, engine, meters)
+	tenants := newTenants(in, log, bus, pool, node)
+	jobs := job.NewRunner(job.Config{Store: in.store, Node: node, Sole: in.sole, Kinds: tenants.Work(), Log: log})
+	tenants.Wake = jobs.Wake
+	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, meters)
 	if err != nil {
 		return err
 	}
 	// A tenant that cannot be looked at now is looked at again by Run; its own reads mark its turns in any case.
 	warn(log, "recovery", pool.Recover(opening))
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.host(), s.text("PORT")))
-	if err != nil {
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("port %s is taken: stop what listens there, or set PORT", s.text("PORT"))
-		}
-		return fmt.Errorf("cannot listen: %w", err)
-	}
 	if !s.on("RATE_LIMIT") {
 		log.Warn("RATE_LIMIT is off: nobody is limited, not even who guesses passwords; this is for load tests only")
 	}
 	announce(ctx, p.stdout, s, in, models, accounts, listener.Addr())
 
 	// Stopping: readiness goes first, requests and turns get the drain time to end; turns that need longer are marked
-	// interrupted, which ends their streams too; then background work stops, tenants close, and the master last.
+	// interrupted, which ends their streams too; then background work stops (jobs go on after the next start), tenants
+	// close, and the master last.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	drain := time.Duration(s.number("SHUTDOWN_TIMEOUT")) * time.Second
@@ -101,6 +111,8 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	var background errgroup.Group
 	background.Go(func() error { return pool.Run(work) })
 	background.Go(func() error { return accounts.Run(work) })
+	background.Go(func() error { return jobs.Run(work) })
+	background.Go(func() error { rewrap(work, s, log, tenants); return nil })
 	err = group.Wait()
 	stopWork()
 	warn(log, "background work", background.Wait())
@@ -109,6 +121,14 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	warn(log, "tenants", pool.Close(closing))
 	fmt.Fprintln(p.stdout, "memoryd has stopped")
 	return err
+}
+
+// ownAddress is where the server can be reached.
+func ownAddress(l net.Listener) []netip.AddrPort {
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+		return []netip.AddrPort{tcp.AddrPort()}
+	}
+	return nil
 }
 
 func warn(log *slog.Logger, what string, err error) {

@@ -68,6 +68,7 @@ func variables() []variable {
 		{"STORAGE_PATH", "./storage", false, anyText, "folder for databases, files and generated keys"},
 		{"MASTER_DATABASE_URL", "", true, postgresURL, "master database; empty: SQLite under STORAGE_PATH"},
 		{"TENANT_DATABASE_URLS", "", true, each(postgresURL), "PostgreSQL servers for tenants; empty: SQLite files"},
+		{"OUTBOUND_ALLOW", "", false, each(network), "networks, besides public ones, that addresses given by users may reach"},
 		{"SQLITE_SYNCHRONOUS", "FULL", false, words("FULL", "EXTRA", "NORMAL"), "durability of SQLite commits; NORMAL may lose the last ones in a power cut"},
 		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the descriptor limit"},
 		{"AI_PROVIDER", "", false, words("anthropic", "n8n", "scripted"), "who answers by default; empty: what is configured"},
@@ -205,12 +206,29 @@ func (s *settings) host() string {
 	}
 }
 
+// listeners are the addresses that a server with these settings listens on, as far as they can be told beforehand.
+func (s *settings) listeners() []netip.AddrPort {
+	port := s.number("PORT")
+	if port == 0 {
+		return nil
+	}
+	addr := netip.IPv6Unspecified()
+	if h := s.host(); h != "" {
+		var err error
+		if addr, err = netip.ParseAddr(h); err != nil {
+			addr = netip.IPv6Unspecified() // a name: whatever it stands for is this machine
+		}
+	}
+	return []netip.AddrPort{netip.AddrPortFrom(addr, uint16(port))} //nolint:gosec // number() checked it
+}
+
 func (s *settings) storage(parts ...string) string {
 	return filepath.Join(append([]string{s.text("STORAGE_PATH")}, parts...)...)
 }
 
-func (s *settings) proxies() (out []netip.Prefix) {
-	for _, p := range s.list("TRUSTED_PROXIES") {
+// networks is for settings that each(network) checked.
+func (s *settings) networks(name string) (out []netip.Prefix) {
+	for _, p := range s.list(name) {
 		if n, err := parseNetwork(p); err == nil {
 			out = append(out, n)
 		}

@@ -27,6 +27,7 @@ type Config struct {
 	IdleLife        time.Duration // of a session that nobody uses; default 14 days
 	FullLife        time.Duration // of any session; default 90 days
 	Grace           time.Duration // for the previous refresh token; default 10 s
+	FailureKey      seal.Key      // digests whom failed sign-ins were about; zero: the master key's own
 	Log             *slog.Logger
 	Now             func() time.Time
 }
@@ -71,8 +72,11 @@ func New(c Config, store Store, provision Provisioner, hasher *Hasher, sealer *s
 	if err != nil {
 		return nil, err
 	}
+	if c.FailureKey == (seal.Key{}) {
+		c.FailureKey = sealer.Derive("failed sign-ins")
+	}
 	return &Service{c: c, store: store, provision: provision, hasher: hasher, sealer: sealer, signer: sign,
-		failKey: sealer.Derive("failed sign-ins"), brake: newBrake(), seen: newSightings()}, nil
+		failKey: c.FailureKey, brake: newBrake(), seen: newSightings()}, nil
 }
 
 // Register makes an account with its tenant and signs it in. A repeat of in.Once answers with the first grant.

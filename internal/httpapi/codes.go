@@ -85,6 +85,24 @@ func Codes() []Explanation {
 		{"provider_malformed", "The provider's answer was not understood", "Retry the turn; the operator may have to look."},
 		{"too_many_turns", "Too many answers are being written", "Repeat after `Retry-After` seconds."},
 
+		// A database of one's own. These also stand in the problems of a test.
+		{"address_refused", "That address may not be reached", "Use a public address, or ask the operator to allow its network in `OUTBOUND_ALLOW`."},
+		{"address_unreachable", "The address does not answer", "Check host, port and firewall."},
+		{"tls_required", "That address may be reached with TLS only", "Use `sslmode=verify-full`, or ask the operator to allow its network in `OUTBOUND_ALLOW`."},
+		{"tls_refused", "The database server does not offer TLS", "Turn TLS on there."},
+		{"tls_failed", "The database server's certificate was not accepted", "It must be valid now, name the host, and be issued by an authority that the server knows."},
+		{"login_refused", "The database server does not let that user in", "Check user name and password, and from where the server lets the user in."},
+		{"login_unsafe", "The database server asks for the password in an unsafe form", "Let it use `scram-sha-256`, or TLS."},
+		{"database_missing", "There is no such database", "Check the database's name."},
+		{"database_misbehaved", "The database server's answer was not accepted", "It must be a PostgreSQL server, or a pooler in front of one."},
+		{"server_too_old", "The PostgreSQL server is too old", "Use PostgreSQL 14 or newer."},
+		{"server_read_only", "The PostgreSQL server takes no writes", "Give the address of the primary; when it is that, see what its operator says."},
+		{"encoding_not_utf8", "The database's encoding is not UTF8", "Make another database with that encoding."},
+		{"create_schema_denied", "The user may not make a schema there", "`GRANT CREATE ON DATABASE … TO …` allows it."},
+		{"schema_exists", "The schema is there already", "Rename or drop it first."},
+		{"schema_in_use", "Something depends on the tables", "Drop what depends on them, such as a view, first."},
+		{"too_many_connections", "Too many connections to databases are in use", "Repeat after `Retry-After` seconds."},
+
 		// The server.
 		{"internal", "Something went wrong on the server", "A defect. The request id finds it in the server's log."},
 		{"unavailable", "Not available at the moment", "Repeat after `Retry-After` seconds."},
@@ -98,6 +116,7 @@ func Codes() []Explanation {
 		{"server_stopped", "The server stopped while it was answering", "Continue the turn, or retry it."},
 		{"shutting_down", "The server is stopping", "Repeat the request in a moment."},
 		{"too_many_tenants", "Too many databases are in use", "Repeat after `Retry-After` seconds."},
+		{"tenant_moved", "The account's data is being moved to another place", "Repeat after `Retry-After` seconds."},
 		{"tenant_unavailable", "The account's database cannot be used", "Repeat after `Retry-After` seconds. Other accounts are not affected."},
 	}
 	// What is wrong with an account's database is the operator's to mend; clients see that it is not available.
@@ -105,7 +124,7 @@ func Codes() []Explanation {
 		"database_version", "database_unreachable", "database_busy", "database_full", "database_damaged",
 		"storage_failed", "tenant_unreadable", "schema_newer", "schema_damaged", "commits_not_durable", "seal_broken", "seal_unknown_key"} {
 		list = append(list, Explanation{code, "The account's database cannot be used",
-			"Repeat after `Retry-After` seconds; when it lasts, the operator has to look."})
+			"Repeat after `Retry-After` seconds; when it lasts, whoever runs that database has to look."})
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].Code < list[j].Code })
 	return list

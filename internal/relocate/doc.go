@@ -12,4 +12,14 @@
 //
 // Up to the commit in the master database that names the new place, the old one is the tenant's; whatever happens before
 // is undone, whatever happens after is finished. Both may be done again.
+//
+// A backup (decision 0021):
+//
+//	announced ──► erasures carried over ──► master read ──► tenants read, several at once ──► manifest ──► looked at again
+//	    │                  │                     │                     │
+//	    └──────────────────┴─────────────────────┴─────────────────────┴──► broken off: files that no manifest names
+//
+// Rows are packed into chunks, each compressed, sealed under a key of its tenant and named by a keyed hash of its content:
+// what did not change is not written again. A snapshot exists from the moment when its manifest does, and is not touched
+// after that. A tenant's key is the one thing that must go for all its copies to be unreadable.
 package relocate

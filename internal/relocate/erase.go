@@ -266,13 +266,13 @@ func (s *Service) sign(r *Receipt) {
 	if err != nil {
 		return // of plain text and times: it does not happen
 	}
-	seed := s.Keys.Derive("receipts")
+	seed := s.Lasting.Derive("receipts")
 	key := ed25519.NewKeyFromSeed(seed[:])
 	r.PublicKey = base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey))
 	r.Signature = base64.StdEncoding.EncodeToString(ed25519.Sign(key, raw))
 }
 
-// Check reports whether a receipt is one that this installation signed, under this master key or one before it.
+// Check reports whether a receipt is one that this installation signed.
 func (s *Service) Check(r Receipt) bool {
 	sig, err := base64.StdEncoding.DecodeString(r.Signature)
 	if err != nil {
@@ -283,11 +283,7 @@ func (s *Service) Check(r Receipt) bool {
 	if err != nil {
 		return false
 	}
-	for _, seed := range s.Keys.DeriveAll("receipts") {
-		key := ed25519.NewKeyFromSeed(seed[:])
-		if ed25519.Verify(key.Public().(ed25519.PublicKey), raw, sig) {
-			return true
-		}
-	}
-	return false
+	seed := s.Lasting.Derive("receipts")
+	key := ed25519.NewKeyFromSeed(seed[:])
+	return ed25519.Verify(key.Public().(ed25519.PublicKey), raw, sig)
 }

@@ -154,21 +154,29 @@ func (s *Service) update(ctx context.Context, op string, actor ident.Actor, id i
 }
 
 // Rewrap seals under the current master key whatever the master database holds that is sealed under an earlier one:
-// keys of files and passwords of users' databases. No data is touched. It returns how many were sealed anew; when there
-// is no error, nothing here needs an earlier master key any more.
+// keys of files and passwords of users' databases. No data is touched. It returns how many were sealed anew; 0 without
+// an error means that nothing here needs an earlier master key any more. What does not open is left and named in the
+// log, and is an error at the end.
 func (s *Service) Rewrap(ctx context.Context) (int, error) {
 	const op = "relocate.Rewrap"
-	n := 0
+	n, broken := 0, error(nil)
 	err := s.Store.EachSealed(ctx, func(d tenant.Database) error {
 		fresh, changed, err := s.Places.Reseal(d.Placement)
-		if err != nil || !changed {
-			return err
+		if err != nil {
+			s.Log.Error("a sealed value does not open", "code", fault.CodeOf(err), "tenant", d.Tenant, "database", d.ID())
+			broken = err
+			return nil
 		}
-		done, err := s.Store.Reseal(ctx, d.Placement, fresh)
-		if done {
-			n++
+		if !changed {
+			return nil
 		}
+		// One that somebody replaced meanwhile is met again by the next call.
+		_, err = s.Store.Reseal(ctx, d.Placement, fresh)
+		n++
 		return err
 	})
+	if err == nil {
+		err = broken
+	}
 	return n, fault.Wrap(op, err)
 }

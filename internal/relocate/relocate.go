@@ -28,11 +28,13 @@ type Config struct {
 	Pool   *workspace.Pool
 	Probe  Prober // nil: users cannot bring databases of their own
 	Keys   *seal.Keyring
-	Bus    event.Bus
-	Log    *slog.Logger
-	Now    func() time.Time
-	Node   string // this process, as its jobs and events name it
-	Sole   bool   // no other process works on these tenants
+	// Lasting signs receipts: keys that a rotation of the master key leaves as they are. nil: Keys.
+	Lasting *seal.Keyring
+	Bus     event.Bus
+	Log     *slog.Logger
+	Now     func() time.Time
+	Node    string // this process, as its jobs and events name it
+	Sole    bool   // no other process works on these tenants
 	// Spools drops what is kept for a tenant outside its database; nil when nothing is.
 	Spools func(ctx context.Context, id ident.TenantID) error
 	// Wake makes the runner look for jobs at once; nil: it looks by itself.
@@ -51,6 +53,9 @@ func New(c Config) *Service {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Lasting == nil {
+		c.Lasting = c.Keys
 	}
 	return &Service{Config: c}
 }

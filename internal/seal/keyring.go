@@ -104,16 +104,6 @@ func (k *Keyring) Derive(purpose string) Key {
 	return Key(derive(k.keys[0].secret, "derive "+purpose, 32))
 }
 
-// DeriveAll returns the purpose's key of every master key, the current one first: for checking what an earlier key
-// signed.
-func (k *Keyring) DeriveAll(purpose string) []Key {
-	keys := make([]Key, len(k.keys))
-	for i, m := range k.keys {
-		keys[i] = Key(derive(m.secret, "derive "+purpose, 32))
-	}
-	return keys
-}
-
 // WrapKey seals the key of a tenant's file, bound to the tenant's id.
 func (k *Keyring) WrapKey(tenantID string, key Key) []byte {
 	return k.Seal(wrapPurpose, key[:], []byte(tenantID))

@@ -153,10 +153,6 @@ func TestDerivedKeys(t *testing.T) {
 	if k.Derive("jwt") == k.Derive("cursor") || k.Derive("jwt") == keyring(t, second).Derive("jwt") {
 		t.Error("two purposes or two master keys share a key")
 	}
-	all := keyring(t, second, first, second).DeriveAll("jwt")
-	if len(all) != 2 || all[0] != keyring(t, second).Derive("jwt") || all[1] != k.Derive("jwt") {
-		t.Error("DeriveAll is not the current key and then the previous one")
-	}
 }
 
 func TestWrappedKeys(t *testing.T) {
@@ -177,5 +173,41 @@ func TestWrappedKeys(t *testing.T) {
 	}
 	if a, b := seal.NewKey(), seal.NewKey(); a == b {
 		t.Fatal("two new keys are equal")
+	}
+}
+
+func TestBoxes(t *testing.T) {
+	key := seal.NewKey()
+	box := key.Box("chunk")
+	sealed := box.Seal([]byte("content"), []byte("name"))
+	if plain, err := box.Open(sealed, []byte("name")); err != nil || string(plain) != "content" {
+		t.Fatalf("got %q, %v", plain, err)
+	}
+	if plain, err := key.Box("chunk").Open(box.Seal(nil, nil), nil); err != nil || len(plain) != 0 {
+		t.Fatalf("empty: got %q, %v", plain, err)
+	}
+	if bytes.Equal(sealed, box.Seal([]byte("content"), []byte("name"))) || bytes.Contains(sealed, []byte("content")) {
+		t.Fatal("sealed twice the same, or not at all")
+	}
+	broken := map[string]func() ([]byte, error){
+		"another key":     func() ([]byte, error) { return seal.NewKey().Box("chunk").Open(sealed, []byte("name")) },
+		"another purpose": func() ([]byte, error) { return key.Box("manifest").Open(sealed, []byte("name")) },
+		"another aad":     func() ([]byte, error) { return box.Open(sealed, []byte("names")) },
+	}
+	for i := range sealed {
+		broken[fmt.Sprintf("byte %d changed", i)] = func() ([]byte, error) {
+			bad := bytes.Clone(sealed)
+			bad[i] ^= 1
+			return box.Open(bad, []byte("name"))
+		}
+		broken[fmt.Sprintf("cut to %d bytes", i)] = func() ([]byte, error) { return box.Open(sealed[:i], []byte("name")) }
+	}
+	for name, open := range broken {
+		if plain, err := open(); fault.CodeOf(err) != "seal_broken" || plain != nil {
+			t.Errorf("%s: got %q, %v", name, plain, err)
+		}
+	}
+	if key.Derive("name") != key.Derive("name") || key.Derive("name") == key.Derive("cut") || key.Derive("name") == key {
+		t.Error("derived keys are not one per purpose")
 	}
 }

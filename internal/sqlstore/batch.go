@@ -214,7 +214,7 @@ func (c cell) integer() (int64, error) {
 		return strconv.ParseInt(c.stmt.ColumnText(c.col), 10, 64)
 	}
 	if c.oid == pgtype.BoolOID {
-		if c.raw[0] == 't' {
+		if string(c.raw) == "t" {
 			return 1, nil
 		}
 		return 0, nil

@@ -44,6 +44,14 @@ func violates(err error, name string) bool {
 	return ok && d.name == name
 }
 
+// sqlState is the SQLSTATE behind an error, or empty.
+func sqlState(err error) string {
+	if d, ok := errors.AsType[*driverError](err); ok && d.engine == "postgres" && len(d.code) == 5 {
+		return d.code
+	}
+	return ""
+}
+
 func deadlocked(err error) bool {
 	d, ok := errors.AsType[*driverError](err)
 	return ok && d.again
@@ -103,6 +111,13 @@ func unavailable(op, code, message string, cause error) *fault.Error {
 	return fault.New(fault.Unavailable, op, code, message).RetryAfter(time.Second).With(cause)
 }
 
+// movedState is the SQLSTATE that the fence of a PostgreSQL schema raises.
+const movedState = "TM001"
+
+func moved(op string, cause error) *fault.Error {
+	return unavailable(op, "tenant_moved", "the data is being moved to another place", cause)
+}
+
 func duplicate(op string, cause error) *fault.Error {
 	return fault.New(fault.Conflict, op, "duplicate", "there is one of these already").With(cause)
 }
@@ -151,6 +166,8 @@ func sqliteFault(op string, code sqlite3.ExtendedErrorCode, name, detail string)
 		return duplicate(op, cause)
 	case sqlite3.CONSTRAINT_FOREIGNKEY:
 		return fault.Missing(op).With(cause)
+	case sqlite3.CONSTRAINT_TRIGGER: // only the fence's triggers refuse anything
+		return moved(op, cause)
 	}
 	switch code.Code() {
 	case sqlite3.BUSY, sqlite3.LOCKED:
@@ -189,6 +206,8 @@ func postgresFault(op string, e *pgconn.PgError) *fault.Error {
 		return duplicate(op, cause)
 	case "23503":
 		return fault.Missing(op).With(cause)
+	case movedState:
+		return moved(op, cause)
 	case "40001", "40P01":
 		cause.again = true
 		return unavailable(op, "busy", "the database is busy", cause)

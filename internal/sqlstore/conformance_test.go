@@ -24,6 +24,10 @@ func TestConformance(t *testing.T) {
 		open := tenantSchemasAt(t, pgtest.Pooled(t, pgtest.URL(t), 8))
 		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
 	})
+	t.Run("external", func(t *testing.T) {
+		open := externalSchemas(t)
+		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
+	})
 }
 
 // tenantFiles opens encrypted files made from a template, as tenants get them.

@@ -33,8 +33,7 @@ func (s *Snapshot) Digest(ctx context.Context, only ...string) (Digest, error) {
 	if err != nil {
 		return Digest{}, err
 	}
-	var d Digest
-	sum := sha256.New()
+	var list []TableDigest
 	for _, t := range tables {
 		if len(only) > 0 && !slices.Contains(only, t.Name) {
 			continue
@@ -43,33 +42,27 @@ func (s *Snapshot) Digest(ctx context.Context, only ...string) (Digest, error) {
 		if err != nil {
 			return Digest{}, err
 		}
-		d.Tables = append(d.Tables, td)
-		sum.Write(td.Sum[:])
+		list = append(list, td)
 	}
-	d.Sum = [sha256.Size]byte(sum.Sum(nil))
-	return d, nil
+	return SumDigests(list), nil
 }
 
 func (s *Snapshot) digest(ctx context.Context, t Table) (TableDigest, error) {
-	d := TableDigest{Name: t.Name}
-	sum := sha256.New()
-	line := t.header()
+	sum := NewTableHash(t)
+	var line []byte
 	for after := []any(nil); ; {
 		rows, next, err := s.Page(ctx, t, after, digestRows, digestBytes)
 		if err != nil {
 			return TableDigest{}, err
 		}
 		for _, r := range rows {
-			sum.Write(line)
 			if line, err = EncodeRow(line[:0], t, r); err != nil {
 				return TableDigest{}, err
 			}
+			sum.Add(line, 1)
 		}
-		d.Rows += int64(len(rows))
 		if after = next; next == nil {
-			sum.Write(line)
-			d.Sum = [sha256.Size]byte(sum.Sum(nil))
-			return d, nil
+			return sum.Digest(), nil
 		}
 	}
 }

@@ -41,3 +41,15 @@ func putFact(b *Batch, name string, value []byte, at time.Time) *Affected {
 	return b.Exec(`INSERT INTO facts (name, value, updated_at) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING`,
 		name, notNull(value), ident.Micros(at))
 }
+
+// ReplaceFact gives a fact another value if it has the old one still, and reports whether it did.
+func (s *MasterStore) ReplaceFact(ctx context.Context, name string, old, value []byte, at time.Time) (bool, error) {
+	var done *Affected
+	err := s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) {
+			done = b.Exec(`UPDATE facts SET value = ?, updated_at = ? WHERE name = ? AND value = ?`,
+				notNull(value), ident.Micros(at), name, notNull(old))
+		})
+	})
+	return err == nil && done.N == 1, err
+}

@@ -91,7 +91,7 @@ func migrate(ctx context.Context, d *DB, fsys fs.FS, line Line) (MigrateReport, 
 	report := MigrateReport{From: int64(len(applied)), To: int64(len(applied))}
 	for _, s := range steps[len(applied):] {
 		var ran bool
-		if err := d.write(ctx, func(tx *Tx) (err error) {
+		if err := d.write(Patient(ctx), func(tx *Tx) (err error) {
 			if err = tx.lock(); err == nil {
 				ran, err = tx.apply(steps, s)
 			}
@@ -143,7 +143,7 @@ func load(fsys fs.FS, line Line, dialect Dialect) ([]step, error) {
 func history(ctx context.Context, d *DB) ([]done, error) {
 	var applied []done
 	err := d.Read(ctx, func(b *Batch) { readHistory(b, &applied) })
-	if !fault.Is(err, fault.Internal) {
+	if !fault.Is(err, fault.Internal) && sqlState(err) != "42P01" {
 		return applied, err
 	}
 	var exists bool

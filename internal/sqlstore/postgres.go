@@ -130,15 +130,22 @@ func quoted(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""
 // pooler in transaction mode can be between, and cannot hand the settings to another tenant.
 type postgresEngine struct {
 	pool     *pgxpool.Pool
+	external *external // instead of a pool, where the server is a user's
 	texts    *texts
 	schema   string
 	preamble []string
+	patient  []string // the preamble for work that may be slow; empty: the same
 	bad      error
 }
 
 const beginSnapshot = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
-func (e *postgresEngine) close() error { return nil }
+func (e *postgresEngine) close() error {
+	if e.external != nil {
+		e.external.close()
+	}
+	return nil
+}
 
 func (e *postgresEngine) read(ctx context.Context, b *Batch) error {
 	s, err := e.acquire(ctx)
@@ -146,7 +153,11 @@ func (e *postgresEngine) read(ctx context.Context, b *Batch) error {
 		return err
 	}
 	defer s.end()
-	return at("sqlstore.Read", s.send(ctx, beginSnapshot, b, true))
+	err = s.send(ctx, beginSnapshot, b, true)
+	if err != nil && s.renew(ctx) {
+		err = s.send(ctx, beginSnapshot, b, true)
+	}
+	return at("sqlstore.Read", err)
 }
 
 func (e *postgresEngine) begin(ctx context.Context) (session, error) {
@@ -161,6 +172,7 @@ func (e *postgresEngine) begin(ctx context.Context) (session, error) {
 type postgresView struct{ *postgresSession }
 
 func (e *postgresEngine) view(ctx context.Context) (view, error) {
+	ctx = Patient(ctx) // whole databases are read through it
 	s, err := e.acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -170,25 +182,63 @@ func (e *postgresEngine) view(ctx context.Context) (view, error) {
 	// It is idle while what was read is worked on. The first query chooses the state.
 	b.Exec(`SET LOCAL idle_in_transaction_session_timeout = 0`)
 	b.Query(func(Scanner) error { return nil }, `SELECT 1`)
-	if err := s.send(ctx, beginSnapshot, b, false); err != nil {
+	err = s.send(ctx, beginSnapshot, b, false)
+	if err != nil && s.renew(ctx) {
+		err = s.send(ctx, beginSnapshot, b, false)
+	}
+	if err != nil {
 		s.end()
 		return nil, err
 	}
 	return v, nil
 }
 
-func (v postgresView) read(ctx context.Context, b *Batch) error { return v.send(ctx, "", b, false) }
+func (v postgresView) read(ctx context.Context, b *Batch) error {
+	return v.send(Patient(ctx), "", b, false)
+}
 
 func (e *postgresEngine) acquire(ctx context.Context) (*postgresSession, error) {
 	if e.bad != nil {
 		return nil, e.bad
 	}
+	if e.external != nil {
+		loan, err := e.external.lend(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		return &postgresSession{engine: e, loan: loan}, nil
+	}
 	conn, err := e.pool.Acquire(ctx)
 	if err != nil {
 		return nil, connecting(ctx, "sqlstore", err)
 	}
-	return &postgresSession{engine: e, conn: conn}, nil
+	return &postgresSession{engine: e, loan: pooled{conn}}, nil
 }
+
+// loan is a connection for the time of one transaction.
+type loan interface {
+	pg() *pgconn.PgConn
+	// exchange begins to watch over one exchange of messages; what it returns ends that, and may replace the error by
+	// a clearer one.
+	exchange(ctx context.Context) (done func(error) error)
+	// stale reports whether the connection had died before the exchange that has just failed, so that nothing can
+	// have happened and another connection may do.
+	stale() bool
+	// keep is asked before a row is kept.
+	keep(row [][]byte) error
+	giveBack()
+}
+
+// pooled is a connection of a pool. The operator's server is trusted, so nothing is watched.
+type pooled struct{ conn *pgxpool.Conn }
+
+func (p pooled) pg() *pgconn.PgConn { return p.conn.Conn().PgConn() }
+func (p pooled) exchange(context.Context) func(error) error {
+	return func(err error) error { return err }
+}
+func (p pooled) stale() bool         { return false }
+func (p pooled) keep([][]byte) error { return nil }
+func (p pooled) giveBack()           { p.conn.Release() } // closes what is broken or in a transaction
 
 // connecting classifies what happened before anything was sent. Unknown errors are the network's here, and their text
 // may hold the address.
@@ -204,30 +254,64 @@ func connecting(ctx context.Context, op string, err error) error {
 
 // postgresSession is one connection during one transaction.
 type postgresSession struct {
-	engine *postgresEngine
-	conn   *pgxpool.Conn
-	begun  bool
+	engine    *postgresEngine
+	loan      loan // nil when it was lost and no other was to be had
+	begun     bool
+	delivered bool // a row was handed over, or a count set
+}
+
+// renew replaces a connection that had died before it was used, when nothing of the exchange that failed has been
+// handed over.
+func (s *postgresSession) renew(ctx context.Context) bool {
+	if s.delivered || ctx.Err() != nil || !s.loan.stale() {
+		return false
+	}
+	s.loan.giveBack()
+	loan, err := s.engine.external.lend(ctx, true)
+	if err != nil {
+		s.loan = nil
+		return false
+	}
+	s.loan = loan
+	return true
 }
 
 func (s *postgresSession) run(ctx context.Context, b *Batch, commit bool) error {
-	begin := ""
-	if !s.begun {
+	begin, first := "", !s.begun
+	if first {
 		s.begun = true
 		begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 	}
-	return at("sqlstore.Write", s.send(ctx, begin, b, commit))
+	err := s.send(ctx, begin, b, commit)
+	if err != nil && first && !commit && s.renew(ctx) {
+		err = s.send(ctx, begin, b, commit)
+	}
+	return at("sqlstore.Write", err)
 }
 
 // send puts the batch into one message sequence: what is missing of BEGIN and preamble, the statements, and COMMIT.
 // After a failed statement the server skips the rest, COMMIT too.
-func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, commit bool) error {
+func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, commit bool) (err error) {
+	done := s.loan.exchange(ctx)
+	defer func() { err = done(err) }()
+	if s.engine.external != nil {
+		defer func() {
+			if p := recover(); p != nil {
+				err = s.engine.external.panicked(s.loan, p)
+			}
+		}()
+	}
 	batch, before := &pgconn.Batch{}, 0
 	if begin != "" {
 		batch.ExecParams(begin, nil, nil, nil, nil)
-		for _, p := range s.engine.preamble {
+		preamble := s.engine.preamble
+		if len(s.engine.patient) > 0 && isPatient(ctx) {
+			preamble = s.engine.patient
+		}
+		for _, p := range preamble {
 			batch.ExecParams(p, nil, nil, nil, nil)
 		}
-		before = 1 + len(s.engine.preamble)
+		before = 1 + len(preamble)
 	}
 	for i := range b.list {
 		st := &b.list[i]
@@ -239,17 +323,18 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 		batch.ExecParams("COMMIT", nil, nil, nil, nil)
 		total++
 	}
-	conn := s.conn.Conn().PgConn()
+	conn := s.loan.pg()
 	if conn.IsClosed() {
 		return connecting(ctx, "sqlstore", net.ErrClosed)
 	}
 	results := conn.ExecBatch(ctx, batch)
 	var callback error // of the caller; the rest is still read, as the connection needs it
-	done := 0
-	for ; done < total && results.NextResult(); done++ {
+	n := 0
+	for ; n < total && results.NextResult(); n++ {
 		r := results.ResultReader()
-		if i := done - before; i >= 0 && i < len(b.list) {
-			row := postgresRow{r}
+		if i := n - before; i >= 0 && i < len(b.list) {
+			row := postgresRow{r, s.loan}
+			s.delivered = true
 			for more := callback == nil; more && r.NextRow(); {
 				more, callback = b.list[i].row(row)
 				more = more && callback == nil
@@ -259,15 +344,19 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 		if err != nil {
 			break
 		}
-		if i := done - before; i >= 0 && i < len(b.list) && b.list[i].count != nil && !tag.Select() {
+		if i := n - before; i >= 0 && i < len(b.list) && b.list[i].count != nil && !tag.Select() {
 			b.list[i].count.N = tag.RowsAffected()
 		}
-		if commit && done == total-1 && tag.String() != "COMMIT" {
+		if commit && n == total-1 && tag.String() != "COMMIT" {
 			callback = fault.New(fault.Internal, "sqlstore", "transaction_over", "the transaction was rolled back")
 		}
 	}
 	if err := results.Close(); err != nil {
-		return s.failure(ctx, err, commit, done == total-1)
+		return s.failure(ctx, err, commit, n == total-1)
+	}
+	if callback == nil && n < total {
+		// Ready, but without an answer to everything. No PostgreSQL does that, so it may have done anything.
+		return s.failure(ctx, errStrange, commit, true)
 	}
 	return callback
 }
@@ -277,6 +366,9 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 // told to stop may say so after it committed.
 func (s *postgresSession) failure(ctx context.Context, err error, commit, atCommit bool) error {
 	e, answered := errors.AsType[*pgconn.PgError](err)
+	if answered && s.engine.external != nil {
+		e = s.engine.external.censored(e)
+	}
 	over := gone(ctx, nil)
 	switch {
 	case answered && !(commit && atCommit && e.SeverityUnlocalized != "ERROR"):
@@ -284,7 +376,7 @@ func (s *postgresSession) failure(ctx context.Context, err error, commit, atComm
 			return over
 		}
 		return postgresFault("sqlstore", e)
-	case pgconn.SafeToRetry(err) && !s.conn.Conn().PgConn().IsClosed():
+	case pgconn.SafeToRetry(err) && !s.loan.pg().IsClosed():
 		// Nothing was sent. Of a connection that broke while it waited for an answer pgconn says the same, wrongly.
 		return connecting(ctx, "sqlstore", err)
 	case commit && s.begun:
@@ -303,28 +395,38 @@ func (s *postgresSession) script(ctx context.Context, sql string) error {
 			return err
 		}
 	}
-	if _, err := s.conn.Conn().PgConn().Exec(ctx, sql).ReadAll(); err != nil {
+	done := s.loan.exchange(ctx)
+	results := s.loan.pg().Exec(ctx, sql)
+	for results.NextResult() {
+		_, _ = results.ResultReader().Close() // nothing of it is wanted, nor kept; Close has the first error
+	}
+	if err := results.Close(); err != nil {
 		f := s.failure(ctx, err, false, false)
-		if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok && s.engine.external == nil {
 			if d, ok := errors.AsType[*driverError](f); ok {
 				d.detail = e.Message // a script has no values: its message is about our SQL
 			}
 		}
-		return at("sqlstore.Migrate", f)
+		return at("sqlstore.Migrate", done(f))
 	}
-	return nil
+	return done(nil)
 }
 
 // end gives the connection back outside any transaction, or closes it.
 func (s *postgresSession) end() {
-	defer s.conn.Release() // closes a connection that is broken or still in a transaction
-	c := s.conn.Conn().PgConn()
+	if s.loan == nil {
+		return
+	}
+	defer s.loan.giveBack()
+	c := s.loan.pg()
 	if c.IsClosed() || c.TxStatus() == 'I' {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cleanUp)
 	defer cancel()
-	_, _ = c.Exec(ctx, "ROLLBACK").ReadAll()
+	done := s.loan.exchange(ctx)
+	_, err := c.Exec(ctx, "ROLLBACK").ReadAll()
+	_ = done(err)
 }
 
 // parameters encodes the arguments of a statement: numbers and text in the text format, bytes as they are.
@@ -349,12 +451,18 @@ func parameters(st *statement) (values [][]byte, oids []uint32, formats []int16)
 }
 
 // postgresRow is the current row of a result.
-type postgresRow struct{ *pgconn.ResultReader }
+type postgresRow struct {
+	*pgconn.ResultReader
+	loan loan
+}
 
 func (r postgresRow) Scan(dest ...any) error {
 	values, fields := r.Values(), r.FieldDescriptions()
-	if len(values) != len(dest) {
-		return columns(len(values), len(dest))
+	if len(values) != len(dest) || len(fields) != len(dest) {
+		return columns(min(len(values), len(fields)), len(dest))
+	}
+	if err := r.loan.keep(values); err != nil {
+		return err
 	}
 	for i, d := range dest {
 		if err := (cell{raw: values[i], oid: fields[i].DataTypeOID}).scan(d); err != nil {

@@ -53,7 +53,7 @@ var (
 
 // unlisted are the tables of ours that are in no list: what is derived, and what belongs to the place and not to the
 // data.
-var unlisted = [...]string{"message_words", "title_words", "schema_migrations", capturedTable}
+var unlisted = [...]string{"message_words", "title_words", "schema_migrations", "captured_changes"}
 
 // numbered reports whether the engine numbers the rows: of all our tables those whose primary key is n alone.
 func (t Table) numbered() bool { return len(t.Key) == 1 && t.Key[0] == "n" }
@@ -200,8 +200,7 @@ func (s *Snapshot) Tables(ctx context.Context) ([]Table, error) {
 
 // listTables reads which tables there are.
 func listTables(read func(fill func(*Batch)) error) ([]Table, error) {
-	found := map[string]*Table{}
-	keys := map[string]map[int64]string{}
+	columns, keys := map[string][]Column{}, map[string]map[int64]string{}
 	err := read(func(b *Batch) {
 		b.Query(func(s Scanner) error {
 			var table, column, kind string
@@ -209,13 +208,11 @@ func listTables(read func(fill func(*Batch)) error) ([]Table, error) {
 			if err := s.Scan(&table, &column, &kind, &place); err != nil {
 				return err
 			}
-			if found[table] == nil {
-				found[table], keys[table] = &Table{Name: table}, map[int64]string{}
+			columns[table] = append(columns[table], Column{Name: column, Type: columnType(kind)})
+			if keys[table] == nil {
+				keys[table] = map[int64]string{}
 			}
-			found[table].Columns = append(found[table].Columns, Column{Name: column, Type: columnType(kind)})
-			if place > 0 {
-				keys[table][place] = column
-			}
+			keys[table][place] = column
 			return nil
 		}, b.Dialect().Pick(`SELECT t.name, c.name, c.type, c.pk FROM sqlite_schema t JOIN pragma_table_info(t.name) c
 			WHERE t.type = 'table'`,
@@ -230,15 +227,15 @@ func listTables(read func(fill func(*Batch)) error) ([]Table, error) {
 		return nil, err
 	}
 	names := masterTables[:]
-	if found["conversations"] != nil {
+	if columns["conversations"] != nil {
 		names = tenantTables[:]
 	}
 	var list []Table
 	for _, name := range names {
-		t := found[name]
-		if t == nil {
+		if columns[name] == nil {
 			continue // of a later version
 		}
+		t := Table{Name: name, Columns: columns[name]}
 		slices.SortFunc(t.Columns, func(a, b Column) int { return strings.Compare(a.Name, b.Name) })
 		for i := int64(1); keys[name][i] != ""; i++ {
 			t.Key = append(t.Key, keys[name][i])
@@ -246,7 +243,7 @@ func listTables(read func(fill func(*Batch)) error) ([]Table, error) {
 		if err := t.check(); err != nil {
 			return nil, damaged("table " + name + " is not ours")
 		}
-		list = append(list, *t)
+		list = append(list, t)
 	}
 	return list, nil
 }
@@ -426,7 +423,7 @@ func Put(ctx context.Context, db *DB, t Table, rows []Row) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	return fault.Wrap("sqlstore.Put", db.Write(ctx, func(tx *Tx) error {
+	return fault.Wrap("sqlstore.Put", db.Write(Patient(ctx), func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
 			head, tail := `INSERT INTO `+quoted(t.Name)+` (`+t.names()+`) VALUES `, t.onConflict()
 			portions(rows, func(part []Row) {
@@ -528,7 +525,7 @@ func Delete(ctx context.Context, db *DB, t Table, keys [][]any) error {
 	if err := t.checkKeys(keys); err != nil || len(keys) == 0 {
 		return err
 	}
-	return fault.Wrap("sqlstore.Delete", db.Write(ctx, func(tx *Tx) error {
+	return fault.Wrap("sqlstore.Delete", db.Write(Patient(ctx), func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
 			portions(keys, func(part [][]any) {
 				t.unindex(b, part)
@@ -541,7 +538,7 @@ func Delete(ctx context.Context, db *DB, t Table, keys [][]any) error {
 // Empty removes every row of every table, the index of words included, in one transaction. The log's head stays, and
 // numbers are never given out again, so that positions in the log and in listings keep their meaning.
 func Empty(ctx context.Context, db *DB) error {
-	return fault.Wrap("sqlstore.Empty", db.Write(ctx, func(tx *Tx) error {
+	return fault.Wrap("sqlstore.Empty", db.Write(Patient(ctx), func(tx *Tx) error {
 		tables, err := listTables(tx.Run)
 		if err != nil {
 			return err
@@ -591,7 +588,7 @@ func (s *Snapshot) Sequences(ctx context.Context) ([]Sequence, error) {
 // Advance lets numbers begin behind the given ones. [Put] alone would give the number of a deleted row out again,
 // which a cursor may still name.
 func Advance(ctx context.Context, db *DB, list []Sequence) error {
-	return fault.Wrap("sqlstore.Advance", db.Write(ctx, func(tx *Tx) error {
+	return fault.Wrap("sqlstore.Advance", db.Write(Patient(ctx), func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
 			for _, q := range list {
 				if q.Last <= 0 {

@@ -3,8 +3,6 @@ package sqlstore
 import (
 	"context"
 	"sync"
-
-	"claude-memory-backend/internal/fault"
 )
 
 // Snapshot is one state of a database, held still for reading while others go on writing. It is for work on whole
@@ -74,5 +72,3 @@ func (s *Snapshot) Close() {
 		s.view, s.failed = nil, closed()
 	}
 }
-
-func unbuilt() error { return fault.New(fault.Internal, "sqlstore", "", "not built yet") }

@@ -1,0 +1,131 @@
+package sqlstore
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/tenant"
+)
+
+// Provision makes the schema of that id with its tables, in one transaction, and nothing else. A schema of that name
+// with something in it is fault.Conflict (code "schema_exists"), as is a server that cannot serve ("server_too_old",
+// "encoding_not_utf8", "server_read_only", "create_schema_denied").
+func (x *Externals) Provision(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error {
+	const op = "sqlstore.Externals.Provision"
+	steps, err := load(embedded, Tenant, Postgres)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	return fault.Wrap(op, x.once(ctx, id, a, password, func(tx *Tx, name string) error {
+		var version, objects int
+		var encoding string
+		var standby, exists bool
+		if err := tx.Run(func(b *Batch) {
+			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(name))
+			b.One([]any{&version, &encoding, &standby}, `SELECT current_setting('server_version_num'),
+				current_setting('server_encoding'), pg_is_in_recovery()`)
+			b.One([]any{&exists, &objects}, schemaContent, name)
+		}); err != nil {
+			return err
+		}
+		for _, p := range unfit(version, encoding, standby) {
+			return fault.New(fault.Conflict, op, p.Code, p.Message)
+		}
+		if objects > 0 {
+			return fault.New(fault.Conflict, op, "schema_exists",
+				"the database holds a schema of that name with something in it already: rename or drop it first")
+		}
+		var ddl strings.Builder
+		if !exists {
+			ddl.WriteString(`CREATE SCHEMA ` + quoted(name) + `;`)
+		}
+		ddl.WriteString(historyTable + `;`)
+		for _, s := range steps {
+			ddl.WriteString(s.sql)
+		}
+		if err := tx.script(ddl.String()); err != nil {
+			if sqlState(err) == "42501" {
+				return createDenied(op)
+			}
+			return err
+		}
+		return tx.Commit(func(b *Batch) {
+			for _, s := range steps {
+				b.Exec(`INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES (?, ?, ?, ?)`,
+					s.version, s.name, s.checksum, time.Now().UnixMicro())
+			}
+		})
+	}))
+}
+
+// schemaContent says whether the schema ? exists and how many tables, types of their own and functions are in it.
+const schemaContent = `SELECT to_regnamespace(?1) IS NOT NULL,
+	(SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace(?1)) +
+	(SELECT count(*) FROM pg_proc WHERE pronamespace = to_regnamespace(?1)) +
+	(SELECT count(*) FROM pg_type WHERE typnamespace = to_regnamespace(?1))`
+
+func createDenied(op string) *fault.Error {
+	return fault.New(fault.Conflict, op, "create_schema_denied",
+		"the user may not make a schema in that database: GRANT CREATE ON DATABASE … TO … allows it")
+}
+
+// Destroy drops the schema of that id with its tables. What lies outside stays: when something there depends on our
+// tables, nothing is dropped, and the error is fault.Conflict (code "schema_in_use"). A schema that is gone already is
+// no error.
+func (x *Externals) Destroy(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error {
+	const op = "sqlstore.Externals.Destroy"
+	err := x.once(ctx, id, a, password, func(tx *Tx, name string) error {
+		var exists bool
+		if err := tx.Run(func(b *Batch) {
+			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(name))
+			b.One([]any{&exists}, `SELECT to_regnamespace(?) IS NOT NULL`, name)
+		}); err != nil || !exists {
+			return err
+		}
+		return tx.script(dropBegin + quoted(name) + dropMiddle + quoted(name) + dropEnd)
+	})
+	if sqlState(err) == "2BP01" {
+		return fault.New(fault.Conflict, op, "schema_in_use",
+			"something else in the database depends on these tables, such as a view: drop it first").With(err)
+	}
+	return fault.Wrap(op, err)
+}
+
+// What is dropped is named together and with RESTRICT: CASCADE would take along what others have built on it.
+const (
+	dropBegin = `DO $drop$ DECLARE list text; BEGIN
+		SELECT string_agg(c.oid::regclass::text, ', ') INTO list FROM pg_class c
+			WHERE c.relnamespace = to_regnamespace('`
+	dropMiddle = `') AND c.relkind IN ('r', 'p');
+		IF list IS NOT NULL THEN EXECUTE 'DROP TABLE ' || list || ' RESTRICT'; END IF;
+		SELECT string_agg(p.oid::regprocedure::text, ', ') INTO list FROM pg_proc p
+			WHERE p.pronamespace = current_schema()::regnamespace AND p.prokind = 'f';
+		IF list IS NOT NULL THEN EXECUTE 'DROP FUNCTION ' || list || ' RESTRICT'; END IF;
+		DROP SCHEMA `
+	dropEnd = ` RESTRICT; END $drop$`
+)
+
+// once does one transaction on a database that is opened for it alone.
+func (x *Externals) once(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret,
+	fn func(tx *Tx, name string) error) error {
+	ctx, cancel := context.WithTimeout(Patient(ctx), x.whole)
+	defer cancel()
+	e, err := x.engine(id, a, password)
+	if err != nil {
+		return err
+	}
+	db := newDB(Postgres, e)
+	defer func() { _ = db.Close() }()
+	err = db.Write(ctx, func(tx *Tx) error { return fn(tx, e.schema) })
+	if f, ok := errors.AsType[*fault.Error](err); ok && (f.Code == "address_refused" || f.Code == "tls_required") {
+		refused := *f
+		refused.Class, refused.After = fault.Invalid, 0
+		return &refused
+	}
+	return err
+}
