@@ -206,7 +206,7 @@ func damaged(why string) error {
 // lock makes the transaction the only one that migrates this database, and makes sure that it has a history. SQLite's
 // write transaction is that lock already.
 func (t *Tx) lock() error {
-	if e, ok := t.on.engine.(*postgresEngine); ok {
+	if e, ok := under[*postgresEngine](t.on.engine); ok {
 		var exists bool
 		if err := t.Run(func(b *Batch) {
 			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(e.schema))
