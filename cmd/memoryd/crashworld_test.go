@@ -37,7 +37,7 @@ type world struct {
 	dice    *rand.Rand
 	server  *lab.Server
 	people  []*writer
-	files   int // how many of them have a file of their own
+	files   int       // how many of them have a file of their own
 	started time.Time // of the current server
 
 	mu       sync.Mutex // writers report while they write
