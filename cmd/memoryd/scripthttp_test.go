@@ -245,6 +245,18 @@ func cmdRegister(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], b.token)
 	ts.Setenv(args[0]+"_REFRESH", text(b.found(ts, "refresh_token")))
 	ts.Setenv(args[0]+"_ID", text(b.found(ts, "user.id")))
+	if own := ts.Getenv(ownDatabase); own != "" {
+		b.moveTo(ts, own)
+	}
+}
+
+// moveTo makes a database of the account's own the active one, as a user would.
+func (b *browser) moveTo(ts *testscript.TestScript, address string) {
+	ts.Check(b.ask(ts, "POST", "/database", fmt.Sprintf(`{"name": "Mine", "url": %q}`, address)))
+	ts.Check(b.expect("201"))
+	ts.Check(b.ask(ts, "POST", "/database/"+text(b.found(ts, "id"))+"/activate", ""))
+	ts.Check(b.expect("202"))
+	cmdPoll(ts, false, []string{"/jobs/" + text(b.found(ts, "id")), "state", "completed"})
 }
 
 func cmdTalk(ts *testscript.TestScript, _ bool, args []string) {

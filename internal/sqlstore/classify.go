@@ -22,7 +22,7 @@ type driverError struct {
 	code   string
 	name   string // the violated constraint or index
 	detail string
-	again  bool // the engine undid the transaction, and the same may work if tried again
+	again  bool // nothing was committed, and the same may work if tried again: a deadlock, a connection that was broken
 }
 
 func (e *driverError) Error() string {
@@ -51,7 +51,7 @@ func sqlState(err error) string {
 	return ""
 }
 
-func deadlocked(err error) bool {
+func retryable(err error) bool {
 	d, ok := errors.AsType[*driverError](err)
 	return ok && d.again
 }

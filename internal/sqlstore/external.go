@@ -103,7 +103,7 @@ func (x *Externals) Close() { x.budget.shut() }
 //
 // What cannot be reached is fault.Unavailable with a code that says why: "address_refused", "address_unreachable",
 // "tls_refused", "tls_failed", "login_refused", "login_unsafe", "database_missing", "too_many_connections", "timeout",
-// "database_misbehaved".
+// "database_misbehaved"; and for a while after some of these in a row, at once, "database_unreachable".
 func (x *Externals) Open(id ident.DatabaseID, a tenant.Address, password seal.Secret) *DB {
 	e, err := x.engine(id, a, password)
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Class == fault.Invalid {
@@ -113,7 +113,7 @@ func (x *Externals) Open(id ident.DatabaseID, a tenant.Address, password seal.Se
 	if err != nil {
 		return newDB(Postgres, &postgresEngine{texts: &x.texts, bad: err})
 	}
-	return newDB(Postgres, e)
+	return newDB(Postgres, e).guard(newCircuit())
 }
 
 // engine makes the engine over one database.

@@ -55,7 +55,7 @@ func externalSchemas(t testing.TB) func(testing.TB) *DB {
 			t.Fatal(err)
 		}
 		db := x.Open(id, a, password) // the schema goes with the whole database
-		e := db.on.Load().engine.(*postgresEngine)
+		e, _ := under[*postgresEngine](db.on.Load().engine)
 		e.preamble = e.patient
 		t.Cleanup(func() {
 			if err := db.Close(); err != nil {
