@@ -392,7 +392,7 @@ func foreign(err error) error {
 	switch {
 	case state == "42501":
 		return unavailable("sqlstore", "database_forbidden", "the user may no longer use the tables in that database", d)
-	case state == "25006":
+	case state == "25006", state == "0A000": // the second is a standby's answer to BEGIN READ WRITE
 		return unavailable("sqlstore", "server_read_only", "the server takes no writes at the moment", d)
 	case !fault.Is(err, fault.Internal):
 		return err
@@ -441,11 +441,11 @@ func (c *extConn) alive() bool {
 		return false
 	}
 	quiet := false
-	err = raw.Read(func(fd uintptr) bool {
+	// Control, not Read, which would wait for its turn: after a slow write the driver may have left a reader waiting.
+	err = raw.Control(func(fd uintptr) {
 		var one [1]byte
 		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		quiet = errors.Is(err, syscall.EAGAIN)
-		return true
 	})
 	return err == nil && quiet
 }
