@@ -346,7 +346,7 @@ func TestFollowMissesNothing(t *testing.T) {
 	for name, db := range engines(t) {
 		t.Run(name, func(t *testing.T) {
 			w := drive(t, db, 8)
-			w.await(t, 50)
+			w.await(t, 20)
 			capture(t, db)
 			var walked []string
 			position := int64(0)
@@ -354,7 +354,7 @@ func TestFollowMissesNothing(t *testing.T) {
 				list, last := captured(t, db, position)
 				walked, position = append(walked, list...), max(position, last)
 			}
-			for from := w.did(); w.did() < from+400; {
+			for from := w.did(); w.did() < from+150; {
 				step()
 			}
 			if errs := w.halt(t); len(errs) > 0 {
@@ -362,7 +362,7 @@ func TestFollowMissesNothing(t *testing.T) {
 			}
 			step()
 			all, _ := captured(t, db, 0)
-			if len(all) < 400 || !slices.Equal(walked, all) {
+			if len(all) < 150 || !slices.Equal(walked, all) {
 				t.Errorf("walked over %d of %d changes", len(walked), len(all))
 			}
 		})
@@ -378,9 +378,9 @@ func TestCopyAndFollowUnderLoad(t *testing.T) {
 	}{{"sqlite to postgres", file, schema}, {"postgres to sqlite", schema, file}, {"postgres to postgres", schema, schema}, {"sqlite to sqlite", file, file}} {
 		t.Run(c.name, func(t *testing.T) {
 			from, to := c.from(t), c.to(t)
-			populate(t, from)
+			populated(t, from)
 			w := drive(t, from, 8)
-			w.await(t, 40)
+			w.await(t, 20)
 			capture(t, from)
 			s := snapshot(t, from)
 			if err := copyAll(t.Context(), s, to, 50, 64<<10); err != nil {
@@ -400,7 +400,7 @@ func TestCopyAndFollowUnderLoad(t *testing.T) {
 				}
 				position, rounds, rows = next, rounds+1, rows+n
 			}
-			for from := w.did(); w.did() < from+150; {
+			for from := w.did(); w.did() < from+60; {
 				follow()
 			}
 			if err := Fence(t.Context(), from); err != nil {
@@ -425,7 +425,7 @@ func TestCopyAndFollowUnderLoad(t *testing.T) {
 			if n := orphanedWords(t, to); n != 0 {
 				t.Errorf("%d rows of words without their text", n)
 			}
-			if rounds < 2 || rows < 100 {
+			if rounds < 2 || rows < 50 {
 				t.Errorf("only %d rounds with %d rows", rounds, rows)
 			}
 			goOn(t, to, 0)
@@ -436,7 +436,7 @@ func TestCopyAndFollowUnderLoad(t *testing.T) {
 func TestFence(t *testing.T) {
 	for name, db := range engines(t) {
 		t.Run(name, func(t *testing.T) {
-			populate(t, db)
+			populated(t, db)
 			s := snapshot(t, db)
 			messages := table(t, s, "messages")
 			m1 := rowOf(t, s, messages, "m1")
@@ -519,8 +519,8 @@ func TestFenceBetweenWriters(t *testing.T) {
 	for name, db := range engines(t) {
 		t.Run(name, func(t *testing.T) {
 			w := drive(t, db, 8)
-			w.await(t, 50)
-			for range 5 {
+			w.await(t, 20)
+			for range 3 {
 				if err := Fence(t.Context(), db); err != nil {
 					t.Fatal(err)
 				}

@@ -3,8 +3,11 @@ package sqlstore
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -43,6 +46,38 @@ func populate(t *testing.T, db *DB) {
 		putMessage(b, "gone", "c1", 300, conversation.User, "gone", time.UnixMicro(1))
 		b.Exec(`DELETE FROM messages WHERE id = 'gone'`)
 	})
+}
+
+// full is a file that populate has filled, made by the first test that needs it.
+var full struct {
+	once  sync.Once
+	image []byte
+}
+
+// populated makes a database like populate does, out of one that was made so before: in a few commits.
+func populated(t *testing.T, db *DB) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "full.db")
+	full.once.Do(func() {
+		lite, err := OpenSQLite(t.Context(), SQLiteOptions{Path: path, Create: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Migrate(t.Context(), lite, Tenant); err != nil {
+			t.Fatal(err)
+		}
+		populate(t, lite)
+		if err := lite.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if full.image, err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := os.WriteFile(path, full.image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	copied(t, openFile(t, SQLiteOptions{Path: path}), db)
 }
 
 // snapshot takes a snapshot for the length of the test.
@@ -459,7 +494,7 @@ func TestSnapshotHoldsStill(t *testing.T) {
 func TestPut(t *testing.T) {
 	for name, db := range engines(t) {
 		t.Run(name, func(t *testing.T) {
-			populate(t, db)
+			populated(t, db)
 			before := digest(t, db)
 			s := snapshot(t, db)
 			messages, conversations := table(t, s, "messages"), table(t, s, "conversations")
