@@ -235,3 +235,22 @@ func (h *house) acquire(actor ident.Actor, id ident.TenantID) *workspace.Workspa
 	}
 	return ws
 }
+
+// rotated is a service of the installation under a new master key, which still knows the one before or not.
+func rotated(t *testing.T, h *house, knowsOld bool) *Service {
+	t.Helper()
+	previous := []seal.Secret{}
+	if knowsOld {
+		previous = append(previous, "an entirely unguessable phrase, 0123456789")
+	}
+	keys, err := seal.NewKeyring("quite another unguessable phrase, 9876543210", previous...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(h.dir, "tenants"), Keys: keys,
+		Hosts: h.hosts, Externals: h.externals})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(Config{Store: h.store, Places: places, Keys: keys})
+}

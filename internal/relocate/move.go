@@ -443,7 +443,7 @@ func (m *mover) count(ctx context.Context, source *sqlstore.Snapshot, tables []s
 	if !slices.Equal(a, b) {
 		return mismatch()
 	}
-	m.report.Rows = 0
+	m.report.Rows, m.report.Tables = 0, map[string]int64{}
 	for i, t := range tables {
 		m.report.Tables[t.Name] = a[i]
 		m.report.Rows += a[i]

@@ -427,3 +427,68 @@ func (w *writers) check2(t *testing.T) {
 		t.Errorf("%d messages, %v", len(ms), err)
 	}
 }
+
+// TestMixedInstallation runs tenants at all three kinds of place at once, and again after a restart.
+func TestMixedInstallation(t *testing.T) {
+	h := newHouse(t)
+	var all []*writers
+	for _, kind := range []tenant.Kind{tenant.SQLite, tenant.Postgres, tenant.External} {
+		ten, actor := h.newTenant(kind)
+		w := h.fill(actor, ten.ID, 10)
+		w.start(2)
+		all = append(all, w)
+	}
+	for _, w := range all {
+		w.more(10)
+		w.stop()
+		if n := w.refused.Load(); n > 0 {
+			t.Errorf("%d were refused", n)
+		}
+	}
+	h.node.end()
+	h.node = h.start("node-b", true)
+	for i, w := range all {
+		w.pool = h.pool
+		w.check()
+		for _, other := range all[i+1:] {
+			if _, err := h.pool.Acquire(t.Context(), w.actor, other.tenant); !fault.Is(err, fault.NotFound) {
+				t.Errorf("another's tenant: %v", err)
+			}
+		}
+	}
+}
+
+// TestMismatchIsFound: a copy that differs in one row is not taken for the original.
+func TestMismatchIsFound(t *testing.T) {
+	h := newHouse(t)
+	one, oneActor := h.newTenant(tenant.SQLite)
+	two, twoActor := h.newTenant(tenant.Postgres)
+	h.fill(oneActor, one.ID, 5)
+	h.fill(twoActor, two.ID, 5)
+	source, copied := h.acquire(oneActor, one.ID), h.acquire(twoActor, two.ID)
+	defer source.Release()
+	defer copied.Release()
+	snap, err := source.Database().Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer snap.Close()
+	tables, err := snap.Tables(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mover{Service: h.svc, to: copied.Database()}
+	if err := m.compare(t.Context(), snap); fault.CodeOf(err) != "move_mismatch" {
+		t.Errorf("the digests agree: %v", err)
+	}
+	if err := m.count(t.Context(), snap, tables); err == nil {
+		h.fill(twoActor, two.ID, 1)
+		if err := m.count(t.Context(), snap, tables); fault.CodeOf(err) != "move_mismatch" {
+			t.Errorf("the numbers agree: %v", err)
+		}
+	}
+	m.to = source.Database()
+	if err := m.compare(t.Context(), snap); err != nil {
+		t.Errorf("the same differs: %v", err)
+	}
+}

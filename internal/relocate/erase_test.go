@@ -1,0 +1,270 @@
+package relocate
+
+import (
+	"bytes"
+	"encoding/json"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
+)
+
+// TestEraseAccount: nothing of the tenant is left at any of the places where it had been, and it cannot come back.
+func TestEraseAccount(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	other, otherActor := h.newTenant(tenant.SQLite)
+	h.fill(otherActor, other.ID, 2)
+	h.fill(actor, ten.ID, 5)
+	// It has lived in a file, in the operator's PostgreSQL and in its owner's.
+	h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.Postgres))
+	h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.External))
+	list, err := h.svc.Databases(t.Context(), actor, ten.ID)
+	if err != nil || len(list) != 3 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	_, err = h.svc.Erase(t.Context(), otherActor, ten.ID, EraseAccount)
+	if !fault.Is(err, fault.NotFound) {
+		t.Errorf("a stranger may erase: %v", err)
+	}
+	j, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseAccount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j = h.await(j.ID)
+	var r Receipt
+	if err := json.Unmarshal(j.Report, &r); err != nil || j.State != job.Completed {
+		t.Fatalf("%+v, %v", j, err)
+	}
+	erased := 0
+	for _, s := range r.Stores {
+		if s.Outcome == outcomeErased {
+			erased++
+		}
+	}
+	if r.Tenant != ten.ID || erased < 6 {
+		t.Errorf("%+v", r)
+	}
+	if !h.svc.Check(r) {
+		t.Error("the receipt does not verify")
+	}
+	r.Stores = r.Stores[1:]
+	if h.svc.Check(r) {
+		t.Error("a changed receipt verifies")
+	}
+	for _, d := range list {
+		db, err := h.places.Open(t.Context(), d.Placement)
+		if err == nil {
+			_, err = sqlstore.SchemaVersion(t.Context(), db)
+			if v, verr := sqlstore.SchemaVersion(t.Context(), db); verr == nil && v == 0 {
+				err = fault.Missing("the schema is gone")
+			}
+			_ = db.Close()
+		}
+		if err == nil {
+			t.Errorf("%s still opens", d.Placement.Kind)
+		}
+	}
+	if _, err := h.store.FindTenant(t.Context(), ten.ID); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+	if _, _, err := h.store.FindAccount(t.Context(), ten.Account); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+	if _, err := h.pool.Acquire(t.Context(), actor, ten.ID); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+	ledger, err := h.store.Erasures(t.Context(), "", 10)
+	if err != nil || len(ledger) != 1 || ledger[0].Tenant != ten.ID {
+		t.Errorf("%+v, %v", ledger, err)
+	}
+	ws := h.acquire(otherActor, other.ID) // nobody else noticed
+	ws.Release()
+}
+
+// TestEraseData empties the tenant and leaves its owner an account that works. Not even the bytes of the file keep
+// what was in it.
+func TestEraseData(t *testing.T) {
+	h := newHouse(t)
+	for _, kind := range []tenant.Kind{tenant.SQLite, tenant.Postgres, tenant.External} {
+		h.t = t
+		ten, actor := h.newTenant(kind)
+		w := h.fill(actor, ten.ID, 5)
+		before := h.files()
+		j, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if j = h.await(j.ID); j.State != job.Completed {
+			t.Fatalf("%s: %+v %+v", kind, j, j.Failure)
+		}
+		var r Receipt
+		if err := json.Unmarshal(j.Report, &r); err != nil || len(r.Stores) == 0 || !h.svc.Check(r) {
+			t.Errorf("%s: %+v, %v", kind, r, err)
+		}
+		ws := h.acquire(actor, ten.ID)
+		cs, _, err := ws.Conversations.List(t.Context(), actor, conversation.Query{Limit: 10})
+		if err != nil || len(cs) != 0 {
+			t.Errorf("%s: %d conversations, %v", kind, len(cs), err)
+		}
+		if _, _, err := ws.Conversations.Messages(t.Context(), actor, w.convs[0], conversation.MessageQuery{Limit: 1}); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s: %v", kind, err)
+		}
+		hits, _, err := ws.Conversations.Search(t.Context(), actor, conversation.SearchInput{Text: "lighthouse", Limit: 5})
+		if err != nil || len(hits) != 0 {
+			t.Errorf("%s: %d hits, %v", kind, len(hits), err)
+		}
+		ws.Release()
+		w = h.fill(actor, ten.ID, 2) // it goes on being used
+		w.check2(t)
+		if kind == tenant.SQLite {
+			for name := range before {
+				if _, err := os.Stat(name); err == nil && before[name] == string(ten.Placement.Database)[3:] {
+					t.Errorf("the old file %s is there", filepath.Base(name))
+				}
+			}
+		}
+	}
+}
+
+// files are the tenants' files with the ids in their names.
+func (h *house) files() map[string]string {
+	h.t.Helper()
+	found := map[string]string{}
+	err := filepath.WalkDir(filepath.Join(h.dir, "tenants"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && filepath.Ext(path) == ".db" {
+			found[path] = d.Name()[len("ten_") : len(d.Name())-len(".db")]
+		}
+		return err
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return found
+}
+
+// TestKeysAreTheErasure: a copied file opens with its key, not with another one, and not at all once the key is gone.
+func TestKeysAreTheErasure(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 3)
+	was := h.digest(ten.ID)
+	h.pool.Expel(t.Context(), ten.ID)
+	var path string
+	for name, id := range h.files() {
+		if id == string(ten.Placement.Database)[3:] {
+			path = name
+		}
+	}
+	stolen, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(stolen, []byte("lighthouse")) || bytes.Contains(stolen, []byte("SQLite format 3")) {
+		t.Error("the file is not encrypted")
+	}
+
+	j, err := h.svc.Rekey(t.Context(), actor, ten.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j = h.await(j.ID); j.State != job.Completed {
+		t.Fatalf("%+v", j.Failure)
+	}
+	if is := h.digest(ten.ID); is.Sum != was.Sum {
+		t.Errorf("%+v became %+v", was, is)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the file under the old key is still there")
+	}
+	now, err := h.store.FindTenant(t.Context(), ten.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := h.svc.Databases(t.Context(), actor, ten.ID)
+	if err != nil || len(list) != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	// The stolen copy opens with nothing that the master database still holds.
+	copied := filepath.Join(t.TempDir(), "stolen.db")
+	if err := os.WriteFile(copied, stolen, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	newKey, err := h.keys.UnwrapKey("ten_"+string(now.Placement.Database)[3:], now.Placement.WrappedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if db, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: copied, Key: &newKey}); err == nil {
+		_ = db.Close()
+		t.Error("the old file opens with the new key")
+	}
+	// The control: with the key it had, it does open.
+	oldKey, err := h.keys.UnwrapKey("ten_"+string(ten.Placement.Database)[3:], ten.Placement.WrappedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: copied, Key: &oldKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = db.Close()
+}
+
+// TestRewrap seals what the master holds under a new master key and touches no file.
+func TestRewrap(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.place(actor, ten.ID, tenant.External)
+	h.fill(actor, ten.ID, 2)
+	h.node.end()
+	before := map[string][]byte{}
+	for name := range h.files() {
+		before[name], _ = os.ReadFile(name)
+	}
+	list, err := h.store.ListDatabases(t.Context(), ten.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := rotated(t, h, true)
+	if n, err := svc.Rewrap(t.Context()); err != nil || n != len(list) {
+		t.Fatalf("%d, %v", n, err)
+	}
+	if n, err := svc.Rewrap(t.Context()); err != nil || n != 0 {
+		t.Errorf("again: %d, %v", n, err)
+	}
+	alone := rotated(t, h, false)
+	now, err := h.store.FindTenant(t.Context(), ten.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := alone.Places.Open(t.Context(), now.Placement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = db.Close()
+	list, err = h.store.ListDatabases(t.Context(), ten.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range list {
+		if d.Placement.Kind == tenant.External {
+			if pw, err := alone.Places.Password(d.Placement); err != nil || pw.Reveal() != h.password.Reveal() {
+				t.Errorf("the password does not open: %v", err)
+			}
+		}
+		if _, err := h.places.Password(d.Placement); d.Placement.SealedPassword != nil && fault.CodeOf(err) != "seal_unknown_key" {
+			t.Errorf("the old key still opens it: %v", err)
+		}
+	}
+	for name, was := range before {
+		if is, err := os.ReadFile(name); err != nil || !bytes.Equal(was, is) {
+			t.Errorf("%s was touched, %v", filepath.Base(name), err)
+		}
+	}
+}
