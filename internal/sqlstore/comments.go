@@ -148,8 +148,8 @@ func CommentTables(ctx context.Context, db *DB) error {
 	if db.Dialect() != Postgres {
 		return nil
 	}
-	return alter(ctx, db, "sqlstore.CommentTables", func(tx *Tx) error {
-		names, schema, err := ours(tx)
+	return alter(ctx, db, "sqlstore.CommentTables", func(tx *Tx, wait int) error {
+		names, schema, err := ours(tx, wait)
 		if err != nil {
 			return err
 		}
