@@ -33,6 +33,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 				Audit: ws.Audit, Waited: ws.Waited, Release: ws.Release}, nil
 		},
 
+		Databases: tenants, Jobs: tenants, Eraser: tenants, Proof: accounts,
 		Ready: in.store.Ping,
 		Checks: []httpapi.Check{
 			{Name: "master_database", Look: func(ctx context.Context) (map[string]any, error) {
@@ -40,7 +41,8 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 			}},
 			{Name: "tenants", Look: func(context.Context) (map[string]any, error) {
 				st := pool.Stats()
-				return map[string]any{"open": st.Open, "in_use": st.Leased, "failed": st.Failed, "closing": st.Closing}, nil
+				return map[string]any{"open": st.Open, "in_use": st.Leased, "failed": st.Failed, "closing": st.Closing,
+					"unreachable": st.Unreachable}, nil
 			}},
 			{Name: "turns", Look: func(context.Context) (map[string]any, error) {
 				fallback, configured := engine.Providers()

@@ -30,12 +30,13 @@ type room struct {
 
 // rooms has one line for every package below internal/, cmd/ and bench/. A new package needs a floor and a sentence.
 var rooms = map[string]room{
-	"internal/fault":    {floor: 0, note: "the one error type"},
-	"internal/seal":     {floor: 0, note: "keys and sealing"},
-	"internal/ident":    {floor: 0, note: "typed identifiers and the actor"},
-	"internal/blob":     {floor: 0, note: "files by name: a folder, or a bucket"},
-	"internal/words":    {floor: 0, note: "how text becomes search terms; touches no database"},
-	"internal/outbound": {floor: 0, note: "the one dialer for addresses that users give"},
+	"internal/fault":                 {floor: 0, note: "the one error type"},
+	"internal/seal":                  {floor: 0, note: "keys and sealing"},
+	"internal/ident":                 {floor: 0, note: "typed identifiers and the actor"},
+	"internal/blob":                  {floor: 0, note: "files by name: a folder, or a bucket"},
+	"internal/words":                 {floor: 0, note: "how text becomes search terms; touches no database"},
+	"internal/outbound":              {floor: 0, note: "the one dialer for addresses that users give"},
+	"internal/outbound/outboundtest": {floor: 1, tests: true, note: "spellings of forbidden addresses, and traps"},
 
 	"internal/event":  {floor: 1, note: "the log and the bus"},
 	"internal/tenant": {floor: 1, note: "where a tenant's database lives"},

@@ -9,7 +9,8 @@ import (
 	"claude-memory-backend/internal/fault"
 )
 
-// retries is how often Write starts over when PostgreSQL undid the transaction to break a deadlock.
+// retries is how often Write starts over when PostgreSQL undid the transaction to break a deadlock, or lost its
+// connection before it was asked to commit.
 const retries = 3
 
 // DB is one open database of one line (master or tenant), on either engine. It is safe for concurrent use.
@@ -65,12 +66,12 @@ func (d *DB) Read(ctx context.Context, fill func(b *Batch)) error {
 }
 
 // Write runs fn in one write transaction. An error from fn rolls back; if fn returns nil without having called
-// Commit, Write commits. fn may run again from its start when PostgreSQL broke a deadlock, so it must change nothing
-// but the database before it commits.
+// Commit, Write commits. fn may run again from its start when PostgreSQL broke a deadlock or the connection was broken,
+// so it must change nothing but the database before it commits.
 //
-// An error of code "outcome_unknown" means that COMMIT was sent and no answer came: the transaction is committed or
-// not, and only looking can tell. Every other error means that nothing was committed, unless fn itself returns it
-// after a Commit that succeeded.
+// An error that is fault.Unknown, such as code "outcome_unknown", means that COMMIT was sent and no answer came: the
+// transaction is committed or not, and only looking can tell. Every other error means that nothing was committed,
+// unless fn itself returns it after a Commit that succeeded.
 //
 // It waits while the database is switched to another engine, and counts as one operation until it returns.
 func (d *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
@@ -102,7 +103,7 @@ func (d *DB) write(ctx context.Context, fn func(tx *Tx) error) error {
 	}
 }
 
-// attempt runs fn once. again tells that the engine undid the transaction and that the same may work now.
+// attempt runs fn once. again tells that nothing was committed and that the same may work now.
 func (d *DB) attempt(ctx context.Context, on *target, fn func(tx *Tx) error) (again bool, err error) {
 	tx := &Tx{db: d, on: on, ctx: ctx}
 	defer tx.end() // also when fn panics: the connection must never go back in a transaction
@@ -114,7 +115,7 @@ func (d *DB) attempt(ctx context.Context, on *target, fn func(tx *Tx) error) (ag
 		// fn swallowed the error of a statement, but that statement undid everything: nil would be a lie.
 		err = tx.failed
 	}
-	return err != nil && !tx.committed && deadlocked(tx.failed), err
+	return err != nil && !tx.committed && retryable(tx.failed), err
 }
 
 // Tx is a write transaction. It belongs to the function it was given to. It takes its connection with the first Run,

@@ -50,6 +50,7 @@ type Externals struct {
 	budget  budget
 	texts   texts // shared by all, whose statements are the same
 	hasty   limits
+	whole   time.Duration // what a database is made, dropped or tested in
 }
 
 // neutral is a connection string that sets every key there is, so that nothing is taken from the environment, from
@@ -74,7 +75,7 @@ func NewExternals(o ExternalOptions) *Externals {
 	if o.ConnectTimeout <= 0 {
 		o.ConnectTimeout = 1500 * time.Millisecond
 	}
-	x := &Externals{options: o, hasty: hasty, budget: budget{max: o.MaxConns, perDatabase: o.PerTenant,
+	x := &Externals{options: o, hasty: hasty, whole: 9 * time.Second, budget: budget{max: o.MaxConns, perDatabase: o.PerTenant,
 		idleTime: idleTime, shares: map[ident.DatabaseID]*share{}}}
 	base, err := pgconn.ParseConfig(neutral)
 	if err != nil {
@@ -102,19 +103,29 @@ func (x *Externals) Close() { x.budget.shut() }
 //
 // What cannot be reached is fault.Unavailable with a code that says why: "address_refused", "address_unreachable",
 // "tls_refused", "tls_failed", "login_refused", "login_unsafe", "database_missing", "too_many_connections", "timeout",
-// "database_misbehaved".
+// "database_misbehaved"; and for a while after some of these in a row, at once, "database_unreachable".
 func (x *Externals) Open(id ident.DatabaseID, a tenant.Address, password seal.Secret) *DB {
 	e, err := x.engine(id, a, password)
+	if f, ok := errors.AsType[*fault.Error](err); ok && f.Class == fault.Invalid {
+		// Nothing like it was ever stored. Who uses the database did nothing wrong.
+		err = unavailable("sqlstore", "address_refused", "the address of the database is not valid", nil)
+	}
 	if err != nil {
 		return newDB(Postgres, &postgresEngine{texts: &x.texts, bad: err})
 	}
-	return newDB(Postgres, e)
+	return newDB(Postgres, e).guard(newCircuit())
 }
 
 // engine makes the engine over one database.
 func (x *Externals) engine(id ident.DatabaseID, a tenant.Address, password seal.Secret) (*postgresEngine, error) {
 	name, err := externalSchema(id)
 	if err != nil {
+		return nil, err
+	}
+	var checks fault.Checks
+	a.Check(&checks)
+	tenant.CheckPassword(&checks, password)
+	if err := checks.Err("sqlstore.Externals"); err != nil {
 		return nil, err
 	}
 	if x.bad != nil {
@@ -277,7 +288,10 @@ func (h *external) refused(ctx context.Context, op string, err error) *fault.Err
 		case "57P03":
 			return no("unavailable", "the server is starting or stopping")
 		}
-		return postgresFault(op, e)
+		if f := postgresFault(op, e); f.Class != fault.Internal {
+			return f
+		}
+		return no("unavailable", "the server refuses the connection")
 	}
 	var wrongHost x509.HostnameError
 	var unknown x509.UnknownAuthorityError
@@ -427,11 +441,11 @@ func (c *extConn) alive() bool {
 		return false
 	}
 	quiet := false
-	err = raw.Read(func(fd uintptr) bool {
+	// Control, not Read, which would wait for its turn: after a slow write the driver may have left a reader waiting.
+	err = raw.Control(func(fd uintptr) {
 		var one [1]byte
 		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		quiet = errors.Is(err, syscall.EAGAIN)
-		return true
 	})
 	return err == nil && quiet
 }

@@ -12,9 +12,6 @@ import (
 	"claude-memory-backend/internal/tenant"
 )
 
-// provisioning bounds what is done to a user's database as a whole.
-const provisioning = 9 * time.Second
-
 // Provision makes the schema of that id with its tables, in one transaction, and nothing else. A schema of that name
 // with something in it is fault.Conflict (code "schema_exists"), as is a server that cannot serve ("server_too_old",
 // "encoding_not_utf8", "server_read_only", "create_schema_denied").
@@ -116,7 +113,7 @@ const (
 // once does one transaction on a database that is opened for it alone.
 func (x *Externals) once(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret,
 	fn func(tx *Tx, name string) error) error {
-	ctx, cancel := context.WithTimeout(Patient(ctx), provisioning)
+	ctx, cancel := context.WithTimeout(Patient(ctx), x.whole)
 	defer cancel()
 	e, err := x.engine(id, a, password)
 	if err != nil {

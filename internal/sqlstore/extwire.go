@@ -26,6 +26,9 @@ const (
 	maxRounds = 100_000
 	// maxParameters is how many different parameters a server may report; PostgreSQL has about fifteen of them.
 	maxParameters = 64
+	// maxAuths is how many messages an authentication has: SCRAM's three, and its end. A server could begin again and
+	// again.
+	maxAuths = 4
 	// maxAhead is what may be read while a long request is still being written: the driver keeps it in memory.
 	maxAhead = 4 << 20
 	// sendBuffer bounds what lies in the system's buffer when a request counts as written. The server cannot answer
@@ -219,6 +222,7 @@ type inspector struct {
 	body   []byte  // of a message that is looked into
 	into   bool
 	ready  bool            // the server has said once that it is ready
+	auths  int             // messages of authentication
 	params map[string]bool // those reported
 }
 
@@ -309,6 +313,9 @@ func (i *inspector) message() error {
 		}
 	case 'R':
 		const saslContinue = 11
+		if i.auths++; i.auths > maxAuths {
+			return errStrange
+		}
 		if len(i.body) >= 4 && binary.BigEndian.Uint32(i.body) == saslContinue {
 			return rounds(i.body[4:])
 		}

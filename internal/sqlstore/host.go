@@ -34,6 +34,7 @@ type PostgresHost struct {
 	runtime *pgxpool.Pool // the same pool when no login was made
 	login   string        // the name tenants' roles are granted to
 	version int           // server_version_num
+	link    *link         // all tenants share the way to the server
 	texts   texts         // shared by all tenants, whose statements are the same
 }
 
@@ -53,6 +54,8 @@ func OpenPostgresHost(ctx context.Context, url seal.Secret, o PostgresHostOption
 	}()
 	adminConfig := config.Copy()
 	adminConfig.MinConns, adminConfig.MaxConns = 0, 2 // provisioning is rare
+	h.link = newLink(adminConfig)
+	h.link.attach(config)
 	if h.admin, err = openPool(ctx, adminConfig); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
@@ -84,6 +87,9 @@ func OpenPostgresHost(ctx context.Context, url seal.Secret, o PostgresHostOption
 
 // Close closes both pools.
 func (h *PostgresHost) Close() {
+	if h.link != nil {
+		h.link.close()
+	}
 	for _, p := range []*pgxpool.Pool{h.runtime, h.admin} {
 		if p != nil {
 			p.Close()
@@ -183,6 +189,11 @@ func scram(password seal.Secret) (string, error) {
 	return "SCRAM-SHA-256$" + strconv.Itoa(rounds) + ":" + b64(salt) + "$" + b64(stored[:]) + ":" + b64(sign("Server Key")), nil
 }
 
+// provisioning is the database as the operator's login sees it.
+func (h *PostgresHost) provisioning() *DB {
+	return OpenPostgres(h.admin, PostgresOptions{}).guard(h.link)
+}
+
 // tenantName is the name of the role and the schema of one copy of a tenant's data.
 func tenantName(id ident.DatabaseID) (string, error) {
 	if _, err := ident.Parse[ident.DatabaseID](string(id)); err != nil {
@@ -203,7 +214,7 @@ func (h *PostgresHost) Provision(ctx context.Context, id ident.DatabaseID) error
 		return fault.Wrap(op, err)
 	}
 	// No schema option: the schema does not exist when the transaction begins.
-	err = OpenPostgres(h.admin, PostgresOptions{}).Write(ctx, func(tx *Tx) error {
+	err = h.provisioning().Write(ctx, func(tx *Tx) error {
 		var role, schema, super bool
 		var me string
 		if err := tx.Run(func(b *Batch) {
@@ -257,14 +268,15 @@ func forbidden(op string, err error) error {
 	return fault.Wrap(op, err)
 }
 
-// Open returns the tenant's database. Nothing is sent: a tenant that was not provisioned shows at the first use.
+// Open returns the tenant's database. Nothing is sent: a tenant that was not provisioned shows at the first use. While
+// the server cannot be reached, everything fails at once as Unavailable (code "database_unreachable").
 func (h *PostgresHost) Open(id ident.DatabaseID) *DB {
 	name, err := tenantName(id)
 	db := openPostgres(h.runtime, PostgresOptions{Role: name, Schema: name}, &h.texts)
 	if err != nil {
 		db.on.Load().engine.(*postgresEngine).bad = err
 	}
-	return db
+	return db.guard(h.link)
 }
 
 // Destroy drops the tenant's schema and role with everything in them. One that is gone already is no error.
@@ -274,7 +286,7 @@ func (h *PostgresHost) Destroy(ctx context.Context, id ident.DatabaseID) error {
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
-	return forbidden(op, OpenPostgres(h.admin, PostgresOptions{}).Write(ctx, func(tx *Tx) error {
+	return forbidden(op, h.provisioning().Write(ctx, func(tx *Tx) error {
 		var role bool
 		if err := tx.Run(func(b *Batch) {
 			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(name))
@@ -290,7 +302,7 @@ func (h *PostgresHost) Destroy(ctx context.Context, id ident.DatabaseID) error {
 // Count is how many tenants this server holds.
 func (h *PostgresHost) Count(ctx context.Context) (int, error) {
 	var n int
-	err := OpenPostgres(h.admin, PostgresOptions{}).Read(ctx, func(b *Batch) {
+	err := h.provisioning().Read(ctx, func(b *Batch) {
 		b.One([]any{&n}, `SELECT count(*) FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner
 			WHERE n.nspname = r.rolname AND n.nspname ~ '^t_[0-9a-z]{26}$'`)
 	})

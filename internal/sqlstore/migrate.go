@@ -76,11 +76,16 @@ const historyTable = `CREATE TABLE IF NOT EXISTS schema_migrations (
 var stepName = regexp.MustCompile(`^((\d{4})_[a-z0-9_]+)\.(sqlite|postgres)\.sql$`)
 
 func migrate(ctx context.Context, d *DB, fsys fs.FS, line Line) (MigrateReport, error) {
-	const op = "sqlstore.Migrate"
 	steps, err := load(fsys, line, d.Dialect())
 	if err != nil {
 		return MigrateReport{}, err
 	}
+	return migrateBy(ctx, d, steps)
+}
+
+// migrateBy runs those of the steps that the database has not had.
+func migrateBy(ctx context.Context, d *DB, steps []step) (MigrateReport, error) {
+	const op = "sqlstore.Migrate"
 	applied, err := history(ctx, d)
 	if err != nil {
 		return MigrateReport{}, fault.Wrap(op, err)
@@ -206,7 +211,7 @@ func damaged(why string) error {
 // lock makes the transaction the only one that migrates this database, and makes sure that it has a history. SQLite's
 // write transaction is that lock already.
 func (t *Tx) lock() error {
-	if e, ok := t.on.engine.(*postgresEngine); ok {
+	if e, ok := under[*postgresEngine](t.on.engine); ok {
 		var exists bool
 		if err := t.Run(func(b *Batch) {
 			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(e.schema))

@@ -325,7 +325,7 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 	}
 	conn := s.loan.pg()
 	if conn.IsClosed() {
-		return connecting(ctx, "sqlstore", net.ErrClosed)
+		return s.severed(connecting(ctx, "sqlstore", net.ErrClosed))
 	}
 	results := conn.ExecBatch(ctx, batch)
 	var callback error // of the caller; the rest is still read, as the connection needs it
@@ -352,7 +352,15 @@ func (s *postgresSession) send(ctx context.Context, begin string, b *Batch, comm
 		}
 	}
 	if err := results.Close(); err != nil {
-		return s.failure(ctx, err, commit, n == total-1)
+		err = s.failure(ctx, err, commit, n == total-1)
+		if conn.IsClosed() && (n == 0 || s.begun) {
+			err = s.severed(err)
+		}
+		return err
+	}
+	if callback == nil && n < total {
+		// Ready, but without an answer to everything. No PostgreSQL does that, so it may have done anything.
+		return s.failure(ctx, errStrange, commit, true)
 	}
 	return callback
 }
@@ -383,6 +391,16 @@ func (s *postgresSession) failure(ctx context.Context, err error, commit, atComm
 	}
 	return unavailable("sqlstore", "unavailable", "the database is not available",
 		&driverError{engine: "postgres", code: "connection"})
+}
+
+// severed marks the failure of a connection that broke before anything it was given could be committed, and before a
+// row was handed over: the same may work on another connection. A transaction that was asked to commit is not that.
+// Users' servers get one more try, of another kind: see renew.
+func (s *postgresSession) severed(err error) error {
+	if d, ok := errors.AsType[*driverError](err); ok && s.engine.external == nil && fault.CodeOf(err) == "unavailable" {
+		d.again = true
+	}
+	return err
 }
 
 func (s *postgresSession) script(ctx context.Context, sql string) error {

@@ -86,7 +86,7 @@ func (x *Externals) Probe(ctx context.Context, id ident.DatabaseID, a tenant.Add
 		return Report{}, fault.Wrap(op, err)
 	}
 	defer func() { _ = e.close() }()
-	within, cancel := context.WithTimeout(ctx, provisioning)
+	within, cancel := context.WithTimeout(ctx, x.whole)
 	defer cancel()
 	r := Report{Schema: SchemaNone}
 	err = r.ask(within, e)

@@ -67,7 +67,7 @@ func (t *Template) check(ctx context.Context, path string, version int64) error 
 	return nil
 }
 
-// Create writes a new database file, under key unless that is nil. The file appears complete and on disk, or not at
+// Create writes a new database file, under key unless that is nil, and the folders to it. The file appears complete and on disk, or not at
 // all. A file that exists already is code "duplicate".
 func (t *Template) Create(ctx context.Context, path string, key *seal.Key) error {
 	const op = "sqlstore.Template.Create"
@@ -82,6 +82,9 @@ func (t *Template) Create(ctx context.Context, path string, key *seal.Key) error
 		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return storing(op, err)
 		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return storing(op, err)
 	}
 	image := t.image
 	if key != nil {

@@ -88,7 +88,8 @@ type entry struct {
 }
 
 const (
-	// pause is how long a tenant that could not be opened is refused without another attempt.
+	// pause is how long a tenant that could not be opened is refused without another attempt. It is as long as a circuit
+	// before a server stays open: the attempt after it is the one that tries the server, or is refused as quickly.
 	pause = 2 * time.Second
 	// openTimeout bounds an opening, migration included.
 	openTimeout = time.Minute
@@ -280,6 +281,15 @@ func failed(e *entry) bool {
 	}
 }
 
+func opened(e *entry) bool {
+	select {
+	case <-e.ready:
+		return e.err == nil
+	default:
+		return false
+	}
+}
+
 func (p *Pool) release(e *entry) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -332,9 +342,13 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	}
 	if err != nil {
 		e.err, e.until = err, p.Now().Add(pause)
-		if fault.Is(err, fault.NotFound) {
+		switch {
+		case fault.Is(err, fault.NotFound):
 			e.until = time.Time{}
-		} else {
+		case fault.CodeOf(err) == "database_unreachable": // nothing is wrong with the tenant
+			p.Log.Warn("tenant not opened", "code", fault.CodeOf(err), "tenant", e.id)
+			e.err = unavailable(err)
+		default:
 			p.Log.Error("tenant not opened", "error", err, "tenant", e.id)
 			e.err = unavailable(err)
 		}
@@ -383,8 +397,8 @@ func (e *entry) settle(ctx context.Context, now time.Time) error {
 	return e.pool.Hints.Settle(ctx, e.id, now, time.Time{})
 }
 
-// Stats says how full the pool is.
-type Stats struct{ Open, Leased, Failed, Closing int }
+// Stats says how full the pool is. Unreachable are those of Open whose server is away.
+type Stats struct{ Open, Leased, Failed, Closing, Unreachable int }
 
 // Stats counts the entries.
 func (p *Pool) Stats() Stats {
@@ -400,6 +414,9 @@ func (p *Pool) Stats() Stats {
 			s.Open++
 		default:
 			s.Open++
+		}
+		if opened(e) && !e.db.Reachable() {
+			s.Unreachable++
 		}
 	}
 	return s
