@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -618,6 +619,48 @@ func awaitRemoval(t testing.TB, db *DB, want bool) {
 				AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 		}); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCapture shows what capturing costs writers: eight of them, each in a conversation of its own.
+func BenchmarkCapture(b *testing.B) {
+	for _, engine := range []struct {
+		name string
+		open func(testing.TB) func(testing.TB) *DB
+	}{{"sqlite", tenantFiles}, {"postgres", tenantSchemas}} {
+		for _, on := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s/capturing=%t", engine.name, on), func(b *testing.B) {
+				db := engine.open(b)(b)
+				if on {
+					capture(b, db)
+				}
+				s := NewTenantStore(db, nil)
+				var next atomic.Int64
+				b.SetParallelism(4)
+				b.ResetTimer()
+				b.RunParallel(func(p *testing.PB) {
+					c := conversation.Conversation{ID: ident.ConversationID(fmt.Sprint("c", next.Add(1)))}
+					change := func() event.Change {
+						ch := event.NewChange(ident.Actor{Account: "usr_ada"}, time.Now())
+						ch.Add("message.appended", "x", map[string]any{})
+						return ch
+					}
+					if err := s.InsertConversation(b.Context(), c, change()); err != nil {
+						b.Error(err)
+					}
+					for p.Next() {
+						m := conversation.Message{ID: ident.New[ident.MessageID](), Role: conversation.User,
+							Content: "how are you today?", State: conversation.Completed}
+						if _, _, err := s.Append(b.Context(), c.ID, conversation.Where{},
+							func(conversation.Spot) (conversation.Entry, event.Change, error) {
+								return conversation.Entry{Messages: []conversation.Message{m}}, change(), nil
+							}); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			})
 		}
 	}
 }
