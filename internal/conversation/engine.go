@@ -223,6 +223,14 @@ func (e *Engine) start(j *job, actor ident.Actor, conv Conversation, x Exchange)
 	}()
 }
 
+// told tells of a turn's end: those who follow it, and whoever counts ends, unless it was one before.
+func (e *Engine) told(done Ending, changed bool) {
+	e.bus.Publish(context.Background(), event.Signal{Topic: string(done.Turn.ID), Kind: event.Ended})
+	if e.Observe != nil && changed {
+		e.Observe(done.Turn.Provider, done.Turn, done.Message)
+	}
+}
+
 // running returns the job of a turn that this process runs, or nil.
 func (e *Engine) running(id ident.TurnID) *job {
 	e.mu.Lock()
