@@ -7,12 +7,9 @@ import (
 	"claude-memory-backend/internal/fault"
 )
 
-const (
-	// flushPatience is how long a flush may be under way before the spool takes what it carries.
-	flushPatience = time.Second
-	// flushAgain is how often a database that does not take text is tried.
-	flushAgain = time.Second
-)
+// flushPatience is after how many times FlushAge a flush under way counts as late, so that the spool takes what it carries,
+// and how often a database that does not take text is tried.
+const flushPatience = 4
 
 // flusher stores what a running turn has said, at least every FlushAge or FlushSize, and renews the turn's lease. What the
 // database does not take goes to the spool in the same rhythm, until it takes all of it.
@@ -121,11 +118,13 @@ func (f *flusher) arm() {
 	}
 }
 
+func (f *flusher) patience() time.Duration { return flushPatience * f.j.engine.FlushAge }
+
 // due puts the text where it can be put.
 func (f *flusher) due() {
 	if f.away {
 		f.keep()
-		if time.Since(f.tried) < flushAgain {
+		if time.Since(f.tried) < f.patience() {
 			return
 		}
 	}
@@ -158,7 +157,7 @@ func (f *flusher) try() {
 	f.sent = &flight{to: f.end(), until: e.lease(), landed: make(chan landing, 1)}
 	sent, unsure := f.sent, f.unsure
 	text := f.text(from, sent.to)
-	f.late.Reset(flushPatience)
+	f.late.Reset(f.patience())
 	e.wg.Add(1) // the job's own keeps the count above zero
 	go func() {
 		defer e.wg.Done()
@@ -250,7 +249,7 @@ func (f *flusher) keep() {
 		from = f.spooled
 	}
 	// After a refusal not at once again: all that is missing would be sealed anew for every piece.
-	if to.bytes == from.bytes || time.Since(f.refused) < flushAgain {
+	if to.bytes == from.bytes || time.Since(f.refused) < f.patience() {
 		return
 	}
 	err := j.service.spool.Append(j.turn, spooled{At: from.units, Text: f.text(from, to)}.encode())

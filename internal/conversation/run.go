@@ -21,14 +21,10 @@ var (
 	errLost    = errors.New("the turn belongs to somebody else now, or is gone")
 )
 
-const (
-	// endPatience is how long the end of a turn is offered to a database that does not take it, before it goes to the
-	// spool.
-	endPatience = 3 * time.Second
-	// storeFor is the same where there is no spool, or no room in it. After that the lease runs out and whoever meets the
-	// turn marks it interrupted, with the text that was flushed.
-	storeFor = 2 * time.Minute
-)
+// storeFor is how long the end of a turn is offered to a database that does not take it, where there is no spool or no
+// room in it. After that the lease runs out and whoever meets the turn marks it interrupted, with the text that was
+// flushed.
+const storeFor = 2 * time.Minute
 
 // job is one running turn.
 type job struct {
@@ -177,7 +173,7 @@ func (j *job) finish(o *outcome, away bool) {
 	held := away && j.spool(o) // of a database that is known to be away; it may come back while we try
 	patience := storeFor
 	if j.service.spool != nil {
-		patience = endPatience
+		patience = e.EndAge
 	}
 	done, changed, err := j.store(o, patience)
 	if postponed(err) && !held {
