@@ -34,6 +34,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 				Audit: ws.Audit, Waited: ws.Waited, Release: ws.Release}, nil
 		},
 
+		Databases: tenants, Jobs: tenants, Eraser: tenants, Proof: accounts,
 		Ready: in.store.Ping,
 		Checks: []httpapi.Check{
 			{Name: "master_database", Look: func(ctx context.Context) (map[string]any, error) {

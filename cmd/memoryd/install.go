@@ -55,14 +55,7 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 		}
 		in.onClose(func() error { unlock(); return nil })
 	}
-	if err := s.completeSecrets(); err != nil {
-		return nil, err
-	}
-	var previous []seal.Secret
-	if p := s.secret("MASTER_KEY_PREVIOUS"); p != "" {
-		previous = append(previous, p)
-	}
-	if in.keys, err = seal.NewKeyring(s.secret("MASTER_KEY"), previous...); err != nil {
+	if in.keys, err = openKeys(s); err != nil {
 		return nil, err
 	}
 	if err := in.openMaster(ctx, s, masterURL); err != nil {
@@ -91,6 +84,18 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	in.where = in.describe()
 	log.Debug("databases are open", "master", in.master.Dialect().Name(), "tenant_hosts", len(in.hosts))
 	return in, nil
+}
+
+// openKeys takes MASTER_KEY and the one before it; in development they are made when they are missing.
+func openKeys(s *settings) (*seal.Keyring, error) {
+	if err := s.completeSecrets(); err != nil {
+		return nil, err
+	}
+	var previous []seal.Secret
+	if p := s.secret("MASTER_KEY_PREVIOUS"); p != "" {
+		previous = append(previous, p)
+	}
+	return seal.NewKeyring(s.secret("MASTER_KEY"), previous...)
 }
 
 // hostPatience is how long a start waits for tenants' servers before it goes on without them.

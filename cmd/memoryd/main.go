@@ -34,6 +34,8 @@ const (
 type commands struct {
 	Serve   serveCmd   `cmd:"" help:"Run the server."`
 	Migrate migrateCmd `cmd:"" help:"Bring the master database, and with --all every tenant's, up to date."`
+	Backup  backupCmd  `cmd:"" help:"Back up everything, beside a running server; list, verify and remove backups."`
+	Restore restoreCmd `cmd:"" help:"Restore everything, one tenant, or one account beside the present one."`
 	Config  configCmd  `cmd:"" help:"Show every setting, its value and where it comes from; secrets are masked."`
 	User    userCmd    `cmd:"" help:"Create accounts, set roles, reset passwords, list."`
 	Version versionCmd `cmd:"" help:"Show the version."`

@@ -176,6 +176,7 @@ func (w *movers) write(n int) {
 				if !w.say(fmt.Sprint("writer ", k)) {
 					return
 				}
+				time.Sleep(5 * time.Millisecond) // as fast as people, if very many of them: the machine does other work too
 			}
 		})
 	}
@@ -239,7 +240,8 @@ func (w *movers) await(id string) string {
 	w.t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		var j struct {
-			State string `json:"state"`
+			State    string         `json:"state"`
+			Progress map[string]any `json:"progress"`
 		}
 		c := w.at()
 		if err := c.Get(w.ctx, "/jobs/"+id, &j); err != nil {
@@ -249,7 +251,7 @@ func (w *movers) await(id string) string {
 			return j.State
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("the job is still %s", j.State)
+			w.t.Fatalf("the job is still %s: %v\n%s", j.State, j.Progress, w.server.Log())
 		}
 	}
 }

@@ -34,7 +34,8 @@ import (
 //	lines FILE N                 the file (or stdout) has N lines
 //	take NAME FILE REGEXP        puts what matches in the file into $NAME
 //
-// and the commands of scripthttp_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite] and [postgres] tell which engine it is.
+// and the commands of scripthttp_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite], [postgres] and
+// [external] tell where tenants live; with [external] the master database is SQLite, so [sqlite] holds too.
 func TestStories(t *testing.T) {
 	path := binary(t)
 	for engine, place := range map[string]func(testing.TB, *testscript.Env){
@@ -42,6 +43,11 @@ func TestStories(t *testing.T) {
 		"postgres": func(t testing.TB, env *testscript.Env) {
 			env.Setenv("MASTER_DATABASE_URL", pgtest.URL(t))
 			env.Setenv("TENANT_DATABASE_URLS", pgtest.URL(t))
+		},
+		// Everybody who registers brings a PostgreSQL of their own and moves there first (see cmdRegister).
+		"external": func(t testing.TB, env *testscript.Env) {
+			env.Setenv("OUTBOUND_ALLOW", "127.0.0.0/8, ::1/128")
+			env.Setenv(ownDatabase, pgtest.URL(t))
 		},
 	} {
 		t.Run(engine, func(t *testing.T) {
@@ -59,16 +65,22 @@ func TestStories(t *testing.T) {
 					return nil
 				},
 				Condition: func(cond string) (bool, error) {
-					if cond != "sqlite" && cond != "postgres" {
-						return false, fmt.Errorf("unknown condition %q", cond)
+					switch cond {
+					case "external", "postgres":
+						return cond == engine, nil
+					case "sqlite": // the master is, and one server works alone
+						return engine != "postgres", nil
 					}
-					return cond == engine, nil
+					return false, fmt.Errorf("unknown condition %q", cond)
 				},
 				Cmds: storyCommands(),
 			})
 		})
 	}
 }
+
+// ownDatabase is the variable with the address of the database that those who register bring, if they do.
+const ownDatabase = "OWN_DATABASE_URL"
 
 // patience is how long a story waits for anything. Far more than needed: a busy machine must not fail it.
 const patience = 60 * time.Second

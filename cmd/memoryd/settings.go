@@ -15,6 +15,7 @@ import (
 
 	"github.com/joho/godotenv"
 
+	"claude-memory-backend/internal/blob"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 )
@@ -69,6 +70,7 @@ func variables() []variable {
 		{"MASTER_DATABASE_URL", "", true, postgresURL, "master database; empty: SQLite under STORAGE_PATH"},
 		{"TENANT_DATABASE_URLS", "", true, each(postgresURL), "PostgreSQL servers for tenants; empty: SQLite files"},
 		{"OUTBOUND_ALLOW", "", false, each(network), "networks, besides public ones, that addresses given by users may reach"},
+		{"BACKUP_URL", "", true, storageAddress, "where backups lie: a folder, or s3://KEY:SECRET@HOST/BUCKET"},
 		{"SQLITE_SYNCHRONOUS", "FULL", false, words("FULL", "EXTRA", "NORMAL"), "durability of SQLite commits; NORMAL may lose the last ones in a power cut"},
 		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the descriptor limit"},
 		{"SPOOL_MB", "256", false, number(1, 1_000_000), "megabytes that answers may take under STORAGE_PATH while their tenants' databases are away"},
@@ -331,6 +333,13 @@ func postgresURL(v string) error {
 	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") || strings.Trim(u.Path, "/") == "" ||
 		sqlstore.CheckURL(seal.Secret(v)) != nil {
 		return errors.New("must be an address like postgres://user:password@host:5432/name")
+	}
+	return nil
+}
+
+func storageAddress(v string) error {
+	if blob.Check(v) != nil {
+		return errors.New("must be a folder, or an address like s3://KEY:SECRET@HOST/BUCKET?region=REGION")
 	}
 	return nil
 }

@@ -19,6 +19,9 @@ type Service struct {
 	owner  ident.AccountID
 	tenant TenantPart
 	spool  Spool // nil: none
+	// searching holds one place: searches of one tenant take turns, however many are asked for at once. They are the
+	// dearest that one may ask for, and all tenants share the machine.
+	searching chan struct{}
 }
 
 // TenantPart is what a service needs of the place where its tenant is open.
@@ -34,7 +37,8 @@ type TenantPart interface {
 
 // New builds the service of the tenant that owner owns.
 func New(store Store, engine *Engine, sealer event.Sealer, owner ident.AccountID, tenant TenantPart) *Service {
-	s := &Service{store: store, engine: engine, sealer: sealer, owner: owner, tenant: tenant}
+	s := &Service{store: store, engine: engine, sealer: sealer, owner: owner, tenant: tenant,
+		searching: make(chan struct{}, 1)}
 	if tenant != nil {
 		s.spool = tenant.Spool()
 	}
@@ -275,6 +279,12 @@ func (s *Service) Search(ctx context.Context, actor ident.Actor, in SearchInput)
 	const op = "conversation.Search"
 	if err := s.allow(op, actor); err != nil {
 		return nil, "", err
+	}
+	select {
+	case s.searching <- struct{}{}:
+		defer func() { <-s.searching }()
+	case <-ctx.Done():
+		return nil, "", fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
 	}
 	hits, next, err := search(ctx, s.store, in)
 	return hits, next, fault.Wrap(op, err)

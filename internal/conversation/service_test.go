@@ -19,6 +19,7 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/words"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -91,6 +92,53 @@ type bench struct {
 	actor  ident.Actor
 	part   *part
 	keys   *seal.Keyring
+}
+
+// counted counts who searches at once, tells of each, and holds up everybody until free is closed.
+type counted struct {
+	conversation.Store
+	in, free chan struct{}
+
+	mu       sync.Mutex
+	now, max int
+}
+
+func (c *counted) Frequencies(ctx context.Context, clauses []words.Clause) (conversation.Frequencies, error) {
+	c.mu.Lock()
+	c.now++
+	c.max = max(c.max, c.now)
+	c.mu.Unlock()
+	c.in <- struct{}{}
+	<-c.free
+	c.mu.Lock()
+	c.now--
+	c.mu.Unlock()
+	return c.Store.Frequencies(ctx, clauses)
+}
+
+func TestSearchesTakeTurns(t *testing.T) {
+	b := open(t, echo{})
+	store := &counted{Store: b.store, in: make(chan struct{}, 5), free: make(chan struct{})}
+	s := conversation.New(store, b.engine, b.keys, b.actor.Account, b.part)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			if _, _, err := s.Search(t.Context(), b.actor, conversation.SearchInput{Text: "word"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	<-store.in
+	hurried, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := s.Search(hurried, b.actor, conversation.SearchInput{Text: "word"}); !fault.Is(err, fault.Canceled) {
+		t.Errorf("somebody who has gone away waits: %v", err)
+	}
+	close(store.free)
+	wg.Wait()
+	if store.max != 1 {
+		t.Errorf("%d searches at once", store.max)
+	}
 }
 
 func open(t *testing.T, m conversation.Model, adjust ...func(*conversation.Config)) *bench {

@@ -68,6 +68,12 @@ func Codes() []Explanation {
 		{"forbidden", "Not allowed", "The account lacks the role for this."},
 		{"cross_origin_refused", "Refused because of the request's origin", "Requests that carry cookies must come from the server's own origin or one of the allowed ones."},
 		{"tenant_suspended", "The account's data is suspended", "Ask the operator."},
+		{"tenant_read_only", "The account's data can only be read", "Ask the operator."},
+		{"tenant_quarantined", "The account's database is not sound", "It can be read as far as possible until the operator has repaired it."},
+
+		// Jobs. Codes of a failed one stand in its `error`.
+		{"job_finished", "The job has ended", "There is nothing to cancel."},
+		{"job_uncancellable", "The job cannot be cancelled", "What is being erased cannot be brought back."},
 
 		// Turns and providers. Provider codes also stand in the `error` of a failed message or turn.
 		{"turn_running", "The turn is still running", "Stop it, or wait for its end."},
@@ -101,6 +107,22 @@ func Codes() []Explanation {
 		{"create_schema_denied", "The user may not make a schema there", "`GRANT CREATE ON DATABASE … TO …` allows it."},
 		{"schema_exists", "The schema is there already", "Rename or drop it first."},
 		{"schema_in_use", "Something depends on the tables", "Drop what depends on them, such as a view, first."},
+		{"superuser_login", "The user is a superuser", "Make one that may only create a schema in this database."},
+		{"read_only_default", "Transactions are read-only by default there", "Some providers do that when the disk is full: see whether there is room."},
+		{"commits_asynchronous", "The database server commits asynchronously", "It is told not to for what this program writes."},
+		{"connection_plain", "The connection is not encrypted", "Use `sslmode=verify-full` where the server offers TLS."},
+		{"external_unsupported", "Databases of one's own are not supported here", "Ask the operator."},
+		{"too_many_databases", "The account has as many databases as it may have", "Delete a configuration that is not needed."},
+		{"database_in_use", "The account's data lives there", "Activate another database first."},
+		{"database_kept", "The original of the account's data is kept there", "Release it first."},
+		{"database_released", "The database was released", "Give its password again, or register it anew."},
+		{"database_hosted", "The database is a hosted one", "Only its name can be edited, and its entry stays."},
+		{"database_not_a_file", "The database is not a file", "Only hosted SQLite files have keys of their own."},
+		{"tenant_busy", "Another job works on the account's data", "Wait for its end, or cancel it."},
+		{"move_mismatch", "The copy does not hold what the original holds", "Nothing was moved. Start the move again; when it fails again, tell the operator."},
+		{"row_damaged", "Something of the data cannot be copied", "Nothing was moved. Tell the operator."},
+		{"table_damaged", "A table is not as it should be", "Nothing was moved. Tell the operator."},
+		{"move_overtaken", "Something else moved the data meanwhile", "Read the databases again."},
 		{"too_many_connections", "Too many connections to databases are in use", "Repeat after `Retry-After` seconds."},
 
 		// The server.

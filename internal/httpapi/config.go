@@ -10,8 +10,14 @@ import (
 
 	"claude-memory-backend/internal/audit"
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/relocate"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
 )
 
 // Config is what an operator decides about the door. The zero value of a limit means its default.
@@ -34,6 +40,7 @@ type Config struct {
 	RequestTime  time.Duration // for anything that does not wait for a model; default 30 s
 	BodyTime     time.Duration // to receive a body; default 30 s
 	PingEvery    time.Duration // pings of a stream; default 15 s
+	EraseTime    time.Duration // how long a request to erase waits for its end; default 15 s
 	DrainTime    time.Duration // how long requests and streams may take to end when the server stops; default 25 s
 }
 
@@ -70,6 +77,7 @@ func (c Config) withDefaults() Config {
 	span(&c.RequestTime, 30*time.Second)
 	span(&c.BodyTime, 30*time.Second)
 	span(&c.PingEvery, 15*time.Second)
+	span(&c.EraseTime, 15*time.Second)
 	span(&c.DrainTime, 25*time.Second)
 	if c.Version == "" {
 		c.Version = "development"
@@ -83,6 +91,11 @@ type Deps struct {
 	// Open opens the tenant's services for one request; the door calls Release once. Whether the actor may see the
 	// tenant is the opener's business.
 	Open func(ctx context.Context, actor ident.Actor, tenant ident.TenantID) (Workspace, error)
+	// What follows concerns whole tenants: it works while the tenant's own database does not.
+	Databases Databases
+	Jobs      Jobs
+	Eraser    Eraser
+	Proof     Proof
 	// Ready reports why the server should get no requests yet; nil means it should.
 	Ready func(ctx context.Context) error
 	// Checks are shown by detailed health, in this order.
@@ -148,6 +161,41 @@ type Turns interface {
 		turn ident.TurnID) (conversation.Exchange, error)
 	Follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastEventID string,
 		emit func(conversation.Moment) error) error
+}
+
+// Databases is the part of relocate.Service that decides where a tenant's data lives.
+type Databases interface {
+	ListDatabases(ctx context.Context, actor ident.Actor, of ident.TenantID, cursor string, limit int) ([]tenant.Database, string, error)
+	Database(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (tenant.Database, error)
+	Register(ctx context.Context, actor ident.Actor, of ident.TenantID, in relocate.NewDatabase) (tenant.Database, error)
+	Test(ctx context.Context, actor ident.Actor, of ident.TenantID, a tenant.Address, password seal.Secret) (sqlstore.Report, error)
+	TestDatabase(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (sqlstore.Report, error)
+	EditDatabase(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, ifVersion *int64,
+		change func(*relocate.DatabaseEdit) error) (tenant.Database, error)
+	Remove(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, ifVersion *int64) error
+	Activate(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, once *event.Once) (job.Job, error)
+	Release(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (tenant.Database, error)
+}
+
+// Jobs is the part of relocate.Service that tells of jobs.
+type Jobs interface {
+	Jobs(ctx context.Context, actor ident.Actor, f job.Filter, cursor string, limit int) ([]job.Job, string, error)
+	Job(ctx context.Context, actor ident.Actor, id ident.JobID) (job.Job, error)
+	CancelJob(ctx context.Context, actor ident.Actor, id ident.JobID) (job.Job, error)
+}
+
+// Eraser is the part of relocate.Service that erases.
+type Eraser interface {
+	Erase(ctx context.Context, actor ident.Actor, of ident.TenantID, what string) (job.Job, error)
+	Await(ctx context.Context, id ident.JobID) (job.Job, error)
+}
+
+// Proof is the part of account.Service that erasing needs.
+type Proof interface {
+	// Prove checks the actor's password once more.
+	Prove(ctx context.Context, actor ident.Actor, password string) error
+	// Forget drops what is remembered of the account's sessions.
+	Forget(id ident.AccountID)
 }
 
 // Trail reads the tenant's audit trail.

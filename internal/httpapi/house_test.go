@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,13 +23,16 @@ import (
 	"github.com/getkin/kin-openapi/routers/legacy"
 
 	"claude-memory-backend/internal/account"
-	"claude-memory-backend/internal/audit"
 	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/outbound"
+	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
 )
@@ -39,6 +44,9 @@ type house struct {
 	people *people
 	log    *lockedBuffer
 	router routers.Router
+	store  *sqlstore.MasterStore
+	whole  *relocate.Service
+	jobs   *job.Runner
 }
 
 type lockedBuffer struct {
@@ -65,12 +73,27 @@ func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: t.TempDir(),
-		Synchronous: "NORMAL", Keys: keys})
+	dir := t.TempDir()
+	master, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: filepath.Join(dir, "master.db"), Create: true,
+		Synchronous: "NORMAL"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &people{byName: map[string]account.Account{}, tenants: map[ident.TenantID]tenant.Tenant{}, places: places}
+	t.Cleanup(func() { _ = master.Close() })
+	if _, err := sqlstore.Migrate(t.Context(), master, sqlstore.Master); err != nil {
+		t.Fatal(err)
+	}
+	store := sqlstore.NewMasterStore(master, nil)
+	// What is on this machine may be reached by users, as their PostgreSQL of these tests is here.
+	dialer := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
+	externals := sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed})
+	t.Cleanup(externals.Close)
+	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(dir, "tenants"),
+		Synchronous: "NORMAL", Keys: keys, Externals: externals})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &people{byName: map[string]account.Account{}, store: store, places: places}
 	p.add(t, "ada", ident.Member)
 	p.add(t, "bob", ident.Member)
 	p.add(t, "root", ident.Admin)
@@ -79,8 +102,8 @@ func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
 		Known: []string{"anthropic", "n8n", "scripted"}, FlushAge: 10 * time.Millisecond,
 		Models: map[string]conversation.Model{"scripted": claude.NewScripted(claude.ScriptedConfig{
 			WordDelay: time.Millisecond, SlowDelay: 100 * time.Millisecond})}})
-	pool := workspace.NewPool(workspace.Config{Directory: p, Hints: p, Trail: p, Placements: places, Engine: engine,
-		Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}})
+	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, Hints: store, Trail: store.Trail(),
+		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true})
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -94,9 +117,14 @@ func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
 		}
 	})
 	log := &lockedBuffer{}
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	whole := relocate.New(relocate.Config{Store: store, Places: places, Pool: pool, Probe: externals, Keys: keys, Bus: bus,
+		Log: logger, Node: "test", Sole: true})
+	jobs := job.NewRunner(job.Config{Store: store, Node: "test", Sole: true, Kinds: whole.Work(), Log: logger, Every: 20 * time.Millisecond})
+	whole.Wake = jobs.Wake
 	cfg := Config{Version: "1.2.3", AllowedOrigins: []string{"https://app.example"}, DocsPage: true,
 		OnceSecret: []byte("the secret of idempotent requests, for tests")}
-	deps := Deps{Accounts: p, Log: slog.New(slog.NewTextHandler(log, nil)),
+	deps := Deps{Accounts: p, Proof: p, Databases: whole, Jobs: whole, Eraser: whole, Log: logger,
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (Workspace, error) {
 			ws, err := pool.Acquire(ctx, actor, id)
 			if err != nil {
@@ -108,12 +136,21 @@ func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
 	for _, change := range changes {
 		change(&cfg, &deps)
 	}
-	h := &house{t: t, people: p, log: log}
+	h := &house{t: t, people: p, log: log, store: store, whole: whole, jobs: jobs}
 	if h.server, err = NewServer(cfg, deps); err != nil {
 		t.Fatal(err)
 	}
 	h.router = routerOf(t, h.server)
 	return h
+}
+
+// work runs jobs until the test ends.
+func (h *house) work() {
+	h.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = h.jobs.Run(ctx) }()
+	h.t.Cleanup(func() { cancel(); <-ended })
 }
 
 func routerOf(t *testing.T, s *Server) routers.Router {
@@ -294,45 +331,46 @@ func (h *house) make(as, path, body string) string {
 	return h.do(call{as: as, method: "POST", path: path, body: body}).is(http.StatusCreated).text("id")
 }
 
-// people is a door's Accounts, a pool's Directory and Hints, and the installation's trail, in memory.
+// people is a door's Accounts and Proof, in memory. Everybody's password is the same one.
 type people struct {
 	mu      sync.Mutex
 	byName  map[string]account.Account
-	tenants map[ident.TenantID]tenant.Tenant
+	store   *sqlstore.MasterStore
 	places  *workspace.Placements
 	refused error // what Login answers
+	forgot  []ident.AccountID
 }
+
+const password = "a harbour at night"
 
 func (p *people) add(t *testing.T, name string, role ident.Role) {
 	t.Helper()
-	a := account.Account{ID: ident.New[ident.AccountID](), Email: name + "@example.org", Role: role,
-		Details: account.Details{Name: name}, Tenant: ident.New[ident.TenantID](), CreatedAt: time.Now()}
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	a := account.Account{ID: ident.New[ident.AccountID](), Email: name + "@example.org", Role: role, State: account.Active,
+		Details: account.Details{Name: name}, Tenant: ident.New[ident.TenantID](), Version: 1, CreatedAt: now, UpdatedAt: now}
 	at, err := p.places.Provision(t.Context(), a.Tenant)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.byName[name] = a
-	p.tenants[a.Tenant] = tenant.Tenant{ID: a.Tenant, Account: a.ID, Placement: at, State: tenant.Active}
-}
-
-func (p *people) FindTenant(_ context.Context, id ident.TenantID) (tenant.Tenant, error) {
-	t, ok := p.tenants[id]
-	if !ok {
-		return t, fault.Missing("people")
+	n := account.Newcomer{Account: a, Hash: "none", Tenant: tenant.Tenant{ID: a.Tenant, Account: a.ID, Placement: at,
+		State: tenant.Active, CreatedAt: now}}
+	if _, err := p.store.InsertAccount(t.Context(), n, func(account.Account) event.Change { return event.Change{} }); err != nil {
+		t.Fatal(err)
 	}
-	return t, nil
 }
 
-func (p *people) Hint(context.Context, ident.TenantID, time.Time) error { return nil }
+func (p *people) Prove(_ context.Context, _ ident.Actor, given string) error {
+	if given != password {
+		return fault.New(fault.Forbidden, "people", "wrong_password", "the current password is wrong")
+	}
+	return nil
+}
 
-func (p *people) Due(context.Context, time.Time, int) ([]ident.TenantID, error) { return nil, nil }
-
-func (p *people) Settle(context.Context, ident.TenantID, time.Time, time.Time) error { return nil }
-
-func (p *people) Append(context.Context, audit.Entry) error { return nil }
-
-func (p *people) Entries(context.Context, audit.Filter, string, int) ([]audit.Entry, string, error) {
-	return nil, "", nil
+func (p *people) Forget(id ident.AccountID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.forgot = append(p.forgot, id)
 }
 
 func (p *people) grant(a account.Account) account.Grant {

@@ -45,6 +45,8 @@ func (s *Server) description() huma.Config {
 				{Name: tagProjects, Description: "Projects group conversations and hand them instructions"},
 				{Name: tagConversations, Description: "Conversations, their messages and search"},
 				{Name: tagTurns, Description: "A turn is one request to a model and what comes of it"},
+				{Name: tagDatabase, Description: "Where the account's data lives: hosted, or in a PostgreSQL of one's own"},
+				{Name: tagJobs, Description: "Long work: how far it is, and what came of it"},
 				{Name: tagAudit, Description: "Who did what, and when"},
 				{Name: tagHealth, Description: "How the server is doing"},
 			},

@@ -11,6 +11,8 @@ const (
 	tagProjects      = "Projects"
 	tagConversations = "Conversations"
 	tagTurns         = "Turns"
+	tagDatabase      = "Database"
+	tagJobs          = "Jobs"
 	tagAudit         = "Audit"
 	tagHealth        = "Health"
 	tagDocs          = "Docs"
@@ -19,7 +21,8 @@ const (
 // operations is the table. A row without access would be public by mistake: a test refuses that.
 func operations() []operation {
 	var table []operation
-	for _, part := range [][]operation{authRows(), projectRows(), conversationRows(), turnRows(), otherRows()} {
+	for _, part := range [][]operation{authRows(), projectRows(), conversationRows(), turnRows(), databaseRows(), jobRows(),
+		otherRows()} {
 		table = append(table, part...)
 	}
 	return table
@@ -85,6 +88,15 @@ func authRows() []operation {
 				o.status, o.secret = http.StatusNoContent, true
 				o.description = "All other sessions of the account end."
 			}),
+		row(tagAuth, "erase-profile", "POST", "/auth/profile/erase", "Erase the account, or all that it holds",
+			on((*Server).erase)).with(refuses(conflict)).with(func(o *operation) {
+			o.description = "Needs the password again. With `account` every session ends at once, and nothing of the account " +
+				"can be brought back; databases of the account's own are emptied of our tables as far as they can be reached. " +
+				"The answer is 200 when all is done, 202 while it goes on. The receipt says what was erased, where and how."
+			o.answers = map[string]*huma.Response{"200": {Description: "It has ended: `state` tells how"},
+				"202": {Description: "Under way", Content: map[string]*huma.MediaType{
+					"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/Erased"}}}}}
+		}),
 		row(tagAuth, "list-sessions", "GET", "/auth/sessions", "List the account's sessions", on((*Server).listSessions)),
 		row(tagAuth, "end-session", "DELETE", "/auth/sessions/{id}", "End a session", on((*Server).endSession)).
 			with(refuses(missing)),
@@ -204,6 +216,62 @@ func otherRows() []operation {
 		open("docs", docsPath, "The documentation page", true, on((*Server).docs)),
 		open("docs-errors", errorsPath, "What the problem codes mean", true, on((*Server).errorsPage)),
 		open("docs-asset", docsPath+"/{file}", "Parts of the documentation page", true, on((*Server).docsAsset)),
+	}
+}
+
+// databaseRows are about where the account's data lives. They work while it cannot be reached.
+func databaseRows() []operation {
+	return []operation{
+		row(tagDatabase, "list-databases", "GET", "/database", "List the account's databases, newest first",
+			on((*Server).listDatabases)).with(func(o *operation) {
+			o.description = "The hosted database always has an entry. What is shown of the database in use is at most a minute " +
+				"old, unless it cannot be reached: then `problem` says why."
+		}),
+		row(tagDatabase, "create-database", "POST", "/database", "Register a PostgreSQL of one's own",
+			on((*Server).createDatabase)).with(creates).with(refuses(conflict)).with(func(o *operation) {
+			o.description = "Give `name` and `url`, or `name` and separate fields. Nothing is sent there: testing and activating do. " +
+				"The password is kept sealed and never shown."
+		}),
+		row(tagDatabase, "test-database", "POST", "/database/test", "Test a database", on((*Server).testDatabase)).
+			with(refuses(missing, conflict)).with(func(o *operation) {
+			o.description = "Give an address as for registering one, or the `id` of a configuration. Of an address nothing is stored, " +
+				"and nothing is left there. `ok` is false when there is a problem of level `error`; each says what to do about it."
+		}),
+		row(tagDatabase, "read-database", "GET", "/database/{id}", "Read a configuration", on((*Server).findDatabase)).
+			with(refuses(missing)),
+		row(tagDatabase, "edit-database", "PATCH", "/database/{id}", "Edit a configuration", on((*Server).patchDatabase)).
+			with(refuses(missing, conflict, stale)).with(func(o *operation) {
+			o.description = "New credentials are in force with the next connection; nothing is interrupted. The address of a " +
+				"database that data lives in cannot be changed: register the other one and activate it."
+		}),
+		row(tagDatabase, "delete-database", "DELETE", "/database/{id}", "Forget a configuration",
+			on((*Server).deleteDatabase)).with(refuses(missing, conflict, stale)),
+		row(tagDatabase, "activate-database", "POST", "/database/{id}/activate", "Move the account's data to this database",
+			on((*Server).activateDatabase)).with(refuses(missing, conflict)).with(func(o *operation) {
+			o.Body, o.status, o.once = NoBody, http.StatusAccepted, true
+			o.description = "Starts a job that copies everything, follows what is written meanwhile, compares both by count and " +
+				"content, and switches; requests wait for the moment of the switch. Cancelled or failed, it leaves the data where " +
+				"it was. The original is kept, read-only, until it is released; activating it again is the way back."
+		}),
+		row(tagDatabase, "release-database", "POST", "/database/{id}/release", "Let go of a database that data no longer lives in",
+			on((*Server).releaseDatabase)).with(refuses(missing, conflict)).with(func(o *operation) {
+			o.Body = NoBody
+			o.description = "In a database of one's own the tables stay, complete and readable, and the server forgets how to sign in " +
+				"there. A hosted original is destroyed."
+		}),
+	}
+}
+
+func jobRows() []operation {
+	return []operation{
+		row(tagJobs, "list-jobs", "GET", "/jobs", "List jobs, newest first", on((*Server).listJobs)),
+		row(tagJobs, "read-job", "GET", "/jobs/{id}", "Read a job", on((*Server).findJob)).with(refuses(missing)),
+		row(tagJobs, "cancel-job", "POST", "/jobs/{id}/cancel", "Cancel a job", on((*Server).cancelJob)).
+			with(refuses(missing, conflict)).with(func(o *operation) {
+			o.Body = NoBody
+			o.description = "A queued job is cancelled at once, a running one as soon as it notices: it undoes what it did. " +
+				"`state` tells."
+		}),
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
@@ -94,7 +95,7 @@ type BackupOptions struct {
 type Report struct {
 	Manifest *Manifest
 	Reports  []DatabaseReport // in the order of Manifest.Databases
-	Erased   int              // tenants whose keys this run deleted
+	Erased   int              // tenants whose keys this run deleted: erased ones, and emptied ones
 	Verified int              // chunks that were read back
 	Warnings []string
 }
@@ -201,16 +202,9 @@ func (b *backup) run(ctx context.Context) (err error) {
 // applyErasures carries the installation's ledger over, and deletes the keys that are left of anyone in the
 // repository's.
 func (b *backup) applyErasures(ctx context.Context) error {
-	var list []tenant.Erasure
-	for after := ident.TenantID(""); ; {
-		page, err := b.in.Store.Erasures(ctx, after, 500)
-		if err != nil {
-			return err
-		}
-		if len(page) == 0 {
-			break
-		}
-		list, after = append(list, page...), page[len(page)-1].Tenant
+	list, err := Ledger(ctx, b.in.Store)
+	if err != nil {
+		return err
 	}
 	known, err := b.r.Erasures(ctx)
 	if err != nil {
@@ -232,9 +226,42 @@ func (b *backup) applyErasures(ctx context.Context) error {
 		delete(b.keys, owner)
 		b.report.Erased++
 	}
+	if err := b.applyEmptied(ctx); err != nil {
+		return err
+	}
 	b.manifest.Databases = slices.DeleteFunc(b.manifest.Databases, func(d Database) bool { return b.erased[d.Owner] })
 	b.report.Reports = slices.DeleteFunc(b.report.Reports, func(d DatabaseReport) bool { return b.erased[d.Owner] })
 	return nil
+}
+
+// applyEmptied deletes the keys that are older than the last time when a tenant's owner had all data erased.
+func (b *backup) applyEmptied(ctx context.Context) error {
+	seen := map[ident.TenantID]bool{}
+	for cursor := ""; ; {
+		list, next, err := b.in.Store.ListJobs(ctx, job.Filter{Kind: KindEmpty, State: job.Completed}, cursor, 200)
+		if err != nil {
+			return err
+		}
+		for _, j := range list { // newest first
+			if seen[j.Tenant] || j.FinishedAt == nil {
+				continue
+			}
+			seen[j.Tenant] = true
+			owner := string(j.Tenant)
+			old := slices.ContainsFunc(b.keys[owner], func(id string) bool { return madeBefore(id, *j.FinishedAt) })
+			if !old {
+				continue
+			}
+			if err := b.r.Empty(ctx, j.Tenant, *j.FinishedAt); err != nil {
+				return err
+			}
+			b.keys[owner] = slices.DeleteFunc(b.keys[owner], func(id string) bool { return madeBefore(id, *j.FinishedAt) })
+			b.report.Erased++
+		}
+		if cursor = next; next == "" {
+			return nil
+		}
+	}
 }
 
 // findBefore reads the newest snapshot there is.
@@ -341,7 +368,7 @@ func (b *backup) readTenant(ctx context.Context, id ident.TenantID) (*Database, 
 func (b *backup) carried(owner string, err error) *Database {
 	d := Database{Owner: owner}
 	if b.before != nil {
-		if old := b.before.find(owner); old != nil && old.Stored() {
+		if old := b.before.find(owner); old != nil && slices.Contains(b.keys[owner], old.Key) {
 			d = *old
 			d.Shape = b.shape(b.before.Shapes[old.Shape])
 		}
@@ -515,17 +542,14 @@ func (b *backup) check(ctx context.Context) error {
 		if err == nil {
 			_, err = b.r.readChunk(ctx, key, o.c)
 		}
-		if err != nil && !b.erasedNow(ctx, o.d.Owner) {
-			return err
+		if err != nil {
+			if gone, _ := b.r.unreadable(ctx, o.d); !gone {
+				return err
+			}
 		}
 		b.report.Verified++
 	}
 	return nil
-}
-
-func (b *backup) erasedNow(ctx context.Context, owner string) bool {
-	_, err := b.r.store.Stat(ctx, erasedDir+"/"+owner)
-	return err == nil
 }
 
 // present fails with code "backup_damaged" when a file that a snapshot refers to is missing or has another size.
@@ -544,7 +568,7 @@ func (r *Repository) present(ctx context.Context, m *Manifest) error {
 			if there && size == c.Size {
 				continue
 			}
-			if _, err := r.store.Stat(ctx, erasedDir+"/"+d.Owner); err == nil {
+			if gone, _ := r.unreadable(ctx, &d); gone {
 				break
 			}
 			return damaged(file, nil)

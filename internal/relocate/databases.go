@@ -2,7 +2,9 @@ package relocate
 
 import (
 	"context"
+	"slices"
 	"strings"
+	"time"
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
@@ -39,6 +41,95 @@ func (s *Service) Databases(ctx context.Context, actor ident.Actor, of ident.Ten
 	}
 	list, err := s.Store.ListDatabases(ctx, of)
 	return list, fault.Wrap(op, err)
+}
+
+const (
+	// factsAge is how old what is shown of the database in use may be.
+	factsAge = time.Minute
+	// lookTime bounds a look at it: a database that does not answer must not hold up the list.
+	lookTime = 1500 * time.Millisecond
+)
+
+// ListDatabases returns a page of the configurations, newest first, and the next cursor. What it tells of the database in
+// use is not older than a minute, unless that cannot be reached.
+func (s *Service) ListDatabases(ctx context.Context, actor ident.Actor, of ident.TenantID, cursor string, limit int) ([]tenant.Database, string, error) {
+	const op = "relocate.ListDatabases"
+	t, err := s.own(ctx, op, actor, of)
+	if err != nil {
+		return nil, "", err
+	}
+	list, err := s.Store.ListDatabases(ctx, of)
+	if err != nil {
+		return nil, "", fault.Wrap(op, err)
+	}
+	slices.Reverse(list)
+	if cursor != "" {
+		at, err := ident.Parse[ident.DatabaseID](cursor)
+		if err != nil {
+			return nil, "", fault.BadInput(op, "query.cursor", "must be a next_cursor of this list")
+		}
+		// Identifiers are ordered by time, so those of a page are older than the last of the page before.
+		list = slices.DeleteFunc(list, func(d tenant.Database) bool { return d.ID() >= at })
+	}
+	next := ""
+	if limit = max(1, limit); len(list) > limit {
+		list = list[:limit]
+		next = string(list[limit-1].ID())
+	}
+	for i, d := range list {
+		list[i] = s.freshen(ctx, t, d)
+	}
+	return list, next, nil
+}
+
+// freshen looks at the database in use, when that was long ago, and keeps what it saw.
+func (s *Service) freshen(ctx context.Context, t tenant.Tenant, d tenant.Database) tenant.Database {
+	at := d.Facts.CheckedAt
+	if d.State != tenant.InUse || s.Pool == nil || at != nil && d.Facts.SizeBytes > 0 && s.Now().Sub(*at) < factsAge {
+		return d
+	}
+	within, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	facts := d.Facts
+	ws, err := s.Pool.Acquire(within, ident.System(""), t.ID)
+	if err == nil {
+		facts.SchemaVersion = max(facts.SchemaVersion, ws.Tenant.Schema.Version)
+		facts.SizeBytes, err = sqlstore.Size(within, ws.Database())
+		ws.Release()
+	}
+	if ctx.Err() != nil {
+		return d
+	}
+	if facts.Problem = ""; err != nil {
+		facts.SizeBytes, facts.Problem = d.Facts.SizeBytes, problemOf(err)
+	}
+	return s.noteFacts(ctx, d, facts)
+}
+
+// problemOf is the code of why a database could not be looked at. That the time was up is no fault of whoever asked.
+func problemOf(err error) string {
+	if fault.Is(err, fault.Canceled) {
+		return "timeout"
+	}
+	return fault.CodeOf(err)
+}
+
+// noteFacts keeps what was seen of a database. It is an observation, no change; failing to keep it harms nobody.
+func (s *Service) noteFacts(ctx context.Context, d tenant.Database, facts tenant.Facts) tenant.Database {
+	now := s.moment()
+	facts.CheckedAt = &now
+	_, err := s.Store.UpdateDatabase(ctx, d.Tenant, d.ID(), nil,
+		func(_ tenant.Tenant, seen tenant.Database) (tenant.Database, event.Change, error) {
+			if seen.State == d.State && seen.Placement.Address == d.Placement.Address {
+				seen.Facts = facts
+			}
+			return seen, event.Change{}, nil
+		})
+	if err != nil {
+		s.Log.Warn("what was seen of a database not noted", "code", fault.CodeOf(err), "tenant", d.Tenant)
+	}
+	d.Facts = facts
+	return d
 }
 
 // Database returns one configuration.
@@ -123,7 +214,8 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, of ident.TenantID
 	return r, fault.Wrap(op, err)
 }
 
-// TestDatabase does the same with a configuration. What is found of a hosted database is what the server knows of it.
+// TestDatabase does the same with a configuration, and notes with it what was seen. What is found of a hosted database is
+// what the server knows of it.
 func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (sqlstore.Report, error) {
 	const op = "relocate.TestDatabase"
 	d, err := s.Database(ctx, actor, of, id)
@@ -131,8 +223,7 @@ func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.
 		return sqlstore.Report{}, err
 	}
 	if d.Placement.Kind != tenant.External {
-		r, err := s.look(ctx, d)
-		return r, fault.Wrap(op, err)
+		return s.look(ctx, d), nil
 	}
 	if d.State == tenant.Released {
 		return sqlstore.Report{}, fault.New(fault.Conflict, op, "database_released",
@@ -146,34 +237,73 @@ func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.
 		return sqlstore.Report{}, fault.Wrap(op, err)
 	}
 	r, err := s.Probe.Probe(ctx, d.ID(), d.Placement.Address, password)
-	return r, fault.Wrap(op, err)
+	if err != nil {
+		return r, fault.Wrap(op, err)
+	}
+	facts := tenant.Facts{SchemaVersion: r.SchemaVersion}
+	for _, p := range r.Problems {
+		if p.Level == sqlstore.ProblemError && facts.Problem == "" {
+			facts.Problem = p.Code
+		}
+	}
+	if r.Schema == sqlstore.SchemaOurs && r.OK {
+		facts.SizeBytes = s.size(ctx, d)
+	}
+	s.noteFacts(ctx, d, facts)
+	return r, nil
+}
+
+// size is what a database takes, and what was last known where that cannot be told now.
+func (s *Service) size(ctx context.Context, d tenant.Database) int64 {
+	within, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	db, err := s.Places.Open(within, d.Placement)
+	if err != nil {
+		return d.Facts.SizeBytes
+	}
+	defer func() { _ = db.Close() }()
+	n, err := sqlstore.Size(within, db)
+	if err != nil {
+		return d.Facts.SizeBytes
+	}
+	return n
 }
 
 // look reports on a hosted database, which is the operator's to keep well.
-func (s *Service) look(ctx context.Context, d tenant.Database) (sqlstore.Report, error) {
+func (s *Service) look(ctx context.Context, d tenant.Database) sqlstore.Report {
 	r := sqlstore.Report{Schema: sqlstore.SchemaNone, Encoding: "UTF8"}
 	if d.State == tenant.Empty {
 		r.OK, r.Reachable = true, true
-		return r, nil
+		return r
 	}
-	began := s.Now()
+	began, facts := s.Now(), d.Facts
 	db, err := s.Places.Open(ctx, d.Placement)
 	if err == nil {
 		r.SchemaVersion, err = sqlstore.SchemaVersion(ctx, db)
+		r.Latency = s.Now().Sub(began)
+		facts.SchemaVersion = r.SchemaVersion
+	}
+	if err == nil {
+		facts.SizeBytes, err = sqlstore.Size(ctx, db)
+	}
+	if db != nil {
 		_ = db.Close()
 	}
-	if err != nil {
-		r.Problems = append(r.Problems, sqlstore.Problem{Level: "error", Code: fault.CodeOf(err),
+	if facts.Problem = ""; err != nil {
+		facts.Problem = problemOf(err)
+		r.Problems = append(r.Problems, sqlstore.Problem{Level: sqlstore.ProblemError, Code: facts.Problem,
 			Message: "the hosted database does not answer at the moment: try again, and tell the operator if it lasts"})
-		return r, nil
+	} else {
+		r.OK, r.Reachable, r.Schema = true, true, sqlstore.SchemaOurs
 	}
-	r.OK, r.Reachable, r.Schema, r.Latency = true, true, sqlstore.SchemaOurs, s.Now().Sub(began)
-	return r, nil
+	s.noteFacts(ctx, d, facts)
+	return r
 }
 
 // EditDatabase lets change alter a configuration. With ifVersion it is Stale unless that is the current version. The
 // address of a database that the tenant's data lives in, or lived in, may change only in its credentials and TLS: a
-// move is what brings data elsewhere. New credentials are in force with the next connection.
+// move is what brings data elsewhere. A stored password goes nowhere that it was not given for: with another host or
+// port, or without TLS, it is asked for again. New credentials are in force with the next connection.
 func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, ifVersion *int64,
 	change func(*DatabaseEdit) error,
 ) (tenant.Database, error) {
@@ -196,8 +326,14 @@ func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.
 			return d, event.Change{}, fault.New(fault.Conflict, op, "database_hosted",
 				"the address of a hosted database is the operator's: only its name can be edited")
 		}
+		was, now := d.Placement.Address, edit.Address
+		if was.Host != now.Host || was.Port != now.Port || was.TLS != now.TLS && now.TLS == tenant.TLSDisable {
+			if edit.Password == nil && d.Placement.SealedPassword != nil {
+				return d, event.Change{}, fault.BadInput(op, "body.password", "must be given again with another host or port, or without TLS")
+			}
+			d.Facts = tenant.Facts{}
+		}
 		if d.State == tenant.InUse || d.State == tenant.Original || d.State == tenant.Filling {
-			was, now := d.Placement.Address, edit.Address
 			was.Username, was.TLS, now.Username, now.TLS = "", "", "", ""
 			if was != now {
 				return d, event.Change{}, fault.New(fault.Conflict, op, "database_in_use",

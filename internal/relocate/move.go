@@ -47,8 +47,8 @@ const (
 	// nearly is how many rows may change during a round for the switch to come next: they are copied again while
 	// requests wait.
 	nearly = 200
-	// mostRounds bounds the chase after a tenant that writes faster than it can be copied.
-	mostRounds = 50
+	// freeRounds bounds the chase after a tenant that is written while it is copied.
+	freeRounds = 20
 	// wholeRows is how large a database may be to be verified as a whole once more while requests wait.
 	wholeRows = 5_000
 	// holdPatience is how long a switch waits for the operations that are under way.
@@ -78,7 +78,9 @@ func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
 		return m.finish(ctx)
 	}
 	if run.Again() {
-		if err := m.undo(ctx); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+		defer cancel()
+		if err := m.undo(undo); err != nil {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
 	}
@@ -269,20 +271,34 @@ func (m *mover) progress(more int64) {
 	m.run.Progress(m.done, m.total, "rows")
 }
 
-// catchUp follows the source until a round finds little that is new.
+// catchUp follows the source until a round finds little that is new. A tenant that is written faster than it is copied
+// has its requests wait for one round.
 func (m *mover) catchUp(ctx context.Context) error {
-	for range mostRounds {
-		snap, err := m.from.Snapshot(ctx)
-		if err != nil {
-			return err
-		}
-		n, err := m.follow(ctx, snap)
-		snap.Close()
+	before := 0
+	for i := range freeRounds {
+		n, err := m.round(ctx)
 		if err != nil || n <= nearly {
 			return err
 		}
+		if i > 0 && n > before/2 {
+			break
+		}
+		before = n
 	}
-	return nil // it writes faster than we copy: the switch holds it back, and copies the rest
+	return m.lease.Database().Switch(ctx, func() (*sqlstore.DB, error) {
+		_, err := m.round(ctx)
+		return nil, err
+	})
+}
+
+// round follows the source up to now.
+func (m *mover) round(ctx context.Context) (int, error) {
+	snap, err := m.from.Snapshot(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer snap.Close()
+	return m.follow(ctx, snap)
 }
 
 // follow brings the target up to the snapshot.
@@ -538,12 +554,14 @@ func (m *mover) undo(ctx context.Context) error {
 	if err != nil || t.Placement.Database == m.in.To {
 		return err
 	}
-	from, err := m.Places.Open(ctx, t.Placement)
-	if err == nil {
-		err = errors.Join(sqlstore.Unfence(ctx, from), sqlstore.StopCapture(ctx, from))
-		err = errors.Join(err, from.Close())
-	}
+	// Through the pool: a connection of its own would have to wait for a file's writers without a place in their queue.
+	lease, err := m.Pool.Acquire(ctx, ident.System(""), t.ID)
 	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	from := lease.Database().Direct()
+	if err := errors.Join(sqlstore.Unfence(ctx, from), sqlstore.StopCapture(ctx, from)); err != nil {
 		return err
 	}
 	if !m.Sole {

@@ -441,6 +441,7 @@ func TestMixedInstallation(t *testing.T) {
 	for _, w := range all {
 		w.more(10)
 		w.stop()
+		w.check() // waits for the answers, too
 		if n := w.refused.Load(); n > 0 {
 			t.Errorf("%d were refused", n)
 		}

@@ -7,7 +7,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +31,7 @@ import (
 //	chunks/OWNER/CHUNK             rows, compressed, sealed under the owner's key; named by a keyed hash of them
 //	snapshots/SNAPSHOT             a manifest, sealed under the key of "snapshots"; without it a snapshot does not exist
 //	erased/TENANT                  the ledger: when the tenant was erased
+//	emptied/TENANT                 when its owner had all data erased and kept the account; no key is older
 //	running/KIND-RANDOM            who is at work here, renewed while it is
 const (
 	headName     = "repository"
@@ -36,6 +39,7 @@ const (
 	chunksDir    = "chunks"
 	snapshotsDir = "snapshots"
 	erasedDir    = "erased"
+	emptiedDir   = "emptied"
 	runningDir   = "running"
 )
 
@@ -154,6 +158,19 @@ func randomName() string {
 	return hex.EncodeToString(b[:])
 }
 
+// newKeyID is the id of a key that is made now. Ids sort by age.
+func newKeyID(now time.Time) string { return fmt.Sprintf("%014x-%s", now.UnixMicro(), randomName()) }
+
+// madeBefore reports whether a key may hold what was written before a moment, whose clock may be another one.
+func madeBefore(id string, at time.Time) bool {
+	hexed, _, _ := strings.Cut(id, "-")
+	made, err := strconv.ParseInt(hexed, 16, 64)
+	return err != nil || time.UnixMicro(made).Before(at.Add(clockSkew))
+}
+
+// clockSkew is by how much the clocks of servers may differ.
+const clockSkew = time.Minute
+
 // ownerKey is one key of an owner, with what is made of it.
 type ownerKey struct {
 	owner, id string
@@ -188,7 +205,7 @@ func (r *Repository) keyIDs(ctx context.Context, folder string) (map[string][]st
 // sealed anew. Code "tenant_erased": there must be none any more.
 func (r *Repository) writeKey(ctx context.Context, owner string, ids []string) (*ownerKey, error) {
 	if len(ids) == 0 {
-		id, key := randomName(), seal.NewKey()
+		id, key := newKeyID(r.now()), seal.NewKey()
 		if err := r.putKey(ctx, owner, id, r.keyring.Seal(keyPurpose, key[:], []byte(keyFile(owner, id)))); err != nil {
 			return nil, err
 		}
@@ -433,6 +450,55 @@ func (r *Repository) Erase(ctx context.Context, e tenant.Erasure) error {
 		}
 	}
 	return nil
+}
+
+// Empty makes everything unreadable that snapshots hold of a tenant from before a moment, when the owner had all data
+// erased and kept the account. It may be repeated.
+func (r *Repository) Empty(ctx context.Context, of ident.TenantID, at time.Time) error {
+	const op = "relocate.Empty"
+	owner := string(of)
+	ids, err := r.keyIDs(ctx, keysDir+"/"+owner)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	for _, id := range ids[owner] {
+		if !madeBefore(id, at) {
+			continue
+		}
+		raw, err := json.Marshal(erasure{At: at})
+		if err == nil {
+			err = blob.PutBytes(ctx, r.store, emptiedDir+"/"+owner, raw)
+		}
+		if err == nil {
+			err = r.store.Delete(ctx, keyFile(owner, id))
+		}
+		if err != nil {
+			return fault.Wrap(op, err)
+		}
+		r.mu.Lock()
+		delete(r.keys, owner+"/"+id)
+		r.mu.Unlock()
+	}
+	return nil
+}
+
+// unreadable reports whether a copy must not be readable any more, because its tenant was erased or emptied since.
+func (r *Repository) unreadable(ctx context.Context, d *Database) (bool, error) {
+	switch _, err := r.store.Stat(ctx, erasedDir+"/"+d.Owner); {
+	case err == nil:
+		return true, nil
+	case fault.CodeOf(err) != "file_missing":
+		return false, err
+	}
+	raw, err := blob.GetBytes(ctx, r.store, emptiedDir+"/"+d.Owner, smallFile)
+	if fault.CodeOf(err) == "file_missing" {
+		return false, nil
+	}
+	var e erasure
+	if err == nil && json.Unmarshal(raw, &e) != nil {
+		err = damaged(emptiedDir+"/"+d.Owner, nil)
+	}
+	return err == nil && madeBefore(d.Key, e.At), err
 }
 
 // deletesAtOnce is how many files are deleted at the same time.

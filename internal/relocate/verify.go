@@ -15,7 +15,7 @@ type Damage struct {
 }
 
 // Verify reads all of a snapshot: every chunk must open, and each database must have the content that it had when it
-// was read. It returns what does not hold; the error is about the storage itself.
+// was read. It returns what does not hold; the error is about the storage itself. What was erased since is not damage.
 func (r *Repository) Verify(ctx context.Context, m *Manifest, progress Progress) ([]Damage, error) {
 	const op = "relocate.Verify"
 	if progress == nil {
@@ -38,7 +38,13 @@ func (r *Repository) Verify(ctx context.Context, m *Manifest, progress Progress)
 		switch code := fault.CodeOf(err); {
 		case err == nil:
 		case code == "backup_damaged" || code == "backup_key_missing":
-			list = append(list, Damage{d.Owner, err})
+			gone, gerr := r.unreadable(ctx, d)
+			if gerr != nil {
+				return list, fault.Wrap(op, gerr)
+			}
+			if !gone {
+				list = append(list, Damage{d.Owner, err})
+			}
 		default:
 			return list, fault.Wrap(op, err)
 		}

@@ -76,11 +76,16 @@ const historyTable = `CREATE TABLE IF NOT EXISTS schema_migrations (
 var stepName = regexp.MustCompile(`^((\d{4})_[a-z0-9_]+)\.(sqlite|postgres)\.sql$`)
 
 func migrate(ctx context.Context, d *DB, fsys fs.FS, line Line) (MigrateReport, error) {
-	const op = "sqlstore.Migrate"
 	steps, err := load(fsys, line, d.Dialect())
 	if err != nil {
 		return MigrateReport{}, err
 	}
+	return migrateBy(ctx, d, steps)
+}
+
+// migrateBy runs those of the steps that the database has not had.
+func migrateBy(ctx context.Context, d *DB, steps []step) (MigrateReport, error) {
+	const op = "sqlstore.Migrate"
 	applied, err := history(ctx, d)
 	if err != nil {
 		return MigrateReport{}, fault.Wrap(op, err)
