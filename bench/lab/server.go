@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -64,7 +65,13 @@ var listens = regexp.MustCompile(`listens on (http://\S+)`)
 // Start runs the server in a folder with exactly these variables, on a free port of the loopback address, and returns
 // when it listens.
 func Start(binary, dir string, env ...string) (*Server, error) {
-	return Launch(binary, []string{"serve"}, dir,
+	return StartUnder(nil, binary, dir, env...)
+}
+
+// StartUnder is Start by way of a command that becomes the server in the end, as nsenter does.
+func StartUnder(wrap []string, binary, dir string, env ...string) (*Server, error) {
+	line := append(slices.Clone(wrap), binary, "serve")
+	return Launch(line[0], line[1:], dir,
 		append([]string{"HOST=127.0.0.1", "PORT=0", "RATE_LIMIT=off", "LOG_LEVEL=warn"}, env...)...)
 }
 

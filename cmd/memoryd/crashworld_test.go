@@ -30,11 +30,14 @@ type world struct {
 	ctx     context.Context
 	binary  string
 	dir     string
+	root    string   // through which the server's files are seen; empty: as they are
+	under   []string // the command that starts the server; empty: none
 	env     []string
 	model   *lab.Model
 	dice    *rand.Rand
 	server  *lab.Server
 	people  []*writer
+	files   int       // how many of them have a file of their own
 	started time.Time // of the current server
 
 	mu       sync.Mutex // writers report while they write
@@ -86,6 +89,16 @@ const (
 
 func newWorld(t *testing.T, binary string, seed int, env ...string) *world {
 	t.Helper()
+	w := emptyWorld(t, binary, seed, env...)
+	w.start()
+	w.join("writer", crashPeople)
+	w.files = crashPeople
+	return w
+}
+
+// emptyWorld has no server yet.
+func emptyWorld(t *testing.T, binary string, seed int, env ...string) *world {
+	t.Helper()
 	model, err := lab.NewModel(emulator.Options{Limits: emulator.NoLimits()})
 	if err != nil {
 		t.Fatal(err)
@@ -99,23 +112,28 @@ func newWorld(t *testing.T, binary string, seed int, env ...string) *world {
 			w.server.Kill()
 		}
 	})
-	w.start()
-	for i := range crashPeople {
-		p := &writer{email: fmt.Sprintf("writer%d@example.org", i)}
-		w.people = append(w.people, p)
+	return w
+}
+
+// join makes accounts and returns them.
+func (w *world) join(name string, n int) (joined []*writer) {
+	w.t.Helper()
+	for i := range n {
+		p := &writer{email: fmt.Sprintf("%s%d@example.org", name, i)}
+		w.people, joined = append(w.people, p), append(joined, p)
 		p.client = lab.Dial(w.server.URL, crashWriters+2)
 		if err := p.client.Register(w.ctx, p.email); err != nil {
-			t.Fatal(err)
+			w.t.Fatal(err)
 		}
 		p.tokens = time.Now()
 	}
-	return w
+	return joined
 }
 
 func (w *world) start() {
 	w.t.Helper()
 	var err error
-	if w.server, err = lab.Start(w.binary, w.dir, w.env...); err != nil {
+	if w.server, err = lab.StartUnder(w.under, w.binary, w.dir, w.env...); err != nil {
 		w.t.Fatal(err)
 	}
 	w.started = time.Now()
@@ -483,7 +501,7 @@ func (w *world) finish() {
 // mend what the next server must mend itself.
 func (w *world) integrity() {
 	w.t.Helper()
-	storage := filepath.Join(w.dir, "storage")
+	storage := filepath.Join(w.root, w.dir, "storage")
 	if _, err := os.Stat(filepath.Join(storage, "master.db")); err != nil {
 		return // PostgreSQL, which this server cannot break
 	}
@@ -525,7 +543,7 @@ func (w *world) integrity() {
 		w.sound(d.Name(), db)
 		return nil
 	})
-	if err != nil || tenants < crashPeople {
+	if err != nil || tenants < w.files {
 		w.problem("integrity: %d tenants, %v", tenants, err)
 	}
 }

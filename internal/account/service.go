@@ -235,7 +235,7 @@ func (s *Service) insert(ctx context.Context, op string, n Newcomer, change func
 		return got, nil
 	}
 	after := context.WithoutCancel(ctx)
-	if fault.CodeOf(err) == "outcome_unknown" {
+	if fault.Unknown(err) {
 		// The account may be there, or may yet be: its database stays in any case. An unused one harms nobody.
 		if got, _, ferr := s.store.FindAccount(after, n.Account.ID); ferr == nil {
 			return got, nil

@@ -137,6 +137,22 @@ func CodeOf(err error) string {
 	return Internal.String()
 }
 
+// Unknown reports whether nobody can tell if what failed was stored: err, or a cause of it, has the code
+// "outcome_unknown". Only looking can tell.
+func Unknown(err error) bool {
+	for err != nil {
+		e, ok := errors.AsType[*Error](err)
+		if !ok {
+			return false
+		}
+		if e.Code == "outcome_unknown" {
+			return true
+		}
+		err = e.Cause
+	}
+	return false
+}
+
 // Is reports whether err is a fault of the class.
 func Is(err error, class Class) bool { return err != nil && ClassOf(err) == class }
 

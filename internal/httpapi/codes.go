@@ -128,6 +128,9 @@ func Codes() []Explanation {
 		// The server.
 		{"internal", "Something went wrong on the server", "A defect. The request id finds it in the server's log."},
 		{"unavailable", "Not available at the moment", "Repeat after `Retry-After` seconds."},
+		{"busy", "The database is busy", "Repeat after `Retry-After` seconds."},
+		{"outcome_unknown", "Nobody knows whether it was stored", "Repeat it with the same `Idempotency-Key`, which cannot store it twice; without one, look first."},
+		{"storage_full", "The storage is full", "Nothing more can be stored until the operator makes room; what is stored can be read."},
 		{"timeout", "The database took too long", "Repeat after `Retry-After` seconds."},
 		{"timed_out", "It took too long", "The server gave up on the request; what had been committed stays."},
 		{"not_ready", "The server is not ready", "It is starting, or something that it needs is away."},
@@ -141,7 +144,7 @@ func Codes() []Explanation {
 	// What is wrong with an account's database is the operator's to mend; clients see that it is not available.
 	for _, code := range []string{"tenant_missing", "tenant_host_unknown", "database_closed", "database_forbidden",
 		"database_version", "database_unreachable", "database_busy", "database_full", "database_damaged",
-		"storage_failed", "schema_newer", "schema_damaged", "commits_not_durable", "seal_broken", "seal_unknown_key"} {
+		"storage_failed", "tenant_unreadable", "schema_newer", "schema_damaged", "commits_not_durable", "seal_broken", "seal_unknown_key"} {
 		list = append(list, Explanation{code, "The account's database cannot be used",
 			"Repeat after `Retry-After` seconds; when it lasts, whoever runs that database has to look."})
 	}

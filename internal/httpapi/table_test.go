@@ -311,6 +311,9 @@ func collectCodes(t *testing.T, path string, codes map[string]string) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		switch v := n.(type) {
 		case *ast.CallExpr:
+			if f, ok := v.Fun.(*ast.Ident); ok && f.Name == "unavailable" && len(v.Args) > 1 { // sqlstore's
+				note(v.Args[1])
+			}
 			if f, ok := v.Fun.(*ast.SelectorExpr); ok && f.Sel.Name == "New" && len(v.Args) == 4 {
 				if p, ok := f.X.(*ast.Ident); ok && p.Name == "fault" {
 					note(v.Args[2])

@@ -478,7 +478,7 @@ func (m *mover) commit(ctx context.Context) error {
 	to.Facts.CheckedAt = &ch.At
 	to.Version++
 	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, to, ch)
-	for fault.CodeOf(err) == "outcome_unknown" {
+	for fault.Unknown(err) {
 		// Only looking can tell. Until it is known neither place may be used.
 		t, lerr := m.Store.FindTenant(ctx, m.tenant.ID)
 		if lerr == nil {

@@ -120,6 +120,10 @@ func TestRestoreAll(t *testing.T) {
 				if got, want := into.words(was), s.words(was); !slices.Equal(got, want) || was.ID == full.ID && len(got) < 10 {
 					t.Errorf("found %q, not %q", got, want)
 				}
+				// Numbers that were given out before are not given out again.
+				if got, want := into.sequences(was), m.find(string(was.ID)).Sequences; !slices.Equal(got, want) {
+					t.Errorf("numbers go on behind %v, not %v", got, want)
+				}
 				into.write(was, "life goes on")
 			}
 			if got, err := into.Store.FactsNamed(t.Context(), restoringFact); err != nil || len(got) != 0 {
@@ -142,6 +146,16 @@ func TestRestoreAll(t *testing.T) {
 			}
 		})
 	}
+}
+
+func (s *site) sequences(t tenant.Tenant) []sqlstore.Sequence {
+	s.Helper()
+	snap, err := s.open(t.ID).Snapshot(s.Context())
+	s.must(err)
+	defer snap.Close()
+	list, err := snap.Sequences(s.Context())
+	s.must(err)
+	return list
 }
 
 // words searches a tenant for words of the script.
@@ -355,6 +369,82 @@ func TestRestoreAnEarlierSchema(t *testing.T) {
 	}
 }
 
+// A copied master database speaks of what was going on then, and of copies that were not copied along.
+func TestRestoreEndsWhatWasGoingOn(t *testing.T) {
+	s := newSite(t, "sqlite", keyring(t, siteKey))
+	home := s.newTenant()
+	add := func(kind tenant.Kind, state tenant.DatabaseState) ident.DatabaseID {
+		id := ident.New[ident.DatabaseID]()
+		s.must(s.Store.InsertDatabase(t.Context(), tenant.Database{Tenant: home.ID, Name: "x", State: state, Version: 1,
+			Placement: tenant.Placement{Database: id, Kind: kind, Host: "h", WrappedKey: []byte("key")}}, event.Change{}))
+		return id
+	}
+	kept, half, mine, theirs := add(tenant.SQLite, tenant.Original), add(tenant.Postgres, tenant.Filling), add(tenant.External, tenant.Filling), add(tenant.External, tenant.Original)
+	j, err := s.service().newJob(KindMove, home, moveInput{})
+	s.must(err)
+	s.must(s.Store.InsertJob(t.Context(), j, event.Change{}))
+	r := s.repository(folder(t))
+	s.backup(r, BackupOptions{})
+	into := blank(t, "sqlite", s.keys)
+	_, err = r.RestoreAll(t.Context(), into.Installation, nil, RestoreOptions{})
+	into.must(err)
+	now, err := into.Store.FindTenant(t.Context(), home.ID)
+	into.must(err)
+	left, err := into.Store.FindJob(t.Context(), j.ID)
+	into.must(err)
+	if now.Job != "" || left.State != job.Failed || left.Failure.Code != "restored" || left.FinishedAt == nil {
+		t.Errorf("%+v, %+v", now, left)
+	}
+	for id, want := range map[ident.DatabaseID]tenant.DatabaseState{kept: tenant.Empty, half: tenant.Empty, mine: tenant.Ready, theirs: tenant.Original,
+		now.Placement.Database: tenant.InUse} {
+		d, err := into.Store.FindDatabase(t.Context(), home.ID, id)
+		into.must(err)
+		if d.State != want || want == tenant.Empty && (d.Placement.WrappedKey != nil || d.Placement.Host != "") {
+			t.Errorf("%+v, want %s", d, want)
+		}
+	}
+	if _, err := into.Store.FindDatabase(t.Context(), home.ID, home.Placement.Database); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the file that was not restored is still listed: %v", err)
+	}
+}
+
+// What lives in its owner's database stays there, unless it is wanted elsewhere.
+func TestRestoreLeavesWhatIsTheOwners(t *testing.T) {
+	h := newHouse(t)
+	ten, _ := h.newTenant(tenant.External)
+	master, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: filepath.Join(h.dir, "master.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	s := &site{TB: t, Installation: Installation{Master: master, Store: h.store, Places: h.places}, keys: h.keys}
+	s.write(ten, "one")
+	r := s.repository(folder(t))
+	m := s.backup(r, BackupOptions{}).Manifest
+	for to, want := range map[tenant.Kind]string{"": OutcomeLeft, tenant.SQLite: OutcomeRestored} {
+		into := blank(t, "sqlite", h.keys)
+		report, err := r.RestoreAll(t.Context(), into.Installation, nil, RestoreOptions{To: to})
+		into.must(err)
+		now, err := into.Store.FindTenant(t.Context(), ten.ID)
+		into.must(err)
+		if len(report.Tenants) != 1 || report.Tenants[0].Outcome != want {
+			t.Errorf("%+v", report.Tenants)
+		}
+		if to == "" {
+			if now.Placement.Database != ten.Placement.Database || now.Placement.Address != ten.Placement.Address {
+				t.Errorf("%+v", now.Placement)
+			}
+			continue
+		}
+		if !bytes.Equal(into.digest(into.open(ten.ID)), m.find(string(ten.ID)).Digest) {
+			t.Error("it is not what it was")
+		}
+		if d, err := into.Store.FindDatabase(t.Context(), ten.ID, ten.Placement.Database); err != nil || d.State != tenant.Original {
+			t.Errorf("%+v, %v", d, err)
+		}
+	}
+}
+
 // service is what a command works with.
 func (s *site) service() *Service {
 	return New(Config{Store: s.Store, Places: s.Places, Keys: s.keys, Bus: event.NewLocalBus(), Node: "command"})
@@ -463,7 +553,7 @@ func TestPutBackThatFails(t *testing.T) {
 		s.must(err)
 		s.must(s.Store.InsertJob(t.Context(), j, event.Change{}))
 		long := time.Now().Add(-time.Hour)
-		_, ok, err := s.Store.ClaimJob(t.Context(), []string{KindRestore}, "killed", long, long, false)
+		_, ok, err := s.Store.ClaimJob(t.Context(), job.Claim{Kinds: []string{KindRestore}, Node: "killed", Now: long, Lease: long})
 		s.must(err)
 		at, err := s.Places.Make(t.Context(), tenant.Placement{Database: in.To, Kind: tenant.SQLite})
 		s.must(err)
@@ -560,7 +650,7 @@ func TestEmptiedStayEmptied(t *testing.T) {
 	j, err := svc.newJob(KindEmpty, home, eraseInput{})
 	s.must(err)
 	s.must(s.Store.InsertJob(t.Context(), j, event.Change{}))
-	_, _, err = s.Store.ClaimJob(t.Context(), []string{KindEmpty}, "node", time.Now(), time.Now().Add(time.Minute), false)
+	_, _, err = s.Store.ClaimJob(t.Context(), job.Claim{Kinds: []string{KindEmpty}, Node: "node", Now: time.Now(), Lease: time.Now().Add(time.Minute)})
 	s.must(err)
 	finished := time.Now().UTC()
 	j.State, j.FinishedAt = job.Completed, &finished

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,9 +80,6 @@ func classify(op string, err error) error {
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return f
 	}
-	if e, ok := errors.AsType[*sqlite3.Error](err); ok {
-		return sqliteFault(op, e.ExtendedCode(), "", "")
-	}
 	var code sqlite3.ExtendedErrorCode
 	if errors.As(err, &code) {
 		return sqliteFault(op, code, "", "")
@@ -124,6 +122,42 @@ func duplicate(op string, cause error) *fault.Error {
 	return fault.New(fault.Conflict, op, "duplicate", "there is one of these already").With(cause)
 }
 
+// extended is the code of a driver's error, which is an *Error, or a bare code such as INTERRUPT.
+func extended(err error) sqlite3.ExtendedErrorCode {
+	code := sqlite3.ExtendedErrorCode(sqlite3.ERROR)
+	errors.As(err, &code)
+	return code
+}
+
+// onDisk is extended for what happened to a file. When a write fails because there is no room, the driver says that it
+// failed and not why; so who hears of a failure looks at the disk. It is FULL then, or READONLY, as SQLite says it
+// elsewhere.
+func onDisk(err error, path string) sqlite3.ExtendedErrorCode {
+	code := extended(err)
+	switch code.Code() {
+	case sqlite3.IOERR, sqlite3.CANTOPEN:
+		switch full, readOnly := disk(path); {
+		case full:
+			return sqlite3.ExtendedErrorCode(sqlite3.FULL)
+		case readOnly:
+			return sqlite3.ExtendedErrorCode(sqlite3.READONLY)
+		}
+	}
+	return code
+}
+
+// disk looks why the file system of a file may take nothing: it has no room for a transaction, or it is read-only.
+func disk(path string) (full, readOnly bool) {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(filepath.Dir(path), &s); err != nil {
+		return false, false
+	}
+	const flag = 1                               // ST_RDONLY, and MNT_RDONLY elsewhere
+	full = s.Bavail*uint64(s.Bsize) < walKeep || //nolint:gosec // block sizes are positive
+		s.Files > 0 && s.Ffree == 0 // some have no fixed number of files
+	return full, s.Flags&flag != 0
+}
+
 // sqliteFault classifies an extended result code.
 func sqliteFault(op string, code sqlite3.ExtendedErrorCode, name, detail string) *fault.Error {
 	cause := &driverError{engine: "sqlite", code: strconv.Itoa(int(code)), name: name, detail: detail}
@@ -142,7 +176,9 @@ func sqliteFault(op string, code sqlite3.ExtendedErrorCode, name, detail string)
 		return unavailable(op, "storage_full", "the storage is full", cause)
 	case sqlite3.NOTADB, sqlite3.CORRUPT:
 		return unavailable(op, "tenant_unreadable", "the database cannot be read", cause)
-	case sqlite3.IOERR, sqlite3.CANTOPEN, sqlite3.READONLY, sqlite3.PROTOCOL, sqlite3.NOLFS:
+	case sqlite3.READONLY:
+		return unavailable(op, "storage_failed", "the storage is read-only", cause)
+	case sqlite3.IOERR, sqlite3.CANTOPEN, sqlite3.PROTOCOL, sqlite3.NOLFS:
 		return unavailable(op, "storage_failed", "the storage does not work", cause)
 	case sqlite3.TOOBIG:
 		return fault.New(fault.TooLarge, op, "too_large", "that is too large to be stored").With(cause)

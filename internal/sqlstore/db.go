@@ -69,9 +69,9 @@ func (d *DB) Read(ctx context.Context, fill func(b *Batch)) error {
 // Commit, Write commits. fn may run again from its start when PostgreSQL broke a deadlock or the connection was broken,
 // so it must change nothing but the database before it commits.
 //
-// An error of code "outcome_unknown" means that COMMIT was sent and no answer came: the transaction is committed or
-// not, and only looking can tell. Every other error means that nothing was committed, unless fn itself returns it
-// after a Commit that succeeded.
+// An error that is fault.Unknown, such as code "outcome_unknown", means that COMMIT was sent and no answer came: the
+// transaction is committed or not, and only looking can tell. Every other error means that nothing was committed,
+// unless fn itself returns it after a Commit that succeeded.
 //
 // It waits while the database is switched to another engine, and counts as one operation until it returns.
 func (d *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {

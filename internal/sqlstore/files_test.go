@@ -297,8 +297,14 @@ func TestTemplates(t *testing.T) {
 	})
 	t.Run("leave nothing when they fail", func(t *testing.T) {
 		dir := t.TempDir()
-		if err := template.Create(t.Context(), filepath.Join(dir, "missing", "a.db"), &key); err == nil {
-			t.Fatal("no error")
+		folder := filepath.Join(dir, "a.db") // in the way: what is complete cannot take its place
+		if err := os.MkdirAll(filepath.Join(folder, "full"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, template.Create(t.Context(), folder, &key), "duplicate")
+		wantCode(t, template.Create(t.Context(), filepath.Join(folder, strings.Repeat("n", 300)+".db"), &key), "storage_failed")
+		if err := os.RemoveAll(folder); err != nil {
+			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -41,7 +41,8 @@ type SQLiteOptions struct {
 
 // OpenSQLite opens one file: a writing connection now, reading ones when they are needed. It reads back that the
 // durability asked for is in force. A file that is missing is code "tenant_missing"; one that is no database, or that
-// the key does not open, is "tenant_unreadable".
+// the key does not open, is "tenant_unreadable". On a disk that is full or read-only, a file that was closed in order
+// opens and can be read; a write says what is wrong, until one finds that the disk takes it.
 func OpenSQLite(ctx context.Context, o SQLiteOptions) (*DB, error) {
 	const op = "sqlstore.OpenSQLite"
 	if o.Readers <= 0 {
@@ -67,10 +68,19 @@ func OpenSQLite(ctx context.Context, o SQLiteOptions) (*DB, error) {
 		closing: make(chan struct{}),
 	}
 	c, err := openSQLiteConn(o, false)
-	if err != nil {
+	if err == nil {
+		e.write = c
+		return newDB(SQLite, e), nil
+	}
+	if full, readOnly := disk(o.Path); !full && !readOnly {
 		return nil, fault.Wrap(op, err)
 	}
-	e.write = c
+	// A disk that takes nothing still gives what it has.
+	still, serr := openStillConn(o)
+	if serr != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	e.still, e.idle = true, []*sqliteConn{still}
 	return newDB(SQLite, e), nil
 }
 
@@ -85,8 +95,9 @@ type sqliteEngine struct {
 	write   *sqliteConn   // nil after a failure that needs a new connection
 	readers chan struct{} // as full as readers are busy
 
-	mu   sync.Mutex
-	idle []*sqliteConn // reading connections that nobody uses
+	mu    sync.Mutex
+	idle  []*sqliteConn // reading connections that nobody uses
+	still bool          // the disk took nothing when this was opened: readers read the file alone, and nobody writes
 
 	closeOnce sync.Once
 	closing   chan struct{}
@@ -98,6 +109,7 @@ type sqliteEngine struct {
 // (the benchmarks in speed_test.go, interleaved).
 type sqliteConn struct {
 	*sqlite3.Conn
+	path       string
 	statements map[string]*sqlite3.Stmt
 }
 
@@ -109,64 +121,129 @@ func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
 	} else if _, err := os.Stat(o.Path); errors.Is(err, os.ErrNotExist) {
 		return nil, fault.New(fault.Unavailable, op, "tenant_missing", "the database file is missing")
 	}
-	conn, err := sqlite3.OpenFlags(sqliteURI(o.Path, o.Key != nil), flags)
+	c, err := unlock(o, sqliteURI(o.Path, o.Key != nil), flags)
 	if err != nil {
-		return nil, classify(op, err)
+		return nil, err
 	}
-	c := &sqliteConn{Conn: conn, statements: map[string]*sqlite3.Stmt{}}
 	defer func() {
 		if err != nil {
 			_ = c.close()
 		}
 	}()
-	if o.Key != nil {
-		// By PRAGMA, not in the URI, where other code of the process could read it. The error is replaced, since the
-		// driver's holds the statement.
-		if conn.Exec(`PRAGMA hexkey='`+hex.EncodeToString(o.Key[:])+`'`) != nil {
-			return nil, unavailable(op, "tenant_unreadable", "the database does not take its key", nil)
-		}
-	}
+	conn := c.Conn
 	// The busy timeout is first: the next statements already meet other connections.
 	if err := conn.BusyTimeout(o.BusyTimeout); err != nil {
-		return nil, classify(op, err)
+		return nil, c.said(op, err)
 	}
 	if !o.Create && !reader {
 		// SQLite takes an empty file for a new database; here it is one that lost its content.
 		if pages, err := c.pragma("page_count"); err != nil || pages == "0" {
+			if f := c.said(op, err); f != nil && fault.CodeOf(f) != "internal" {
+				return nil, f
+			}
 			return nil, unavailable(op, "tenant_unreadable", "the database cannot be read", err)
 		}
 	}
-	for _, p := range []struct{ name, set, want string }{
+	for _, p := range append([]setting{
 		{"journal_mode", "WAL", "wal"},
 		{"synchronous", o.Synchronous, syncLevels[o.Synchronous]},
 		{"foreign_keys", "ON", "1"},
-		{"trusted_schema", "OFF", "0"},
-		{"cell_size_check", "ON", "1"},
 		{"secure_delete", "FAST", "2"},
-		{"temp_store", "MEMORY", "2"},
-		{"cache_size", strconv.Itoa(-cacheKiB), strconv.Itoa(-cacheKiB)},
 		{"wal_autocheckpoint", strconv.Itoa(walPages), strconv.Itoa(walPages)},
 		{"journal_size_limit", strconv.Itoa(walKeep), strconv.Itoa(walKeep)},
-	} {
-		if err := conn.Exec("PRAGMA " + p.name + "=" + p.set); err != nil {
-			return nil, classify(op, err)
-		}
-		got, err := c.pragma(p.name)
-		if err != nil {
-			return nil, classify(op, err)
-		}
-		if got != p.want {
-			return nil, fault.New(fault.Internal, op, "setting_refused", "the database refuses the setting "+p.name)
+	}, readSettings()...) {
+		if err := c.set(op, p); err != nil {
+			return nil, err
 		}
 	}
 	if reader {
 		if err := conn.Exec("PRAGMA query_only=ON"); err != nil {
-			return nil, classify(op, err)
+			return nil, c.said(op, err)
 		}
 	}
 	// Registered per connection: the library's global list of extensions would be state of the whole process.
 	if err := fts5.Register(conn); err != nil {
-		return nil, classify(op, err)
+		return nil, c.said(op, err)
+	}
+	return c, nil
+}
+
+// unlock opens a connection and gives it the key.
+func unlock(o SQLiteOptions, uri string, flags sqlite3.OpenFlag) (*sqliteConn, error) {
+	const op = "sqlstore.OpenSQLite"
+	conn, err := sqlite3.OpenFlags(uri, flags)
+	if err != nil {
+		return nil, sqliteFault(op, onDisk(err, o.Path), "", "")
+	}
+	c := &sqliteConn{Conn: conn, path: o.Path, statements: map[string]*sqlite3.Stmt{}}
+	if o.Key != nil {
+		// By PRAGMA, not in the URI, where other code of the process could read it. The error is replaced, since the
+		// driver's holds the statement.
+		if conn.Exec(`PRAGMA hexkey='`+hex.EncodeToString(o.Key[:])+`'`) != nil {
+			_ = c.close()
+			return nil, unavailable(op, "tenant_unreadable", "the database does not take its key", nil)
+		}
+	}
+	return c, nil
+}
+
+// setting is a PRAGMA, what it is set to, and what it then says.
+type setting struct{ name, set, want string }
+
+// readSettings are those of every connection.
+func readSettings() []setting {
+	return []setting{
+		{"trusted_schema", "OFF", "0"},
+		{"cell_size_check", "ON", "1"},
+		{"temp_store", "MEMORY", "2"},
+		{"cache_size", strconv.Itoa(-cacheKiB), strconv.Itoa(-cacheKiB)},
+	}
+}
+
+// set sets it, and reads it back.
+func (c *sqliteConn) set(op string, p setting) error {
+	if err := c.Exec("PRAGMA " + p.name + "=" + p.set); err != nil {
+		return c.said(op, err)
+	}
+	got, err := c.pragma(p.name)
+	if err != nil {
+		return c.said(op, err)
+	}
+	if got != p.want {
+		return fault.New(fault.Internal, op, "setting_refused", "the database refuses the setting "+p.name)
+	}
+	return nil
+}
+
+// openStillConn opens a file that nobody may write to meanwhile: without a log, locks or shared memory, for which the
+// disk would need to take something. A file whose log was not folded into it cannot be opened like that, since what
+// is in the log would be missing.
+func openStillConn(o SQLiteOptions) (_ *sqliteConn, err error) {
+	const op = "sqlstore.OpenSQLite"
+	log, err := os.Stat(o.Path + "-wal")
+	if err == nil && log.Size() > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, unavailable(op, "storage_failed", "the storage does not work", nil)
+	}
+	u, err := url.Parse(sqliteURI(o.Path, o.Key != nil))
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	q := u.Query()
+	q.Set("immutable", "1")
+	u.RawQuery = q.Encode()
+	c, err := unlock(o, u.String(), sqlite3.OPEN_READONLY|sqlite3.OPEN_URI)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range append(readSettings(), setting{"query_only", "ON", "1"}) {
+		if err := c.set(op, p); err != nil {
+			_ = c.close()
+			return nil, err
+		}
+	}
+	if err := fts5.Register(c.Conn); err != nil {
+		_ = c.close()
+		return nil, c.said(op, err)
 	}
 	return c, nil
 }
@@ -305,6 +382,18 @@ func (r sqliteRow) Scan(dest ...any) error {
 	return nil
 }
 
+// said classifies what the driver reported about this connection's file; faults pass as they are.
+func (c *sqliteConn) said(op string, err error) error {
+	if _, ok := errors.AsType[*fault.Error](err); ok || err == nil {
+		return err
+	}
+	var code sqlite3.ExtendedErrorCode
+	if !errors.As(err, &code) {
+		return classify(op, err)
+	}
+	return sqliteFault(op, onDisk(err, c.path), "", "")
+}
+
 // failure classifies what a statement reported, and finds the name of a violated unique index.
 func (c *sqliteConn) failure(err error) error {
 	e, ok := errors.AsType[*sqlite3.Error](err)
@@ -316,7 +405,7 @@ func (c *sqliteConn) failure(err error) error {
 	case sqlite3.CONSTRAINT_UNIQUE, sqlite3.CONSTRAINT_PRIMARYKEY, sqlite3.CONSTRAINT_ROWID:
 		name = c.violated(e)
 	}
-	return sqliteFault("sqlstore", e.ExtendedCode(), name, "")
+	return sqliteFault("sqlstore", onDisk(err, c.path), name, "")
 }
 
 // interrupted runs fn with the connection's interrupt set to ctx.
@@ -370,7 +459,7 @@ func (e *sqliteEngine) read(ctx context.Context, b *Batch) (err error) {
 			return c.exec(b) // one statement is a snapshot by itself
 		}
 		if err := c.Exec("BEGIN"); err != nil {
-			return classify("sqlstore.Read", err)
+			return c.said("sqlstore.Read", err)
 		}
 		return c.exec(b)
 	})
@@ -462,7 +551,7 @@ func (e *sqliteEngine) view(ctx context.Context) (view, error) {
 // begin begins the transaction and reads, with which the state is chosen.
 func (v *sqliteView) begin(ctx context.Context) error {
 	if err := v.conn.Exec("BEGIN"); err != nil {
-		return classify("sqlstore", err)
+		return v.conn.said("sqlstore", err)
 	}
 	var n int64
 	b := &Batch{}
@@ -502,7 +591,11 @@ func (e *sqliteEngine) reader() (*sqliteConn, error) {
 		e.mu.Unlock()
 		return c, nil
 	}
+	still := e.still
 	e.mu.Unlock()
+	if still {
+		return openStillConn(e.options)
+	}
 	return openSQLiteConn(e.options, true)
 }
 
@@ -511,14 +604,45 @@ func (e *sqliteEngine) begin(ctx context.Context) (session, error) {
 		return nil, err
 	}
 	if e.write == nil {
-		c, err := openSQLiteConn(e.options, false)
-		if err != nil {
+		if err := e.openWriter(ctx); err != nil {
 			<-e.writer
 			return nil, err
 		}
-		e.write = c
 	}
 	return &sqliteSession{engine: e, conn: e.write}, nil
+}
+
+// openWriter opens the writing connection. The caller is the writer. Who reads a still file must be done first, and
+// such connections go: they would not see what is written.
+func (e *sqliteEngine) openWriter(ctx context.Context) (err error) {
+	if e.still { // only a writer changes it
+		for taken := range cap(e.readers) {
+			if err := e.take(ctx, e.readers); err != nil {
+				for range taken {
+					<-e.readers
+				}
+				return err
+			}
+		}
+		defer func() {
+			for range cap(e.readers) {
+				<-e.readers
+			}
+		}()
+	}
+	if e.write, err = openSQLiteConn(e.options, false); err != nil {
+		e.write = nil
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.still {
+		for _, c := range e.idle {
+			_ = c.close()
+		}
+		e.idle, e.still = nil, false
+	}
+	return nil
 }
 
 // close waits for whoever holds a connection.
@@ -555,7 +679,7 @@ func (s *sqliteSession) start() error {
 	}
 	// Immediate: a transaction that reads first and then writes could not wait for its turn, it would fail.
 	if err := s.conn.Exec("BEGIN IMMEDIATE"); err != nil {
-		return classify("sqlstore", err)
+		return s.conn.said("sqlstore", err)
 	}
 	s.begun = true
 	return nil
@@ -582,19 +706,17 @@ func (s *sqliteSession) commit() error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, sqlite3.IOERR) {
-		// The write of the log may have reached the disk before its sync failed.
-		return unavailable("sqlstore.Write", "outcome_unknown", "the storage failed while it stored this",
-			sqliteFault("", extended(err), "", ""))
+	code := onDisk(err, s.conn.path)
+	if code.Code() != sqlite3.IOERR && code.Code() != sqlite3.FULL {
+		return s.conn.failure(err)
 	}
-	return s.conn.failure(err)
-}
-
-// extended is the code of a driver's error, which is an *Error, or a bare code such as INTERRUPT.
-func extended(err error) sqlite3.ExtendedErrorCode {
-	code := sqlite3.ExtendedErrorCode(sqlite3.ERROR)
-	errors.As(err, &code)
-	return code
+	cause := sqliteFault("sqlstore.Write", code, "", "")
+	// All of it may have reached the log before what failed, and a crash now would find it there.
+	unknown := unavailable("sqlstore.Write", "outcome_unknown", "the storage failed while it stored this", cause)
+	if cause.Code == "storage_full" {
+		return cause.With(unknown) // what to do about it is clearer; see fault.Unknown
+	}
+	return unknown
 }
 
 func (s *sqliteSession) script(ctx context.Context, sql string) error {
@@ -604,7 +726,7 @@ func (s *sqliteSession) script(ctx context.Context, sql string) error {
 		}
 		if err := s.conn.Exec(sql); err != nil {
 			// A script has no values: its message is about our SQL.
-			return sqliteFault("sqlstore.Migrate", extended(err), "", err.Error())
+			return sqliteFault("sqlstore.Migrate", onDisk(err, s.conn.path), "", err.Error())
 		}
 		return nil
 	}))

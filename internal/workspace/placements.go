@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"os"
 	"path/filepath"
 
 	"claude-memory-backend/internal/fault"
@@ -88,9 +87,6 @@ func (p *Placements) Make(ctx context.Context, at tenant.Placement) (tenant.Plac
 		}
 		return at, fault.Wrap(op, host.Provision(ctx, at.Database))
 	default:
-		if err := os.MkdirAll(filepath.Dir(p.path(at.Database)), 0o700); err != nil {
-			return at, fault.New(fault.Unavailable, op, "storage_failed", "the storage does not work").With(err)
-		}
 		key := seal.NewKey()
 		if err := p.template.Create(ctx, p.path(at.Database), &key); err != nil {
 			return at, fault.Wrap(op, err)
