@@ -313,7 +313,9 @@ func TestAnUnreachableServerConcernsItsTenantsOnly(t *testing.T) {
 		}
 		clients = append(clients, c)
 	}
-	list := func(ctx context.Context, c *lab.Client) lab.Answer { return c.Do(ctx, http.MethodGet, "/conversations", nil) }
+	list := func(ctx context.Context, c *lab.Client) lab.Answer {
+		return c.Do(ctx, http.MethodGet, "/conversations", nil)
+	}
 	link.Hang()
 	var concerned *lab.Client
 	for _, c := range clients {
