@@ -15,6 +15,7 @@ import (
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 )
@@ -30,7 +31,8 @@ type Config struct {
 	Engine     *conversation.Engine
 	Bus        event.Bus
 	Sealer     event.Sealer
-	Providers  []string // provider names that projects may ask for
+	Spool      *spool.Spool // keeps what databases do not take; nil: nothing does
+	Providers  []string     // provider names that projects may ask for
 	Log        *slog.Logger
 	Now        func() time.Time
 	MaxOpen    int                                 // databases open at once (default 256)
@@ -400,6 +402,14 @@ func (e *entry) Retain() (release func()) {
 	e.leases++
 	e.pool.mu.Unlock()
 	return sync.OnceFunc(func() { e.pool.release(e) })
+}
+
+// Spool implements conversation.TenantPart.
+func (e *entry) Spool() conversation.Spool {
+	if e.pool.Spool == nil {
+		return nil // not a nil pointer in an interface
+	}
+	return e.pool.Spool.Tenant(e.id)
 }
 
 // Hint stores that something is due in this tenant, unless an earlier hint is known to be stored.
