@@ -58,6 +58,16 @@ type Job struct {
 	FinishedAt *time.Time
 }
 
+// Claim says which job somebody would take, and until when.
+type Claim struct {
+	Kinds []string
+	Only  ident.JobID // this one or none; empty: any
+	Node  string      // who takes it
+	Now   time.Time
+	Lease time.Time
+	Sole  bool // whatever runs on another node belongs to a process that died
+}
+
 // Filter narrows a listing. Zero fields do not narrow.
 type Filter struct {
 	Account ident.AccountID
@@ -72,9 +82,9 @@ type Store interface {
 	FindJob(ctx context.Context, id ident.JobID) (Job, error)
 	// ListJobs returns a page, newest first, and the next cursor.
 	ListJobs(ctx context.Context, f Filter, cursor string, limit int) ([]Job, string, error)
-	// ClaimJob takes one job of the kinds that is queued, or whose node's lease is over (with sole: whose node is
-	// another), makes it node's until lease, and counts the attempt. ok is false when there is none.
-	ClaimJob(ctx context.Context, kinds []string, node string, now, lease time.Time, sole bool) (j Job, ok bool, err error)
+	// ClaimJob takes one job of the kinds that is queued, or whose node's lease is over (with Sole: whose node is
+	// another), and counts the attempt. ok is false when there is none.
+	ClaimJob(ctx context.Context, c Claim) (j Job, ok bool, err error)
 	// RenewJob notes progress and, unless it is nil, what the work saved, and renews the lease. held is false when the
 	// job is not node's any more; cancel tells that somebody wants it to stop.
 	RenewJob(ctx context.Context, id ident.JobID, node string, lease time.Time, p Progress, saved json.RawMessage) (held, cancel bool, err error)

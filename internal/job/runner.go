@@ -147,7 +147,7 @@ func (r *Runner) next(ctx context.Context, busy *sync.WaitGroup, places chan str
 	default:
 		return false
 	}
-	j, ok, err := r.claim(ctx)
+	j, ok, err := r.claim(ctx, "")
 	if err != nil || !ok {
 		<-places
 		if err != nil && ctx.Err() == nil {
@@ -163,32 +163,30 @@ func (r *Runner) next(ctx context.Context, busy *sync.WaitGroup, places chan str
 	return true
 }
 
-func (r *Runner) claim(ctx context.Context) (Job, bool, error) {
+func (r *Runner) claim(ctx context.Context, only ident.JobID) (Job, bool, error) {
 	if ctx.Err() != nil {
 		return Job{}, false, nil
 	}
-	return r.Store.ClaimJob(ctx, slices.Sorted(maps.Keys(r.Kinds)), r.Node, r.Now(), r.until(), r.Sole)
+	return r.Store.ClaimJob(ctx, Claim{Kinds: slices.Sorted(maps.Keys(r.Kinds)), Only: only, Node: r.Node, Now: r.Now(),
+		Lease: r.until(), Sole: r.Sole})
 }
 
-// Do runs one job of this runner's store to its end, here and now: for commands that run without a server. The job
-// must be queued.
+// Do runs one job of this runner's store to its end, here and now: for commands that run without a server. When another
+// process works on it, Do returns it as it stands with code "job_elsewhere". When ctx ends first, the job is left to
+// whoever claims it next.
 func (r *Runner) Do(ctx context.Context, id ident.JobID) (Job, error) {
-	for {
-		j, ok, err := r.claim(ctx)
-		if err != nil {
-			return Job{}, err
-		}
-		if ok {
-			r.work(ctx, j)
-		}
-		now, err := r.Store.FindJob(context.WithoutCancel(ctx), id)
-		if err != nil || now.State.Final() || ctx.Err() != nil {
-			return now, err
-		}
-		if !ok {
-			return now, fault.New(fault.Unavailable, "job.Do", "job_elsewhere", "another server works on this job")
-		}
+	j, ok, err := r.claim(ctx, id)
+	if err != nil {
+		return Job{}, err
 	}
+	if ok {
+		r.work(ctx, j)
+	}
+	now, err := r.Store.FindJob(context.WithoutCancel(ctx), id)
+	if err == nil && !ok && !now.State.Final() {
+		err = fault.New(fault.Unavailable, "job.Do", "job_elsewhere", "another process works on this job")
+	}
+	return now, err
 }
 
 // work runs a claimed job and stores how it ended.

@@ -553,7 +553,7 @@ func TestPutBackThatFails(t *testing.T) {
 		s.must(err)
 		s.must(s.Store.InsertJob(t.Context(), j, event.Change{}))
 		long := time.Now().Add(-time.Hour)
-		_, ok, err := s.Store.ClaimJob(t.Context(), []string{KindRestore}, "killed", long, long, false)
+		_, ok, err := s.Store.ClaimJob(t.Context(), job.Claim{Kinds: []string{KindRestore}, Node: "killed", Now: long, Lease: long})
 		s.must(err)
 		at, err := s.Places.Make(t.Context(), tenant.Placement{Database: in.To, Kind: tenant.SQLite})
 		s.must(err)
@@ -650,7 +650,7 @@ func TestEmptiedStayEmptied(t *testing.T) {
 	j, err := svc.newJob(KindEmpty, home, eraseInput{})
 	s.must(err)
 	s.must(s.Store.InsertJob(t.Context(), j, event.Change{}))
-	_, _, err = s.Store.ClaimJob(t.Context(), []string{KindEmpty}, "node", time.Now(), time.Now().Add(time.Minute), false)
+	_, _, err = s.Store.ClaimJob(t.Context(), job.Claim{Kinds: []string{KindEmpty}, Node: "node", Now: time.Now(), Lease: time.Now().Add(time.Minute)})
 	s.must(err)
 	finished := time.Now().UTC()
 	j.State, j.FinishedAt = job.Completed, &finished

@@ -22,6 +22,7 @@ import (
 type PostgresHostOptions struct {
 	MaxConns        int         // connections for tenants' work; the pool's default when 0
 	RuntimePassword seal.Secret // of the login that we make; derived from the master key, the same on every node
+	Steps           *Steps      // that new tenants get; nil: the released ones
 }
 
 // PostgresHost is one PostgreSQL server of the operator's, in which every tenant has a schema and a role of its own.
@@ -34,6 +35,7 @@ type PostgresHost struct {
 	runtime *pgxpool.Pool // the same pool when no login was made
 	login   string        // the name tenants' roles are granted to
 	version int           // server_version_num
+	steps   []step        // that new tenants get
 	link    *link         // all tenants share the way to the server
 	texts   texts         // shared by all tenants, whose statements are the same
 }
@@ -46,7 +48,12 @@ func OpenPostgresHost(ctx context.Context, url seal.Secret, o PostgresHostOption
 	if err != nil {
 		return nil, err
 	}
-	h := &PostgresHost{}
+	if o.Steps == nil {
+		if o.Steps, err = Released(); err != nil {
+			return nil, err
+		}
+	}
+	h := &PostgresHost{steps: o.Steps.lists[Tenant][Postgres]}
 	defer func() {
 		if err != nil {
 			h.Close()
@@ -209,10 +216,6 @@ func (h *PostgresHost) Provision(ctx context.Context, id ident.DatabaseID) error
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
-	steps, err := load(embedded, Tenant, Postgres)
-	if err != nil {
-		return fault.Wrap(op, err)
-	}
 	// No schema option: the schema does not exist when the transaction begins.
 	err = h.provisioning().Write(ctx, func(tx *Tx) error {
 		var role, schema, super bool
@@ -240,8 +243,8 @@ func (h *PostgresHost) Provision(ctx context.Context, id ident.DatabaseID) error
 		if err := tx.script(ddl.String()); err != nil {
 			return err
 		}
-		for _, s := range steps {
-			if _, err := tx.apply(steps, s); err != nil {
+		for _, s := range h.steps {
+			if _, err := tx.apply(h.steps, s); err != nil {
 				return err
 			}
 		}

@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"encoding/json"
-	"strings"
 	"time"
 
 	"claude-memory-backend/internal/event"
@@ -150,17 +149,23 @@ func (s *MasterStore) ListJobs(ctx context.Context, f job.Filter, cursor string,
 }
 
 // ClaimJob implements job.Store.
-func (s *MasterStore) ClaimJob(ctx context.Context, kinds []string, node string, now, lease time.Time, sole bool) (job.Job, bool, error) {
-	if len(kinds) == 0 {
+func (s *MasterStore) ClaimJob(ctx context.Context, c job.Claim) (job.Job, bool, error) {
+	if len(c.Kinds) == 0 {
 		return job.Job{}, false, nil
 	}
-	args := make([]any, 0, len(kinds)+4)
-	for _, k := range kinds {
+	var args []any
+	for _, k := range c.Kinds {
 		args = append(args, k)
 	}
-	args = append(args, ident.Micros(now), sole, node)
-	which := ` WHERE kind IN (` + strings.Repeat("?, ", len(kinds)-1) + `?) AND (state = 'queued'
-		OR state = 'running' AND (lease_until < ? OR ? = 1 AND node <> ?)) ORDER BY id LIMIT 1`
+	kinds := places(len(args))
+	args = append(args, ident.Micros(c.Now), c.Sole, c.Node)
+	which := ` WHERE kind IN (` + kinds + `) AND (state = 'queued'
+		OR state = 'running' AND (lease_until < ? OR ? = 1 AND node <> ?))`
+	if c.Only != "" {
+		which += ` AND id = ?`
+		args = append(args, c.Only)
+	}
+	which += ` ORDER BY id LIMIT 1`
 	// Asked first without a lock: most of the time there is nothing.
 	var list []job.Job
 	if err := s.db.Read(ctx, func(b *Batch) {
@@ -176,10 +181,10 @@ func (s *MasterStore) ClaimJob(ctx context.Context, kinds []string, node string,
 			return err
 		}
 		j := &list[0]
-		j.State, j.Node, j.Lease = job.Running, node, lease
+		j.State, j.Node, j.Lease = job.Running, c.Node, c.Lease
 		j.Attempts++
 		if j.StartedAt == nil {
-			j.StartedAt = &now
+			j.StartedAt = &c.Now
 		}
 		return tx.Commit(func(b *Batch) {
 			b.Exec(`UPDATE jobs SET state = ?, node = ?, lease_until = ?, attempts = ?, started_at = ? WHERE id = ?`,

@@ -38,11 +38,13 @@ var embedded embed.FS
 type MigrateReport struct {
 	From, To int64
 	Applied  []string // "0001_first"
+	Failed   string   // the step that failed, if one did; it left nothing
 }
 
 // Migrate brings a database to the newest schema of its line. Each step is one transaction under a lock of that
 // database, so several processes may try at once; when nothing is to be done it only reads. Code "schema_newer" means
-// that a newer binary was here, "schema_damaged" that the recorded history is not ours.
+// that a newer binary was here, "schema_damaged" that the recorded history is not ours, and "migration_failed" that a
+// step does not go with what the database holds.
 func Migrate(ctx context.Context, d *DB, line Line) (MigrateReport, error) {
 	return migrate(ctx, d, embedded, line)
 }
@@ -83,18 +85,15 @@ func migrate(ctx context.Context, d *DB, fsys fs.FS, line Line) (MigrateReport, 
 	return migrateBy(ctx, d, steps)
 }
 
-// migrateBy runs those of the steps that the database has not had.
+// migrateBy applies what a database has not had of the steps.
 func migrateBy(ctx context.Context, d *DB, steps []step) (MigrateReport, error) {
 	const op = "sqlstore.Migrate"
-	applied, err := history(ctx, d)
+	at, err := stand(ctx, d, steps)
+	report := MigrateReport{From: at.Version, To: at.Version}
 	if err != nil {
-		return MigrateReport{}, fault.Wrap(op, err)
+		return report, fault.Wrap(op, err)
 	}
-	if err := compare(steps, applied); err != nil {
-		return MigrateReport{}, err
-	}
-	report := MigrateReport{From: int64(len(applied)), To: int64(len(applied))}
-	for _, s := range steps[len(applied):] {
+	for _, s := range steps[at.Version:] {
 		var ran bool
 		if err := d.write(Patient(ctx), func(tx *Tx) (err error) {
 			if err = tx.lock(); err == nil {
@@ -102,6 +101,7 @@ func migrateBy(ctx context.Context, d *DB, steps []step) (MigrateReport, error) 
 			}
 			return err
 		}); err != nil {
+			report.Failed = s.name
 			return report, fault.Wrap(op, err)
 		}
 		if ran {
@@ -110,6 +110,22 @@ func migrateBy(ctx context.Context, d *DB, steps []step) (MigrateReport, error) 
 		report.To = s.version
 	}
 	return report, nil
+}
+
+// stand compares a database with the steps.
+func stand(ctx context.Context, d *DB, steps []step) (Standing, error) {
+	applied, err := history(ctx, d)
+	if err != nil {
+		return Standing{}, err
+	}
+	at := Standing{Version: int64(len(applied))}
+	if err := compare(steps, applied); err != nil {
+		return at, err
+	}
+	for _, s := range steps[len(applied):] {
+		at.Pending = append(at.Pending, s.name)
+	}
+	return at, nil
 }
 
 // load reads the steps of a line for one engine, in order and without a gap.
@@ -213,11 +229,16 @@ func damaged(why string) error {
 func (t *Tx) lock() error {
 	if e, ok := under[*postgresEngine](t.on.engine); ok {
 		var exists bool
+		usable := true
 		if err := t.Run(func(b *Batch) {
 			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(e.schema))
 			b.One([]any{&exists}, `SELECT ? = '' OR to_regnamespace(?) IS NOT NULL`, e.schema, quoted(e.schema))
+			b.One([]any{&usable}, schemaUsable, e.schema)
 		}); err != nil {
 			return err
+		}
+		if !usable {
+			return fault.New(fault.Unavailable, "sqlstore.Migrate", "database_forbidden", "the user may not use or fill the schema")
 		}
 		if !exists { // asked first, because IF NOT EXISTS needs the right to create even when there is nothing to do
 			if err := t.script("CREATE SCHEMA " + quoted(e.schema)); err != nil {
@@ -248,10 +269,20 @@ func (t *Tx) apply(steps []step, s step) (ran bool, err error) {
 		return false, nil
 	}
 	if err := t.script(s.sql); err != nil {
-		return false, err
+		return false, misfit(s, err)
 	}
 	return true, t.Run(func(b *Batch) {
 		b.Exec(`INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES (?, ?, ?, ?)`,
 			s.version, s.name, s.checksum, time.Now().UnixMicro())
 	})
+}
+
+// misfit says of a step that the database refused that it does not go with what is there; what went wrong around it
+// (a connection, a full disk) stays what it is.
+func misfit(s step, err error) error {
+	if fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Canceled) {
+		return err
+	}
+	return fault.New(fault.Internal, "sqlstore.Migrate", "migration_failed",
+		"the step "+s.name+" does not go with what the database holds").With(err)
 }

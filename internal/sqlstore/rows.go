@@ -412,27 +412,22 @@ func portions[T any](list []T, do func(part []T)) {
 // missing row is fault.NotFound, one that does not fit into the table is code "row_damaged". It is no change: nothing
 // is appended to log or trail.
 func Put(ctx context.Context, db *DB, t Table, rows []Row) error {
-	if err := t.check(); err != nil {
+	if err := checkRows(t, rows); err != nil || len(rows) == 0 {
 		return err
 	}
-	for _, r := range rows {
-		if err := t.checkRow(r); err != nil {
-			return err
-		}
-	}
-	if len(rows) == 0 {
-		return nil
-	}
 	return fault.Wrap("sqlstore.Put", db.Write(Patient(ctx), func(tx *Tx) error {
-		return tx.Commit(func(b *Batch) {
-			head, tail := `INSERT INTO `+quoted(t.Name)+` (`+t.names()+`) VALUES `, t.onConflict()
-			portions(rows, func(part []Row) {
-				b.Exec(head+tuples(len(part), len(t.Columns))+tail, flat(part)...)
-			})
-			t.advance(b, rows)
-			t.index(b, rows)
-		})
+		return tx.Commit(func(b *Batch) { t.put(b, rows) })
 	}))
+}
+
+// put queues rows that were checked.
+func (t Table) put(b *Batch, rows []Row) {
+	head, tail := `INSERT INTO `+quoted(t.Name)+` (`+t.names()+`) VALUES `, t.onConflict()
+	portions(rows, func(part []Row) {
+		b.Exec(head+tuples(len(part), len(t.Columns))+tail, flat(part)...)
+	})
+	t.advance(b, rows)
+	t.index(b, rows)
 }
 
 func flat(rows []Row) []any {
@@ -589,19 +584,21 @@ func (s *Snapshot) Sequences(ctx context.Context) ([]Sequence, error) {
 // which a cursor may still name.
 func Advance(ctx context.Context, db *DB, list []Sequence) error {
 	return fault.Wrap("sqlstore.Advance", db.Write(Patient(ctx), func(tx *Tx) error {
-		return tx.Commit(func(b *Batch) {
-			for _, q := range list {
-				if q.Last <= 0 {
-					continue
-				}
-				if b.Dialect() == Postgres {
-					b.Query(func(Scanner) error { return nil }, setSequence, q.Table, q.Last)
-					continue
-				}
-				b.Exec(`UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?`, q.Last, q.Table)
-				b.Exec(`INSERT INTO sqlite_sequence (name, seq) SELECT ?1, ?2
-					WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = ?1)`, q.Table, q.Last)
-			}
-		})
+		return tx.Commit(func(b *Batch) { putSequences(b, list) })
 	}))
+}
+
+func putSequences(b *Batch, list []Sequence) {
+	for _, q := range list {
+		if q.Last <= 0 {
+			continue
+		}
+		if b.Dialect() == Postgres {
+			b.Query(func(Scanner) error { return nil }, setSequence, q.Table, q.Last)
+			continue
+		}
+		b.Exec(`UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?`, q.Last, q.Table)
+		b.Exec(`INSERT INTO sqlite_sequence (name, seq) SELECT ?1, ?2
+			WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = ?1)`, q.Table, q.Last)
+	}
 }

@@ -21,9 +21,18 @@ const blockSize = 4096
 // the migrations again. It is safe for concurrent use.
 type Template struct{ image []byte }
 
-// BuildTemplate migrates a temporary file and keeps its bytes. It then makes a file from them under a random key and
+// BuildTemplate is [Steps.Template] of the released steps.
+func BuildTemplate(ctx context.Context, line Line) (*Template, error) {
+	s, err := Released()
+	if err != nil {
+		return nil, err
+	}
+	return s.Template(ctx, line)
+}
+
+// Template migrates a temporary file and keeps its bytes. It then makes a file from them under a random key and
 // opens it through the encrypting layer, so a library that changed its format is noticed here and not by a tenant.
-func BuildTemplate(ctx context.Context, line Line) (_ *Template, err error) {
+func (s *Steps) Template(ctx context.Context, line Line) (_ *Template, err error) {
 	const op = "sqlstore.BuildTemplate"
 	dir, err := os.MkdirTemp("", "memoryd-template-")
 	if err != nil {
@@ -35,7 +44,7 @@ func BuildTemplate(ctx context.Context, line Line) (_ *Template, err error) {
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	report, err := Migrate(ctx, db, line)
+	report, err := s.Migrate(ctx, db, line)
 	// Closing folds the write-ahead log into the file; the header keeps saying WAL.
 	if err := errors.Join(err, db.Close()); err != nil {
 		return nil, fault.Wrap(op, err)

@@ -1,0 +1,122 @@
+package sqlstore
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+)
+
+// Past is a state of a database that it had at an older version of its schema.
+type Past struct {
+	Version int64
+	// Rows puts all rows, in an order in which references come after what they refer to. It may be called again from the
+	// beginning.
+	Rows      func(put func(t Table, rows []Row) error) error
+	Sequences []Sequence
+	// Agree, unless it is nil, is asked before anything is lost, with the end of the log as it is now.
+	Agree func(head event.Seq) error
+}
+
+// Rebuild makes a database what it was: our tables go, with everything in them, and those of the older version come
+// with the rows of the past. It is one transaction, so whatever fails leaves the database as it is. Tables that are not
+// ours stay. What somebody else made that depends on ours (a view) makes it fail. Whoever has the database open must
+// read only.
+func (s *Steps) Rebuild(ctx context.Context, d *DB, line Line, past Past) error {
+	const op = "sqlstore.Rebuild"
+	steps := s.lists[line][d.Dialect()]
+	if past.Version < 1 || past.Version > int64(len(steps)) {
+		return fault.New(fault.Internal, op, "", "there is no such version of the schema")
+	}
+	return fault.Wrap(op, d.write(Patient(ctx), func(tx *Tx) error {
+		if err := tx.lock(); err != nil {
+			return err
+		}
+		var head event.Seq
+		var there []string
+		if err := tx.Run(func(b *Batch) {
+			b.One([]any{&head}, `SELECT seq FROM log_head`+b.Dialect().ForUpdate())
+			b.Query(func(s Scanner) error {
+				var name string
+				err := s.Scan(&name)
+				there = append(there, name)
+				return err
+			}, b.Dialect().Pick(`SELECT name FROM sqlite_schema WHERE type = 'table'`,
+				`SELECT tablename FROM pg_tables WHERE schemaname = current_schema()`))
+		}); err != nil {
+			return err
+		}
+		if past.Agree != nil {
+			if err := past.Agree(head); err != nil {
+				return err
+			}
+		}
+		ddl := dropTables(tx.Dialect(), line, there)
+		if err := tx.script(ddl + historyTable); err != nil {
+			return err
+		}
+		for _, step := range steps[:past.Version] {
+			if _, err := tx.apply(steps, step); err != nil {
+				return err
+			}
+		}
+		// What the steps put into their tables may have been deleted in the past.
+		tables, err := listTables(tx.Run)
+		if err != nil {
+			return err
+		}
+		if err := tx.Run(func(b *Batch) {
+			for _, t := range slices.Backward(tables) {
+				b.Exec(`DELETE FROM ` + quoted(t.Name))
+			}
+		}); err != nil {
+			return err
+		}
+		if err := past.Rows(func(t Table, rows []Row) error {
+			if err := checkRows(t, rows); err != nil || len(rows) == 0 {
+				return err
+			}
+			return tx.Run(func(b *Batch) { t.put(b, rows) })
+		}); err != nil {
+			return err
+		}
+		return tx.Commit(func(b *Batch) { putSequences(b, past.Sequences) })
+	}))
+}
+
+// dropTables drops all tables of ours that are there: what refers to others goes first.
+func dropTables(d Dialect, line Line, there []string) string {
+	ours := masterTables[:]
+	if line == Tenant {
+		ours = tenantTables[:]
+	}
+	list := append(slices.Clone(unlisted[:]), ours...)
+	slices.Reverse(list[len(unlisted):])
+	var names []string
+	for _, name := range list {
+		if slices.Contains(there, name) {
+			names = append(names, quoted(name))
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	if d == Postgres {
+		return `DROP TABLE ` + strings.Join(names, ", ") + `;`
+	}
+	return `DROP TABLE ` + strings.Join(names, `; DROP TABLE `) + `;`
+}
+
+func checkRows(t Table, rows []Row) error {
+	if err := t.check(); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if err := t.checkRow(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
