@@ -171,9 +171,13 @@ func (s *Service) Messages(ctx context.Context, actor ident.Actor, id ident.Conv
 			return nil, "", fault.Wrap(op, err)
 		}
 		settled := false
-		for _, m := range ms {
+		for i, m := range ms {
 			if m.State == Streaming && s.engine.dead(m.Turn, m.Node, m.Lease) {
-				if err := s.settle(ctx, m.Turn); err != nil {
+				switch err := s.settle(ctx, m.Turn); {
+				case unwritable(err):
+					ms[i].State = Interrupted
+					continue
+				case err != nil:
 					return nil, "", fault.Wrap(op, err)
 				}
 				settled = true
@@ -204,7 +208,12 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 		return Exchange{}, err
 	}
 	if !t.State.Final() && s.engine.dead(t.ID, t.Node, t.Lease) {
-		if err := s.settle(ctx, turn); err != nil {
+		err := s.settle(ctx, turn)
+		if unwritable(err) {
+			t.State, assistant.State = Interrupted, Interrupted
+			return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
+		}
+		if err != nil {
 			return Exchange{}, err
 		}
 		if t, user, assistant, err = s.store.FindTurn(ctx, id, turn); err != nil {
@@ -212,6 +221,13 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 		}
 	}
 	return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
+}
+
+// unwritable reports whether something was not stored because the data may only be read at the moment. What a reader is
+// to see is then shown without being stored.
+func unwritable(err error) bool {
+	code := fault.CodeOf(err)
+	return code == "tenant_read_only" || code == "tenant_quarantined"
 }
 
 // settle marks a turn interrupted whose owner is gone, unless the spool knows more of it. It changes nothing when the turn

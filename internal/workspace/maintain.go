@@ -122,7 +122,10 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 	if err == nil {
 		next, err = ws.Conversations.Sweep(look)
 	}
-	if err != nil {
+	switch {
+	case err != nil && ws.entry.refuses(ws.Tenant) != nil:
+		next = p.Now().Add(mendPause) // nothing may be changed there; readers are shown how it is
+	case err != nil:
 		p.Log.Warn("tenant not looked after", "code", fault.CodeOf(err), "tenant", id)
 		next = p.Now().Add(2 * pause)
 	}

@@ -76,7 +76,7 @@ type entry struct {
 	id    ident.TenantID
 	ready chan struct{} // closed when open or failed
 	err   error         // why it failed
-	until time.Time     // failed: when the next attempt may be made
+	until time.Time     // failed, or opened with an older schema: when the next attempt may be made
 
 	tenant tenant.Tenant // guarded by pool.mu once ready
 	db     *sqlstore.DB
@@ -95,10 +95,12 @@ const (
 	// pause is how long a tenant that could not be opened is refused without another attempt. It is as long as a circuit
 	// before a server stays open: the attempt after it is the one that tries the server, or is refused as quickly.
 	pause = 2 * time.Second
-	// openTimeout bounds an opening, migration included.
+	// openTimeout bounds each part of an opening but a migration, which has stepTimeout.
 	openTimeout = time.Minute
 	// turnTime is ten times what opening a file takes.
 	turnTime = 50 * time.Millisecond
+	// mendPause is how long a tenant is served with an older schema before its migration is tried once more.
+	mendPause = time.Minute
 	// roomPatience is how long a caller waits in a pool that is full of leased databases.
 	roomPatience = 2 * time.Second
 )
@@ -187,7 +189,7 @@ func (p *Pool) lease(ctx context.Context, id ident.TenantID) (e *entry, opener b
 				RetryAfter(2 * time.Second)
 		}
 		if e := p.entries[id]; e != nil {
-			if failed(e) && !p.Now().Before(e.until) && e.leases == 0 {
+			if e.leases == 0 && again(e, p.Now()) {
 				p.drop(e)
 				continue
 			}
@@ -279,6 +281,16 @@ func (p *Pool) drop(e *entry) {
 	})
 }
 
+// again reports whether it is time to open an entry once more: one that failed, or that has an older schema.
+func again(e *entry, now time.Time) bool {
+	select {
+	case <-e.ready:
+		return !now.Before(e.until) && (e.err != nil || !e.until.IsZero())
+	default:
+		return false
+	}
+}
+
 func failed(e *entry) bool {
 	select {
 	case <-e.ready:
@@ -316,10 +328,8 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	// The opening's own lease goes first: whoever sees the entry ready counts the callers' leases only.
 	defer close(e.ready)
 	defer p.release(e)
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
 	begun := time.Now()
-	t, err := p.Directory.FindTenant(ctx, e.id)
+	t, err := p.find(ctx, e.id)
 	if err == nil && t.Placement.Kind == tenant.SQLite {
 		var done func()
 		if done, err = p.turn(ctx); err == nil {
@@ -330,6 +340,8 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 		e.tenant = t
 		e.db, err = p.openDatabase(ctx, &e.tenant)
 	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
 	if err == nil {
 		e.store = sqlstore.NewTenantStore(e.db, func(seq event.Seq) {
 			p.Bus.Publish(context.Background(), event.Signal{Topic: string(e.id), Kind: event.Committed, Seq: seq})
@@ -344,6 +356,9 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 		// changed stays as it is.
 		if _, err = e.ws.Conversations.Sweep(ctx); err != nil && e.refuses(e.tenant) != nil {
 			err = nil
+		}
+		if p := e.tenant.Schema.Problem; p != "" && p != tenant.SchemaHeld {
+			e.until = e.pool.Now().Add(mendPause)
 		}
 		if err != nil {
 			_ = e.db.Close()
@@ -384,6 +399,12 @@ func (p *Pool) turn(ctx context.Context) (done func(), err error) {
 		late.Stop()
 		end()
 	}, nil
+}
+
+func (p *Pool) find(ctx context.Context, id ident.TenantID) (tenant.Tenant, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	return p.Directory.FindTenant(ctx, id)
 }
 
 // unavailable makes any failure to open one tenant's database Unavailable with a hint when to come back.
