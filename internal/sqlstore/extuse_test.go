@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/goleak"
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -533,6 +534,8 @@ func (c *counted) Close() error {
 }
 
 func TestBoundsOfConnections(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	// A server that lets everybody in and answers when it is told to.
 	answer := make(chan struct{})
 	port, count := serve(t, func(e *evil) {
