@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,7 @@ type Pool struct {
 	room    chan struct{} // closed, and replaced, when there may be room for those who wait
 	waiting bool          // somebody waits for room
 	leaving int           // databases that are being closed
+	turns   chan struct{} // as full as files are being opened
 	closed  bool
 	told    event.Seq      // how far the master's log was followed
 	heard   time.Time      // when that was last done
@@ -93,6 +95,8 @@ const (
 	pause = 2 * time.Second
 	// openTimeout bounds an opening, migration included.
 	openTimeout = time.Minute
+	// turnTime is ten times what opening a file takes.
+	turnTime = 50 * time.Millisecond
 	// roomPatience is how long a caller waits in a pool that is full of leased databases.
 	roomPatience = 2 * time.Second
 )
@@ -111,7 +115,8 @@ func NewPool(c Config) *Pool {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{})}
+	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{}),
+		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))}
 }
 
 // Acquire opens the tenant's database if needed and takes a lease on it. The caller must Release. It is NotFound,
@@ -313,6 +318,12 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	defer cancel()
 	begun := time.Now()
 	t, err := p.Directory.FindTenant(ctx, e.id)
+	if err == nil && t.Placement.Kind == tenant.SQLite {
+		var done func()
+		if done, err = p.turn(ctx); err == nil {
+			defer done()
+		}
+	}
 	if err == nil {
 		e.tenant = t
 		e.db, err = p.openDatabase(ctx, &e.tenant)
@@ -353,6 +364,24 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			e.err = unavailable(err)
 		}
 	}
+}
+
+// turn waits for one's turn to open a file, and returns what ends it. Opening is work for the processor: a core stays
+// free for those whose databases are open, however many are opened at once. Who takes long waits for something else,
+// or migrates, and gives the turn up meanwhile.
+func (p *Pool) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case p.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fault.New(fault.Unavailable, "workspace.Pool", "too_many_tenants", "too many databases are being opened: try again in a moment").
+			RetryAfter(pause)
+	}
+	end := sync.OnceFunc(func() { <-p.turns })
+	late := time.AfterFunc(turnTime, end)
+	return func() {
+		late.Stop()
+		end()
+	}, nil
 }
 
 // unavailable makes any failure to open one tenant's database Unavailable with a hint when to come back.
