@@ -72,7 +72,7 @@ func variables() []variable {
 		{"OUTBOUND_ALLOW", "", false, each(network), "networks, besides public ones, that addresses given by users may reach"},
 		{"BACKUP_URL", "", true, storageAddress, "where backups lie: a folder, or s3://KEY:SECRET@HOST/BUCKET"},
 		{"SQLITE_SYNCHRONOUS", "FULL", false, words("FULL", "EXTRA", "NORMAL"), "durability of SQLite commits; NORMAL may lose the last ones in a power cut"},
-		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the descriptor limit"},
+		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the limits of descriptors and memory"},
 		{"AI_PROVIDER", "", false, words("anthropic", "n8n", "scripted"), "who answers by default; empty: what is configured"},
 		{"ANTHROPIC_API_KEY", "", true, anyText, "key for the Anthropic API"},
 		{"ANTHROPIC_BASE_URL", "", false, httpURL, "another server that speaks the Anthropic API"},
