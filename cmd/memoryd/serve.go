@@ -223,20 +223,6 @@ func loadPrices(s *settings) (*claude.Prices, error) {
 	return prices, nil
 }
 
-// maxOpen sizes the pool of open tenants from the descriptor limit: a SQLite connection holds three descriptors, an
-// open tenant up to three connections, and the rest of the server needs some too.
-func maxOpen(s *settings) int {
-	if n := s.number("MAX_OPEN_TENANTS"); n > 0 {
-		return n
-	}
-	const perTenant, reserve, most = 9, 1024, 4096
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
-		return most
-	}
-	return min(max((int(limit.Cur)-reserve)/perTenant, 64), most)
-}
-
 // announce prints where the server listens and what it runs on.
 func announce(ctx context.Context, out io.Writer, s *settings, in *install, m models, accounts setupTokens, addr net.Addr) {
 	where := addr.String()

@@ -72,7 +72,7 @@ func variables() []variable {
 		{"OUTBOUND_ALLOW", "", false, each(network), "networks, besides public ones, that addresses given by users may reach"},
 		{"BACKUP_URL", "", true, storageAddress, "where backups lie: a folder, or s3://KEY:SECRET@HOST/BUCKET"},
 		{"SQLITE_SYNCHRONOUS", "FULL", false, words("FULL", "EXTRA", "NORMAL"), "durability of SQLite commits; NORMAL may lose the last ones in a power cut"},
-		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the descriptor limit"},
+		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the limits of descriptors and memory"},
 		{"SPOOL_MB", "256", false, number(1, 1_000_000), "megabytes that answers may take under STORAGE_PATH while their tenants' databases are away"},
 		{"SPOOL_TENANT_MB", "32", false, number(1, 1_000_000), "of one tenant"},
 		{"SPOOL_TURN_MB", "8", false, number(1, 1_000_000), "of one answer"},
