@@ -90,6 +90,9 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	tenants := newTenants(in, log, bus, pool, node)
 	jobs := job.NewRunner(job.Config{Store: in.store, Node: node, Sole: in.sole, Kinds: tenants.Work(), Log: log})
 	tenants.Wake = jobs.Wake
+	if kept != nil {
+		tenants.Spools = func(_ context.Context, id ident.TenantID) error { return kept.Discard(id) }
+	}
 	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, kept, meters)
 	if err != nil {
 		return err
