@@ -21,7 +21,7 @@ func lockFolder(dir string) (unlock func(), err error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another memoryd already works in %s: stop it, or set STORAGE_PATH to another folder", dir)
+			return nil, fmt.Errorf("%w in %s: stop it, or set STORAGE_PATH to another folder", errFolderTaken, dir)
 		}
 		return nil, fmt.Errorf("the storage folder cannot be locked: %w", err)
 	}

@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/relocate"
+	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
+)
+
+type tenantCmd struct {
+	List    tenantListCmd    `cmd:"" help:"List tenants with their states and placements."`
+	Show    tenantShowCmd    `cmd:"" help:"Show a tenant and its databases."`
+	Move    tenantMoveCmd    `cmd:"" help:"Move a tenant to another kind of hosted place, or to one of its databases, while it is used."`
+	Rekey   tenantRekeyCmd   `cmd:"" help:"Write a tenant's file anew under a new key."`
+	State   tenantStateCmd   `cmd:"" help:"Make a tenant active, read_only, suspended or quarantined."`
+	Erase   tenantEraseCmd   `cmd:"" help:"Erase an account with everything it wrote, and print a signed receipt."`
+	Receipt tenantReceiptCmd `cmd:"" help:"Check the signature of a receipt."`
+}
+
+// whole is what a tenant command works with.
+type whole struct {
+	in   *install
+	svc  *relocate.Service
+	jobs *job.Runner
+	// alone says that no server runs: jobs are done here.
+	alone bool
+}
+
+// withTenants opens the installation: alone where no server holds the folder, else beside it.
+func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
+	log, closeLog := newLog(p.settings, p.stderr)
+	defer closeLog()
+	bus := event.NewLocalBus()
+	in, err := openInstall(ctx, p.settings, log, bus, true)
+	alone := err == nil && in.sole
+	if errors.Is(err, errFolderTaken) {
+		in, err = openInstall(ctx, p.settings, log, bus, false)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { warn(log, "databases", in.close()) }()
+	node := "command " + string(ident.New[ident.EventID]())
+	engine := conversation.NewEngine(conversation.Config{Node: node, Sole: alone, Bus: bus, Log: log})
+	pool := workspace.NewPool(workspace.Config{Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store,
+		Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus, Sealer: in.keys, Log: log, Sole: alone})
+	defer func() { warn(log, "tenants", pool.Close(context.WithoutCancel(ctx))) }()
+	w := &whole{in: in, alone: alone, svc: newTenants(in, log, bus, pool, node)}
+	w.jobs = job.NewRunner(job.Config{Store: in.store, Node: node, Sole: alone, Kinds: w.svc.Work(), Log: log})
+	return do(w)
+}
+
+// errFolderTaken says that a server works in the storage folder.
+var errFolderTaken = errors.New("another memoryd already works")
+
+// find takes a tenant's id or the e-mail address of its account.
+func (w *whole) find(ctx context.Context, who string) (tenant.Tenant, error) {
+	id := ident.TenantID(who)
+	if strings.Contains(who, "@") {
+		a, _, err := w.in.store.FindByEmail(ctx, account.Fold(who))
+		if err != nil {
+			return tenant.Tenant{}, fmt.Errorf("there is no account with this e-mail address")
+		}
+		id = a.Tenant
+	}
+	t, err := w.in.store.FindTenant(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		return t, fmt.Errorf("there is no tenant %s", who)
+	}
+	return t, err
+}
+
+// follow brings a job to its end: here when no server runs, else by looking at it. Interrupting the command leaves a
+// server's job running.
+func (w *whole) follow(ctx context.Context, p *program, j job.Job) (job.Job, error) {
+	shown := newProgress(p.stderr)
+	defer shown.end()
+	if w.alone {
+		done, err := w.jobs.Do(ctx, j.ID)
+		if err != nil {
+			return done, err
+		}
+		return done, outcome(done)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		now, err := w.in.store.FindJob(ctx, j.ID)
+		if err != nil {
+			return now, err
+		}
+		shown.show(now.Progress.Done, now.Progress.Total, now.Progress.Unit)
+		if now.State.Final() {
+			return now, outcome(now)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return now, fmt.Errorf("job %s goes on in the server", j.ID)
+		}
+	}
+}
+
+func outcome(j job.Job) error {
+	switch {
+	case j.State == job.Completed:
+		return nil
+	case j.Failure != nil:
+		return fmt.Errorf("job %s %s: %s: %s", j.ID, j.State, j.Failure.Code, j.Failure.Detail)
+	}
+	return fmt.Errorf("job %s is %s", j.ID, j.State)
+}
+
+type tenantListCmd struct {
+	State string `help:"Only those in this state."`
+	JSON  bool   `name:"json" help:"One JSON object per line."`
+}
+
+// Run lists all tenants.
+func (c tenantListCmd) Run(ctx context.Context, p *program) error {
+	return withTenants(ctx, p, func(w *whole) error {
+		out := tabwriter.NewWriter(p.stdout, 0, 4, 2, ' ', 0)
+		if !c.JSON {
+			fmt.Fprintln(out, "TENANT\tACCOUNT\tSTATE\tPLACE\tSCHEMA\tBYTES")
+		}
+		for after := ident.TenantID(""); ; {
+			page, err := w.in.store.ListTenants(ctx, after, 200)
+			if err != nil {
+				return err
+			}
+			for _, t := range page {
+				after = t.ID
+				if c.State != "" && string(t.Shown()) != c.State {
+					continue
+				}
+				size := w.size(ctx, t)
+				schema := fmt.Sprint(t.Schema.Version)
+				if t.Schema.Problem != "" {
+					schema += " " + t.Schema.Problem
+				}
+				if c.JSON {
+					raw, err := json.Marshal(map[string]any{"tenant": t.ID, "account": t.Account, "state": t.Shown(),
+						"kind": relocate.KindName(t.Placement.Kind), "database": t.Placement.Database, "schema_version": t.Schema.Version,
+						"schema_problem": t.Schema.Problem, "size_bytes": size})
+					if err != nil {
+						return err
+					}
+					fmt.Fprintln(p.stdout, string(raw))
+					continue
+				}
+				fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%d\n", t.ID, t.Account, t.Shown(), relocate.KindName(t.Placement.Kind), schema, size)
+			}
+			if len(page) == 0 {
+				return out.Flush()
+			}
+		}
+	})
+}
+
+// size is what was last noted of the active database.
+func (w *whole) size(ctx context.Context, t tenant.Tenant) int64 {
+	d, err := w.in.store.FindDatabase(ctx, t.ID, t.Placement.Database)
+	if err != nil {
+		return 0
+	}
+	return d.Facts.SizeBytes
+}
+
+type tenantShowCmd struct {
+	Who string `arg:"" help:"The tenant's id, or the e-mail address of its account."`
+}
+
+// Run shows one tenant.
+func (c tenantShowCmd) Run(ctx context.Context, p *program) error {
+	return withTenants(ctx, p, func(w *whole) error {
+		t, err := w.find(ctx, c.Who)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(p.stdout, "tenant:  %s\naccount: %s\nstate:   %s\nschema:  %d %s\n", t.ID, t.Account, t.Shown(), t.Schema.Version, t.Schema.Problem)
+		if t.Job != "" {
+			fmt.Fprintf(p.stdout, "job:     %s\n", t.Job)
+		}
+		list, err := w.in.store.ListDatabases(ctx, t.ID)
+		if err != nil {
+			return err
+		}
+		out := tabwriter.NewWriter(p.stdout, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(out, "DATABASE\tNAME\tKIND\tSTATE\tBYTES")
+		for _, d := range list {
+			fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%d\n", d.ID(), d.Name, relocate.KindName(d.Placement.Kind), d.State, d.Facts.SizeBytes)
+		}
+		return out.Flush()
+	})
+}
+
+type tenantMoveCmd struct {
+	Who string `arg:"" help:"The tenant's id, or the e-mail address of its account."`
+	To  string `required:"" help:"sqlite, postgres, or one of the tenant's databases (db_…)."`
+}
+
+// Run moves a tenant.
+func (c tenantMoveCmd) Run(ctx context.Context, p *program) error {
+	return withTenants(ctx, p, func(w *whole) error {
+		t, err := w.find(ctx, c.Who)
+		if err != nil {
+			return err
+		}
+		var j job.Job
+		switch {
+		case c.To == string(tenant.SQLite), c.To == string(tenant.Postgres):
+			j, err = w.svc.MoveHosted(ctx, asOperator(), t.ID, tenant.Kind(c.To), "")
+		case strings.HasPrefix(c.To, ident.DatabaseID("").Prefix()):
+			j, err = w.svc.Activate(ctx, asOperator(), t.ID, ident.DatabaseID(c.To), nil)
+		default:
+			return usageError{errors.New("--to is sqlite, postgres, or the id of one of the tenant's databases")}
+		}
+		if err != nil {
+			return err
+		}
+		return w.report(ctx, p, j)
+	})
+}
+
+// report follows a move and says what came of it.
+func (w *whole) report(ctx context.Context, p *program, j job.Job) error {
+	j, err := w.follow(ctx, p, j)
+	if err != nil {
+		return err
+	}
+	var r relocate.MoveReport
+	if err := json.Unmarshal(j.Report, &r); err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "moved from %s (%s) to %s (%s): %d rows, requests waited %d ms\n", r.From, r.FromKind, r.To, r.ToKind, r.Rows, r.PausedMS)
+	return nil
+}
+
+type tenantRekeyCmd struct {
+	Who string `arg:"" help:"The tenant's id, or the e-mail address of its account."`
+}
+
+// Run writes a file anew.
+func (c tenantRekeyCmd) Run(ctx context.Context, p *program) error {
+	return withTenants(ctx, p, func(w *whole) error {
+		t, err := w.find(ctx, c.Who)
+		if err != nil {
+			return err
+		}
+		j, err := w.svc.Rekey(ctx, asOperator(), t.ID)
+		if err != nil {
+			return err
+		}
+		return w.report(ctx, p, j)
+	})
+}
+
+type tenantStateCmd struct {
+	Who   string `arg:"" help:"The tenant's id, or the e-mail address of its account."`
+	State string `arg:"" enum:"active,read_only,suspended,quarantined" help:"active, read_only, suspended or quarantined."`
+}
+
+// Run changes a state. Running servers hear of it within a second.
+func (c tenantStateCmd) Run(ctx context.Context, p *program) error {
+	return withTenants(ctx, p, func(w *whole) error {
+		t, err := w.find(ctx, c.Who)
+		if err != nil {
+			return err
+		}
+		if t, err = w.svc.SetState(ctx, asOperator(), t.ID, tenant.State(c.State)); err != nil {
+			return err
+		}
+		fmt.Fprintf(p.stdout, "%s is %s\n", t.ID, t.State)
+		return nil
+	})
+}
+
+type tenantEraseCmd struct {
+	Who     string `arg:"" help:"The tenant's id, or the e-mail address of its account."`
+	Yes     bool   `help:"Erase without asking."`
+	Receipt string `help:"Write the receipt to this file too." type:"path"`
+}
+
+// Run erases an account.
+func (c tenantEraseCmd) Run(ctx context.Context, p *program) error {
+	return withTenants(ctx, p, func(w *whole) error {
+		t, err := w.find(ctx, c.Who)
+		if err != nil {
+			return err
+		}
+		if err := confirmed(p, c.Yes, "the account "+string(t.Account)+" and everything it wrote is erased for good"); err != nil {
+			return err
+		}
+		j, err := w.svc.Erase(ctx, asOperator(), t.ID, relocate.EraseAccount)
+		if err != nil {
+			return err
+		}
+		if j, err = w.follow(ctx, p, j); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.stdout, string(j.Report))
+		if c.Receipt == "" {
+			return nil
+		}
+		return writeKept(c.Receipt, append(j.Report, '\n'))
+	})
+}
+
+type tenantReceiptCmd struct {
+	File string `arg:"" help:"The receipt." type:"existingfile"`
+}
+
+// Run checks a receipt.
+func (c tenantReceiptCmd) Run(ctx context.Context, p *program) error {
+	raw, err := os.ReadFile(c.File)
+	if err != nil {
+		return err
+	}
+	var r relocate.Receipt
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return errors.New("this is no receipt")
+	}
+	return withTenants(ctx, p, func(w *whole) error {
+		if !w.svc.Check(r) {
+			return errors.New("this receipt was not signed by this installation, or was changed since")
+		}
+		fmt.Fprintf(p.stdout, "the receipt is genuine: %s of %s, %s\n", r.What, r.Tenant, r.At.Format(time.RFC3339))
+		return nil
+	})
+}
+
+// asOperator is who runs these commands.
+func asOperator() ident.Actor { return ident.Actor{System: true, Name: "operator"} }
