@@ -40,6 +40,7 @@ var rooms = map[string]room{
 
 	"internal/event":  {floor: 1, note: "the log and the bus"},
 	"internal/tenant": {floor: 1, note: "where a tenant's database lives"},
+	"internal/spool":  {floor: 1, note: "what a tenant's database does not take, sealed on this machine's disk"},
 
 	"internal/job": {floor: 1.5, note: "long work: state, progress, report, cancel"},
 

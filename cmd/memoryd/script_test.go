@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,8 +24,8 @@ import (
 	"claude-memory-backend/internal/pgtest"
 )
 
-// Stories: testdata/script/*.txtar, told twice on the real binary, once on each engine. Beside what testscript brings
-// they use:
+// Stories: testdata/script/*.txtar, told twice on the real binary, once on each engine, PostgreSQL behind a PgBouncer in
+// transaction mode. Beside what testscript brings they use:
 //
 //	serve [@NAME] [VAR=VALUE…]   starts a server on a free port and waits until it answers; ! serve: it must refuse,
 //	                             and stdout and stderr hold what it said
@@ -33,16 +36,33 @@ import (
 //	exits CODE COMMAND…          runs a command, which must end with that exit code
 //	lines FILE N                 the file (or stdout) has N lines
 //	take NAME FILE REGEXP        puts what matches in the file into $NAME
+//	logged [@NAME] REGEXP        waits until the server's log has a match
+//	digest FILE FOLDER           writes size, time of change and hash of every database file below the folder into FILE
+//	owndb NAME                   a fresh PostgreSQL database such as a user has: its address in $NAME, the password in
+//	                             it in $NAME_PASSWORD
 //
 // and the commands of scripthttp_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite], [postgres] and
 // [external] tell where tenants live; with [external] the master database is SQLite, so [sqlite] holds too.
 func TestStories(t *testing.T) {
 	path := binary(t)
+	pooler, err := url.Parse(pgtest.Pooled(t, pgtest.URL(t), 10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Through PgBouncer: what works there works without it, as the crash harness shows.
+	pooled := func(t testing.TB) string {
+		u, err := url.Parse(pgtest.URL(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Host = pooler.Host
+		return u.String()
+	}
 	for engine, place := range map[string]func(testing.TB, *testscript.Env){
 		"sqlite": func(testing.TB, *testscript.Env) {},
 		"postgres": func(t testing.TB, env *testscript.Env) {
-			env.Setenv("MASTER_DATABASE_URL", pgtest.URL(t))
-			env.Setenv("TENANT_DATABASE_URLS", pgtest.URL(t))
+			env.Setenv("MASTER_DATABASE_URL", pooled(t))
+			env.Setenv("TENANT_DATABASE_URLS", pooled(t))
 		},
 		// Everybody who registers brings a PostgreSQL of their own and moves there first (see cmdRegister).
 		"external": func(t testing.TB, env *testscript.Env) {
@@ -59,7 +79,7 @@ func TestStories(t *testing.T) {
 					env.Setenv("STORAGE_PATH", filepath.Join(env.WorkDir, "storage"))
 					env.Setenv("PORT", "0")
 					place(tb, env)
-					s := newStory(env.WorkDir)
+					s := newStory(tb, env.WorkDir)
 					env.Values[storyKey{}] = s
 					env.Defer(func() { s.close(tb) })
 					return nil
@@ -89,13 +109,14 @@ type storyKey struct{}
 
 // story is what one script's commands share.
 type story struct {
+	t       testing.TB
 	dir     string
 	servers map[string]*server
 	*browser
 }
 
-func newStory(dir string) *story {
-	return &story{dir: dir, servers: make(map[string]*server), browser: newBrowser()}
+func newStory(t testing.TB, dir string) *story {
+	return &story{t: t, dir: dir, servers: make(map[string]*server), browser: newBrowser()}
 }
 
 func storyOf(ts *testscript.TestScript) *story {
@@ -182,6 +203,54 @@ func storyCommands() map[string]func(*testscript.TestScript, bool, []string) {
 				ts.Fatalf("no match in %s", args[1])
 			}
 			ts.Setenv(args[0], found)
+		},
+		"logged": func(ts *testscript.TestScript, _ bool, args []string) {
+			name, rest := named(args)
+			if len(rest) != 1 {
+				ts.Fatalf("usage: logged [@NAME] REGEXP")
+			}
+			re, err := regexp.Compile(rest[0])
+			ts.Check(err)
+			for deadline := time.Now().Add(patience); !re.MatchString(ts.ReadFile("log" + name)); time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					ts.Fatalf("the log has no %s", rest[0])
+				}
+			}
+		},
+		"digest": func(ts *testscript.TestScript, _ bool, args []string) {
+			if len(args) != 2 {
+				ts.Fatalf("usage: digest FILE FOLDER")
+			}
+			var lines strings.Builder
+			ts.Check(filepath.WalkDir(ts.MkAbs(args[1]), func(path string, d fs.DirEntry, err error) error {
+				if err != nil || filepath.Ext(path) != ".db" {
+					return err
+				}
+				raw, err := os.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				info, err := d.Info()
+				if err == nil {
+					fmt.Fprintf(&lines, "%s %d %s %x\n", d.Name(), len(raw), info.ModTime().Format(time.RFC3339Nano), sha256.Sum256(raw))
+				}
+				return err
+			}))
+			if lines.Len() == 0 {
+				ts.Fatalf("there is no database file below %s", args[1])
+			}
+			ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(lines.String()), 0o600))
+		},
+		"owndb": func(ts *testscript.TestScript, _ bool, args []string) {
+			if len(args) != 1 {
+				ts.Fatalf("usage: owndb NAME")
+			}
+			u, err := url.Parse(pgtest.URL(storyOf(ts).t))
+			ts.Check(err)
+			secret, _ := u.User.Password()
+			u.RawQuery = "sslmode=disable"
+			ts.Setenv(args[0], u.String())
+			ts.Setenv(args[0]+"_PASSWORD", secret)
 		},
 		"lines": func(ts *testscript.TestScript, _ bool, args []string) {
 			if n := strings.Count(ts.ReadFile(args[0]), "\n"); len(args) != 2 || strconv.Itoa(n) != args[1] {

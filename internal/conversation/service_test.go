@@ -28,9 +28,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type part struct {
 	mu    sync.Mutex
 	hints []time.Time
+	spool conversation.Spool
 }
 
 func (*part) Retain() func() { return func() {} }
+
+func (p *part) Spool() conversation.Spool { return p.spool }
 
 func (p *part) Hint(_ context.Context, due time.Time) error {
 	p.mu.Lock()

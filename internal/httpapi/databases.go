@@ -24,7 +24,7 @@ type databaseView struct {
 	Port          *int       `json:"port"`
 	Database      *string    `json:"database"`
 	Username      *string    `json:"username"`
-	TLS           *string    `json:"tls" enum:"verify-full,disable"`
+	TLS           *string    `json:"tls" doc:"verify-full or disable; null for a hosted database"`
 	SchemaVersion *int64     `json:"schema_version" doc:"Of the tables there, as last seen"`
 	SizeBytes     *int64     `json:"size_bytes" doc:"What they take, as last seen"`
 	Problem       *string    `json:"problem" doc:"Code of what was wrong when it was last looked at"`
@@ -282,16 +282,18 @@ type testReportView struct {
 	Reachable     bool           `json:"reachable" doc:"A connection was made, and the login accepted"`
 	LatencyMS     float64        `json:"latency_ms" doc:"Of one round trip"`
 	ServerVersion *string        `json:"server_version" example:"17.2"`
-	TLS           *tlsView       `json:"tls" doc:"null for a connection without"`
+	TLS           tlsView        `json:"tls"`
 	Privileges    privilegesView `json:"privileges"`
 	Schema        string         `json:"schema" enum:"none,ours,newer,damaged" doc:"What is there under the name of our schema"`
 	SchemaVersion int64          `json:"schema_version" doc:"Of our tables there; 0 without"`
 	Problems      []findingView  `json:"problems" nullable:"false"`
 }
 
+// tlsView is how the connection was protected.
 type tlsView struct {
-	Version  string `json:"version" example:"1.3"`
-	Verified bool   `json:"verified" doc:"The certificate is valid and names the host"`
+	Encrypted bool    `json:"encrypted"`
+	Version   *string `json:"version" example:"1.3"`
+	Verified  bool    `json:"verified" doc:"The certificate is valid and names the host"`
 }
 
 // privilegesView is what the login may do.
@@ -312,10 +314,8 @@ type findingView struct {
 
 func viewReport(r sqlstore.Report) testReportView {
 	v := testReportView{OK: r.OK, Reachable: r.Reachable, LatencyMS: float64(r.Latency.Microseconds()) / 1000, ServerVersion: orNull(r.ServerVersion),
+		TLS:        tlsView{Encrypted: r.TLS.Version != "", Version: orNull(r.TLS.Version), Verified: r.TLS.Verified},
 		Privileges: privilegesView(r.Privileges), Schema: string(r.Schema), SchemaVersion: r.SchemaVersion, Problems: []findingView{}}
-	if r.TLS.Version != "" {
-		v.TLS = &tlsView{Version: r.TLS.Version, Verified: r.TLS.Verified}
-	}
 	for _, p := range r.Problems {
 		v.Problems = append(v.Problems, findingView(p))
 	}

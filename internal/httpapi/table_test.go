@@ -250,6 +250,7 @@ var inward = map[string]string{
 	"job_elsewhere":         "only commands wait for a job in this way",
 	"schema_changed":        "only backups",
 	"tenant_erased":         "only restores",
+	"tenant_emptied":        "only restores",
 }
 
 // operators are the beginnings of codes that only commands of the operator's meet.

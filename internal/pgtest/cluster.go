@@ -26,6 +26,8 @@ const patience = 60 * time.Second
 type Options struct {
 	// Settings are added to postgresql.conf last, as in "max_connections": "20".
 	Settings map[string]string
+	// Files are put into the data directory, readable for the server alone: "server.crt" and "server.key" for TLS.
+	Files map[string]string
 }
 
 // Cluster is one running PostgreSQL server with its own data directory.
@@ -37,6 +39,7 @@ type Cluster struct {
 	nonce    string // cluster_name: proves that the server behind the port is this one
 	postgres string // path of the server binary
 	as       *syscall.SysProcAttr
+	uid, gid int // whom the data belongs to
 	server   *exec.Cmd
 	keeper   *keeper
 }
@@ -56,12 +59,12 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{dir: dir, nonce: "pgtest-" + rand.Text(), postgres: filepath.Join(bin, "postgres"), as: as}
+	c := &Cluster{dir: dir, nonce: "pgtest-" + rand.Text(), postgres: filepath.Join(bin, "postgres"), as: as, uid: uid, gid: gid}
 	data := filepath.Join(dir, "data")
 	if c.keeper, err = keep(as, dir, data, filepath.Join(data, "postmaster.pid"), "QUIT"); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	if err := c.build(ctx, filepath.Join(bin, "initdb"), uid, gid, o); err != nil {
+	if err := c.build(ctx, filepath.Join(bin, "initdb"), o); err != nil {
 		return nil, errors.Join(err, c.Stop())
 	}
 	// A port that was free a moment ago may be taken now, so a failed start is tried again with another one.
@@ -162,10 +165,10 @@ func (c *Cluster) Log() string {
 func (c *Cluster) Stop() error { return c.keeper.end(c.server) }
 
 // build makes the data directory.
-func (c *Cluster) build(ctx context.Context, initdb string, uid, gid int, o Options) error {
+func (c *Cluster) build(ctx context.Context, initdb string, o Options) error {
 	password := rand.Text()
 	secret := filepath.Join(c.dir, "password")
-	if err := errors.Join(os.WriteFile(secret, []byte(password+"\n"), 0o600), os.Chown(secret, uid, gid)); err != nil {
+	if err := errors.Join(os.WriteFile(secret, []byte(password+"\n"), 0o600), os.Chown(secret, c.uid, c.gid)); err != nil {
 		return fmt.Errorf("pgtest: %w", err)
 	}
 	c.URL = (&url.URL{Scheme: "postgres", User: url.UserPassword("postgres", password), Path: "/postgres",
@@ -208,6 +211,21 @@ func (c *Cluster) build(ctx context.Context, initdb string, uid, gid int, o Opti
 	}
 	_, err = conf.WriteString("\n" + strings.Join(settings, "\n") + "\n")
 	if err := errors.Join(err, conf.Close()); err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	for name, content := range o.Files {
+		if err := c.WriteFile(name, content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WriteFile puts a file into the data directory. The server reads most of them when it starts, so Kill it before and
+// Restart it after.
+func (c *Cluster) WriteFile(name, content string) error {
+	path := filepath.Join(c.dir, "data", name)
+	if err := errors.Join(os.WriteFile(path, []byte(content), 0o600), os.Chown(path, c.uid, c.gid)); err != nil {
 		return fmt.Errorf("pgtest: %w", err)
 	}
 	return nil

@@ -392,7 +392,7 @@ func foreign(err error) error {
 	switch {
 	case state == "42501":
 		return unavailable("sqlstore", "database_forbidden", "the user may no longer use the tables in that database", d)
-	case state == "25006":
+	case state == "25006", state == "0A000": // the second is a standby's answer to BEGIN READ WRITE
 		return unavailable("sqlstore", "server_read_only", "the server takes no writes at the moment", d)
 	case !fault.Is(err, fault.Internal):
 		return err

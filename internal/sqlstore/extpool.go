@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"container/list"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -95,10 +96,10 @@ func (b *budget) claim(h *external, fresh bool) (c *extConn, w *waiter, victims 
 		b.unpark(c)
 		return c, nil, nil, nil
 	}
-	w = &waiter{of: h, ready: make(chan *extConn, 1)}
 	if victims, ok := b.room(h.share); ok {
 		return nil, nil, victims, nil
 	}
+	w = &waiter{of: h, ready: make(chan *extConn, 1)}
 	b.queue(w)
 	return nil, w, nil, nil
 }
@@ -112,33 +113,33 @@ func (b *budget) queue(w *waiter) {
 	w.place = w.in.PushBack(w)
 }
 
-// room takes room for one connection, if there is any or an idle connection can be closed for it.
+// room takes room for one connection. When all of it is taken, that of an idle connection is taken over, which must be
+// hung up before another is made: the bounds are kept to the outside, too.
 func (b *budget) room(s *share) (victims []*extConn, ok bool) {
-	if s.open >= b.perDatabase {
-		// Only another handle's idle connection of the same database helps.
-		for e := b.idle.Front(); e != nil; e = e.Next() {
+	var victim *extConn
+	switch {
+	case s.open >= b.perDatabase: // only another handle's idle connection of the same database helps
+		for e := b.idle.Front(); e != nil && victim == nil; e = e.Next() {
 			if c := e.Value.(*extConn); c.handle.share == s {
-				b.drop(c)
-				victims = append(victims, c)
-				break
+				victim = c
 			}
 		}
-		if s.open >= b.perDatabase {
-			return nil, false
+	case b.open >= b.max:
+		if e := b.idle.Front(); e != nil {
+			victim = e.Value.(*extConn)
 		}
+	default:
+		b.open++
+		s.open++
+		return nil, true
 	}
-	if b.open >= b.max {
-		oldest := b.idle.Front()
-		if oldest == nil {
-			return victims, false
-		}
-		c := oldest.Value.(*extConn)
-		b.drop(c)
-		victims = append(victims, c)
+	if victim == nil {
+		return nil, false
 	}
-	b.open++
+	b.unpark(victim)
+	victim.handle.share.open--
 	s.open++
-	return victims, true
+	return []*extConn{victim}, true
 }
 
 // unpark takes a connection out of the idle ones.
@@ -146,50 +147,46 @@ func (b *budget) unpark(c *extConn) {
 	b.idle.Remove(c.place)
 	c.place = nil
 	h := c.handle
-	for i := range h.idle {
-		if h.idle[i] == c {
-			h.idle = append(h.idle[:i], h.idle[i+1:]...)
-			break
-		}
-	}
-}
-
-// drop gives up an idle connection, which the caller hangs up.
-func (b *budget) drop(c *extConn) {
-	b.unpark(c)
-	b.open--
-	c.handle.share.open--
+	h.idle = slices.DeleteFunc(h.idle, func(other *extConn) bool { return other == c })
 }
 
 // putBack ends a loan: of a connection, or of room that no connection was made in.
 func (b *budget) putBack(c *extConn, h *external, good bool) {
 	defer h.busy.Done()
 	b.mu.Lock()
-	var victims []*extConn
-	switch {
-	case c == nil:
-		b.open--
-		h.share.open--
-	case !good || b.closed || h.closed || b.owed(h):
-		b.open--
-		h.share.open--
-		victims = append(victims, c)
-	default:
-		if w := b.next(h); w != nil {
-			b.hand(w, c)
-			b.mu.Unlock()
-			return
-		}
-		c.parked = time.Now()
-		c.place = b.idle.PushBack(c)
-		h.idle = append(h.idle, c)
-		if b.reaper == nil {
-			b.reaper = time.AfterFunc(b.idleTime, b.reap)
-		}
+	if c == nil || !good || b.closed || h.closed || b.owed(h) {
+		b.mu.Unlock()
+		b.leave(h, c)
+		return
 	}
-	victims = append(victims, b.serve(h.share)...)
+	if w := b.next(h); w != nil {
+		w.leaveQueue()
+		b.mu.Unlock()
+		w.ready <- c
+		return
+	}
+	c.parked = time.Now()
+	c.place = b.idle.PushBack(c)
+	h.idle = append(h.idle, c)
+	if b.reaper == nil {
+		b.reaper = time.AfterFunc(b.idleTime, b.reap)
+	}
+	granted, victims := b.serve(h.share) // an idle connection is room for others
 	b.mu.Unlock()
-	hangUp(victims)
+	grant(granted, victims)
+}
+
+// leave gives up the room of a connection, which is none of the idle ones any more; c is nil when it was never made.
+func (b *budget) leave(h *external, c *extConn) {
+	if c != nil {
+		c.hangUp()
+	}
+	b.mu.Lock()
+	b.open--
+	h.share.open--
+	granted, victims := b.serve(h.share)
+	b.mu.Unlock()
+	grant(granted, victims)
 }
 
 // owed reports whether a handle's connection has to make room for others: where they wait, a database keeps one
@@ -214,23 +211,20 @@ func (b *budget) next(h *external) *waiter {
 	return nil
 }
 
-// hand gives a waiter a connection, or room that was taken for it.
-func (b *budget) hand(w *waiter, c *extConn) {
+// leaveQueue ends a waiter's wait: it is about to get something.
+func (w *waiter) leaveQueue() {
 	w.in.Remove(w.place)
 	w.place = nil
-	w.ready <- c
 }
 
-// serve lets waiters have what room there is: those of all databases first, then those of the one that has just given
-// something back.
-func (b *budget) serve(s *share) (victims []*extConn) {
+// serve takes what room there is for waiters: those of all databases first, then those of one share.
+func (b *budget) serve(s *share) (granted []*waiter, victims []*extConn) {
 	for _, queue := range []*list.List{&b.waiting, &s.waiting} {
 		for queue.Len() > 0 {
 			w := queue.Front().Value.(*waiter)
-			v, ok := b.room(w.of.share)
-			victims = append(victims, v...)
-			if ok {
-				b.hand(w, nil)
+			if v, ok := b.room(w.of.share); ok {
+				w.leaveQueue()
+				granted, victims = append(granted, w), append(victims, v...)
 				continue
 			}
 			// The bound in its way may be the other one by now.
@@ -241,13 +235,21 @@ func (b *budget) serve(s *share) (victims []*extConn) {
 			}
 		}
 	}
-	return victims
+	return granted, victims
+}
+
+// grant tells waiters that they have room, when it is free.
+func grant(granted []*waiter, victims []*extConn) {
+	hangUp(victims)
+	for _, w := range granted {
+		w.ready <- nil
+	}
 }
 
 // reap closes what has been idle for too long.
 func (b *budget) reap() {
 	b.mu.Lock()
-	var victims []*extConn
+	var old []*extConn
 	b.reaper = nil
 	for e := b.idle.Front(); e != nil; e = b.idle.Front() {
 		c := e.Value.(*extConn)
@@ -255,50 +257,56 @@ func (b *budget) reap() {
 			b.reaper = time.AfterFunc(left, b.reap)
 			break
 		}
-		b.drop(c)
-		victims = append(victims, c)
+		b.unpark(c)
+		old = append(old, c)
 	}
 	b.mu.Unlock()
-	hangUp(victims)
+	for _, c := range old {
+		b.leave(c.handle, c)
+	}
 }
 
 // retire closes a handle's idle connections, lets no new loan begin, and waits for those that run.
 func (b *budget) retire(h *external) {
 	b.mu.Lock()
-	var victims []*extConn
-	if !h.closed {
-		h.closed = true
-		for len(h.idle) > 0 {
-			c := h.idle[0]
-			b.drop(c)
-			victims = append(victims, c)
-		}
+	first := !h.closed
+	h.closed = true
+	idle := slices.Clone(h.idle)
+	for _, c := range idle {
+		b.unpark(c)
+	}
+	b.mu.Unlock()
+	for _, c := range idle {
+		b.leave(h, c)
+	}
+	h.busy.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if first {
 		if h.share.handles--; h.share.handles == 0 {
 			delete(b.shares, h.id)
 		}
-		victims = append(victims, b.serve(h.share)...)
 	}
-	b.mu.Unlock()
-	hangUp(victims)
-	h.busy.Wait()
 }
 
 // shut closes all that is idle, and lets nothing new begin.
 func (b *budget) shut() {
 	b.mu.Lock()
 	b.closed = true
-	var victims []*extConn
-	for b.idle.Len() > 0 {
-		c := b.idle.Front().Value.(*extConn)
-		b.drop(c)
-		victims = append(victims, c)
+	var idle []*extConn
+	for e := b.idle.Front(); e != nil; e = b.idle.Front() {
+		c := e.Value.(*extConn)
+		b.unpark(c)
+		idle = append(idle, c)
 	}
 	if b.reaper != nil {
 		b.reaper.Stop()
 		b.reaper = nil
 	}
 	b.mu.Unlock()
-	hangUp(victims)
+	for _, c := range idle {
+		b.leave(c.handle, c)
+	}
 }
 
 func hangUp(list []*extConn) {

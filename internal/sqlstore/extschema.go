@@ -24,12 +24,13 @@ func (x *Externals) Provision(ctx context.Context, id ident.DatabaseID, a tenant
 	return fault.Wrap(op, x.once(ctx, id, a, password, func(tx *Tx, name string) error {
 		var version, objects int
 		var encoding string
-		var standby, exists bool
+		var standby, exists, usable bool
 		if err := tx.Run(func(b *Batch) {
 			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(name))
 			b.One([]any{&version, &encoding, &standby}, `SELECT current_setting('server_version_num'),
 				current_setting('server_encoding'), pg_is_in_recovery()`)
 			b.One([]any{&exists, &objects}, schemaContent, name)
+			b.One([]any{&usable}, schemaUsable, name)
 		}); err != nil {
 			return err
 		}
@@ -39,6 +40,9 @@ func (x *Externals) Provision(ctx context.Context, id ident.DatabaseID, a tenant
 		if objects > 0 {
 			return fault.New(fault.Conflict, op, "schema_exists",
 				"the database holds a schema of that name with something in it already: rename or drop it first")
+		}
+		if exists && !usable {
+			return createDenied(op)
 		}
 		var ddl strings.Builder
 		if !exists {
@@ -68,6 +72,10 @@ const schemaContent = `SELECT to_regnamespace(?1) IS NOT NULL,
 	(SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace(?1)) +
 	(SELECT count(*) FROM pg_proc WHERE pronamespace = to_regnamespace(?1)) +
 	(SELECT count(*) FROM pg_type WHERE typnamespace = to_regnamespace(?1))`
+
+// schemaUsable says whether the schema ? may be used and filled. One that may not is passed over in a search path, and
+// what is created lands in the next: among temporary tables, which are gone with the connection.
+const schemaUsable = `SELECT has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = ?`
 
 func createDenied(op string) *fault.Error {
 	return fault.New(fault.Conflict, op, "create_schema_denied",

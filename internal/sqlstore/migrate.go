@@ -229,11 +229,16 @@ func damaged(why string) error {
 func (t *Tx) lock() error {
 	if e, ok := under[*postgresEngine](t.on.engine); ok {
 		var exists bool
+		usable := true
 		if err := t.Run(func(b *Batch) {
 			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(e.schema))
 			b.One([]any{&exists}, `SELECT ? = '' OR to_regnamespace(?) IS NOT NULL`, e.schema, quoted(e.schema))
+			b.One([]any{&usable}, schemaUsable, e.schema)
 		}); err != nil {
 			return err
+		}
+		if !usable {
+			return fault.New(fault.Unavailable, "sqlstore.Migrate", "database_forbidden", "the user may not use or fill the schema")
 		}
 		if !exists { // asked first, because IF NOT EXISTS needs the right to create even when there is nothing to do
 			if err := t.script("CREATE SCHEMA " + quoted(e.schema)); err != nil {

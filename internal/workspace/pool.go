@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 )
@@ -29,7 +31,8 @@ type Config struct {
 	Engine     *conversation.Engine
 	Bus        event.Bus
 	Sealer     event.Sealer
-	Providers  []string // provider names that projects may ask for
+	Spool      *spool.Spool // keeps what databases do not take; nil: nothing does
+	Providers  []string     // provider names that projects may ask for
 	Log        *slog.Logger
 	Now        func() time.Time
 	MaxOpen    int                                 // databases open at once (default 256)
@@ -47,6 +50,7 @@ type Pool struct {
 	room    chan struct{} // closed, and replaced, when there may be room for those who wait
 	waiting bool          // somebody waits for room
 	leaving int           // databases that are being closed
+	turns   chan struct{} // as full as files are being opened
 	closed  bool
 	told    event.Seq      // how far the master's log was followed
 	heard   time.Time      // when that was last done
@@ -93,6 +97,8 @@ const (
 	pause = 2 * time.Second
 	// openTimeout bounds each part of an opening but a migration, which has stepTimeout.
 	openTimeout = time.Minute
+	// turnTime is ten times what opening a file takes.
+	turnTime = 50 * time.Millisecond
 	// mendPause is how long a tenant is served with an older schema before its migration is tried once more.
 	mendPause = time.Minute
 	// roomPatience is how long a caller waits in a pool that is full of leased databases.
@@ -113,7 +119,8 @@ func NewPool(c Config) *Pool {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{})}
+	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{}),
+		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))}
 }
 
 // Acquire opens the tenant's database if needed and takes a lease on it. The caller must Release. It is NotFound,
@@ -323,6 +330,12 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	defer p.release(e)
 	begun := time.Now()
 	t, err := p.find(ctx, e.id)
+	if err == nil && t.Placement.Kind == tenant.SQLite {
+		var done func()
+		if done, err = p.turn(ctx); err == nil {
+			defer done()
+		}
+	}
 	if err == nil {
 		e.tenant = t
 		e.db, err = p.openDatabase(ctx, &e.tenant)
@@ -370,6 +383,24 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	}
 }
 
+// turn waits for one's turn to open a file, and returns what ends it. Opening is work for the processor: a core stays
+// free for those whose databases are open, however many are opened at once. Who takes long waits for something else,
+// or migrates, and gives the turn up meanwhile.
+func (p *Pool) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case p.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fault.New(fault.Unavailable, "workspace.Pool", "too_many_tenants", "too many databases are being opened: try again in a moment").
+			RetryAfter(pause)
+	}
+	end := sync.OnceFunc(func() { <-p.turns })
+	late := time.AfterFunc(turnTime, end)
+	return func() {
+		late.Stop()
+		end()
+	}, nil
+}
+
 func (p *Pool) find(ctx context.Context, id ident.TenantID) (tenant.Tenant, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -392,6 +423,14 @@ func (e *entry) Retain() (release func()) {
 	e.leases++
 	e.pool.mu.Unlock()
 	return sync.OnceFunc(func() { e.pool.release(e) })
+}
+
+// Spool implements conversation.TenantPart.
+func (e *entry) Spool() conversation.Spool {
+	if e.pool.Spool == nil {
+		return nil // not a nil pointer in an interface
+	}
+	return e.pool.Spool.Tenant(e.id)
 }
 
 // Hint stores that something is due in this tenant, unless an earlier hint is known to be stored.
