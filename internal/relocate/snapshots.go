@@ -106,7 +106,11 @@ func (s *Snapshots) Keep(ctx context.Context, t tenant.Tenant, db *sqlstore.DB, 
 	}
 	snap := &StepSnapshot{Steps: at.Pending, Database: t.Placement.Database}
 	b := &backup{r: r, keys: keys, manifest: &Manifest{Format: repositoryFormat, ID: owner, Started: s.now().UTC()}}
-	d, _, err := b.copy(ctx, owner, db, func(view *sqlstore.Snapshot) (err error) {
+	limit := int64(0)
+	if t.Placement.Kind == tenant.External {
+		limit = ownBytes
+	}
+	d, _, err := b.copy(ctx, owner, db, limit, func(view *sqlstore.Snapshot) (err error) {
 		snap.Head, err = view.Head(ctx)
 		return err
 	})
