@@ -85,7 +85,7 @@ func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantI
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
-	if kind == KindErase {
+	if kind == KindErase && s.Pool != nil {
 		if rerr := s.Pool.Refresh(ctx, t.ID); rerr != nil {
 			s.Log.Warn("tenant not closed to its owner yet", "code", fault.CodeOf(rerr), "tenant", t.ID)
 		}
@@ -128,6 +128,9 @@ func (s *Service) erase(ctx context.Context, run *job.Run) (any, error) {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
 	if err := s.dropSpool(ctx, t.ID, &r); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	if err := s.dropSnapshot(ctx, t.ID, &r); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
 	r.Stores = append(r.Stores,
@@ -192,6 +195,17 @@ func (s *Service) dropSpool(ctx context.Context, id ident.TenantID, r *Receipt) 
 	return nil
 }
 
+func (s *Service) dropSnapshot(ctx context.Context, id ident.TenantID, r *Receipt) error {
+	if s.Snapshots == nil {
+		return nil
+	}
+	if err := s.Snapshots.Forget(ctx, id); err != nil {
+		return err
+	}
+	r.Stores = append(r.Stores, ErasedStore{Store: "snapshots", Name: "what was kept before a migration", Method: "key destroyed, files removed", Outcome: outcomeErased})
+	return nil
+}
+
 // empty is the job that erases what a tenant holds and keeps the account. A hosted file is then written anew under a new
 // key, so that nothing of the old content is left in it.
 func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
@@ -227,6 +241,9 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 		}
 	}
 	if err := s.dropSpool(ctx, t.ID, &r); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
+	if err := s.dropSnapshot(ctx, t.ID, &r); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
 	ch := event.NewChange(in.Asker.actor(), r.At)

@@ -154,7 +154,7 @@ func (s *Service) update(ctx context.Context, op string, actor ident.Actor, id i
 }
 
 // Rewrap seals under the current master key whatever the master database holds that is sealed under an earlier one:
-// keys of files and passwords of users' databases. No data is touched. It returns how many were sealed anew; 0 without
+// keys of files and of snapshots, and passwords of users' databases. No data is touched. It returns how many were sealed anew; 0 without
 // an error means that nothing here needs an earlier master key any more. What does not open is left and named in the
 // log, and is an error at the end.
 func (s *Service) Rewrap(ctx context.Context) (int, error) {
@@ -175,6 +175,11 @@ func (s *Service) Rewrap(ctx context.Context) (int, error) {
 		n++
 		return err
 	})
+	if err == nil && s.Snapshots != nil {
+		var more int
+		more, err = s.Snapshots.Rewrap(ctx)
+		n += more
+	}
 	if err == nil {
 		err = broken
 	}

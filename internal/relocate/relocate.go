@@ -37,6 +37,8 @@ type Config struct {
 	Sole    bool   // no other process works on these tenants
 	// Spools drops what is kept for a tenant outside its database; nil when nothing is.
 	Spools func(ctx context.Context, id ident.TenantID) error
+	// Snapshots are what databases held before their schemas were changed; nil when none are taken.
+	Snapshots *Snapshots
 	// Wake makes the runner look for jobs at once; nil: it looks by itself.
 	Wake func()
 }
@@ -65,11 +67,14 @@ const (
 	KindMove  = "database.move"
 	KindErase = "account.erase"
 	KindEmpty = "data.erase"
+	KindFleet = "fleet.migrate"
+	KindBack  = "fleet.back"
 )
 
 // Work is what the runner needs to run this package's jobs.
 func (s *Service) Work() map[string]job.Work {
-	return map[string]job.Work{KindMove: s.move, KindErase: s.erase, KindEmpty: s.empty}
+	return map[string]job.Work{KindMove: s.move, KindErase: s.erase, KindEmpty: s.empty,
+		KindFleet: s.fleet, KindBack: s.back}
 }
 
 // asker is who asked for a job, as its input keeps it.

@@ -214,7 +214,7 @@ func (r *Repository) writeKey(ctx context.Context, owner string, ids []string) (
 		return r.remember(newOwnerKey(owner, id, key)), nil
 	}
 	for _, id := range ids {
-		if err := r.rewrap(ctx, owner, id); err != nil {
+		if _, err := r.resealKey(ctx, owner, id); err != nil {
 			return nil, err
 		}
 	}
@@ -281,20 +281,20 @@ func (r *Repository) remember(k *ownerKey) *ownerKey {
 	return k
 }
 
-// rewrap opens a key, and seals it under the current master key where it is not yet.
-func (r *Repository) rewrap(ctx context.Context, owner, id string) error {
+// resealKey opens a key, and seals it under the current master key where it is not yet.
+func (r *Repository) resealKey(ctx context.Context, owner, id string) (changed bool, err error) {
 	sealed, err := blob.GetBytes(ctx, r.store, keyFile(owner, id), smallFile)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if _, err := r.openKey(owner, id, sealed); err != nil {
-		return err
+		return false, err
 	}
-	sealed, changed, err := r.keyring.Rewrap(keyPurpose, sealed, []byte(keyFile(owner, id)))
+	sealed, changed, err = r.keyring.Rewrap(keyPurpose, sealed, []byte(keyFile(owner, id)))
 	if err != nil || !changed {
-		return err
+		return false, err
 	}
-	return r.putKey(ctx, owner, id, sealed)
+	return true, r.putKey(ctx, owner, id, sealed)
 }
 
 func damaged(what string, cause error) error {

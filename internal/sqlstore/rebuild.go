@@ -120,3 +120,9 @@ func checkRows(t Table, rows []Row) error {
 	}
 	return nil
 }
+
+// Head is the end of the log as the snapshot sees it.
+func (s *Snapshot) Head(ctx context.Context) (head event.Seq, err error) {
+	err = s.Read(ctx, func(b *Batch) { b.One([]any{&head}, `SELECT seq FROM log_head`) })
+	return head, err
+}

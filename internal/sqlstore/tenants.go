@@ -147,11 +147,23 @@ func lockTenant(tx *Tx, id ident.TenantID) (tenant.Tenant, error) {
 // NoteSchema keeps what was seen of a tenant's schema. It is an observation, no change.
 func (s *MasterStore) NoteSchema(ctx context.Context, id ident.TenantID, seen tenant.Schema) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) { noteSchema(b, id, seen) })
+	})
+}
+
+// ChangeSchema does the same where others must hear of it.
+func (s *MasterStore) ChangeSchema(ctx context.Context, id ident.TenantID, seen tenant.Schema, ch event.Change) error {
+	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		return tx.Commit(func(b *Batch) {
-			b.Exec(`UPDATE tenants SET schema_version = ?, schema_problem = ?, schema_at = ? WHERE id = ?`,
-				seen.Version, seen.Problem, ident.Micros(seen.At), id)
+			noteSchema(b, id, seen)
+			appendChange(b, ch, head)
 		})
 	})
+}
+
+func noteSchema(b *Batch, id ident.TenantID, seen tenant.Schema) {
+	b.Exec(`UPDATE tenants SET schema_version = ?, schema_problem = ?, schema_at = ? WHERE id = ?`,
+		seen.Version, seen.Problem, ident.Micros(seen.At), id)
 }
 
 // CloseAccount makes the job the tenant's one job, and keeps everybody but the server out from this moment on: every
