@@ -141,6 +141,16 @@ func Codes() []Explanation {
 		{"tenant_moved", "The account's data is being moved to another place", "Repeat after `Retry-After` seconds."},
 		{"tenant_unavailable", "The account's database cannot be used", "Repeat after `Retry-After` seconds. Other accounts are not affected."},
 	}
+	// What stands in the error of an answer that lost its server, and what operators' commands and jobs say.
+	list = append(list,
+		Explanation{"migration_failed", "The account's database could not be brought up to date", "It can be read; the operator has to look."},
+		Explanation{"snapshot_failed", "The account's data could not be kept before a migration", "Nothing was changed; the operator has to look."},
+		Explanation{"snapshot_missing", "Nothing was kept of the time before the migration", "Restore from a backup instead."},
+		Explanation{"spool_full", "There is no room for answers whose database is away", "The operator has to make room."},
+		Explanation{"owner_gone", "The server that wrote this answer went away", "Continue the turn, or retry it."},
+		Explanation{"newer_writes", "Something was written since", "Going back loses it: say that it may be lost."},
+		Explanation{"fleet_busy", "A migration of all tenants is at work", "Wait for its end."},
+		Explanation{"tenant_unknown", "There is no such tenant", "List the tenants."})
 	// What is wrong with an account's database is the operator's to mend; clients see that it is not available.
 	for _, code := range []string{"tenant_missing", "tenant_host_unknown", "database_closed", "database_forbidden",
 		"database_version", "database_unreachable", "database_busy", "database_full", "database_damaged",

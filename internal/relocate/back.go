@@ -30,13 +30,13 @@ type BackInput struct {
 
 // BackReport is what going back did.
 type BackReport struct {
-	Tenants  int64          `json:"tenants"`  // that have something to go back to
-	Back     int64          `json:"back"`     // and are what they were
-	Without  int64          `json:"without"`  // that have nothing to go back to
-	Newer    int64          `json:"newer"`    // changes that were made since, by those
-	Writers  int64          `json:"writers"`  // tenants that made them
-	Failed   int64          `json:"failed"`   // that stayed as they are
-	Details  []BackDetail   `json:"details"`  // of those that went back, or would
+	Tenants  int64          `json:"tenants"` // that have something to go back to
+	Back     int64          `json:"back"`    // and are what they were
+	Without  int64          `json:"without"` // that have nothing to go back to
+	Newer    int64          `json:"newer"`   // changes that were made since, by those
+	Writers  int64          `json:"writers"` // tenants that made them
+	Failed   int64          `json:"failed"`  // that stayed as they are
+	Details  []BackDetail   `json:"details"` // of those that went back, or would
 	Failures []FleetFailure `json:"failures,omitempty"`
 }
 
