@@ -21,6 +21,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -73,6 +74,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	})
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
+		Limits: tenant.Limits{Bytes: int64(s.number("TENANT_MAX_BYTES")), Messages: int64(s.number("TENANT_MAX_MESSAGES"))},
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
 		Opened: meters.tenantOpened,
 	})
