@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -61,7 +62,7 @@ func (c *counters) observe(provider string, t conversation.Turn, m conversation.
 }
 
 // collectors are these counters and gauges of what runs and what is open.
-func (c *counters) collectors(engine *conversation.Engine, pool *workspace.Pool) []prometheus.Collector {
+func (c *counters) collectors(engine *conversation.Engine, pool *workspace.Pool, kept *spool.Spool) []prometheus.Collector {
 	gauge := func(name, help string, read func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(read()) })
 	}
@@ -69,6 +70,13 @@ func (c *counters) collectors(engine *conversation.Engine, pool *workspace.Pool)
 		gauge("memoryd_turns_running", "Turns that this process runs.", engine.Count),
 		gauge("memoryd_tenants_open", "Tenant databases that are open.", func() int { return pool.Stats().Open }),
 		gauge("memoryd_tenants_leased", "Tenant databases in use.", func() int { return pool.Stats().Leased }),
+		gauge("memoryd_tenants_unreachable", "Open tenant databases whose server is away.", func() int { return pool.Stats().Unreachable }),
+		gauge("memoryd_turns_spooled", "Turns kept on this machine until their database is back.", func() int {
+			if kept == nil {
+				return 0
+			}
+			return kept.Stats().Turns
+		}),
 		gauge("memoryd_tenants_failed", "Tenant databases that could not be opened.", func() int { return pool.Stats().Failed }),
 	}
 }

@@ -10,12 +10,13 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/workspace"
 )
 
 // newDoor builds the HTTP door over the services.
 func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
-	tenants *relocate.Service, engine *conversation.Engine, meters *counters,
+	tenants *relocate.Service, engine *conversation.Engine, kept *spool.Spool, meters *counters,
 ) (*httpapi.Server, error) {
 	once := in.lasting.Derive("idempotency fingerprints")
 	return httpapi.NewServer(httpapi.Config{
@@ -23,7 +24,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		MetricsToken: s.secret("METRICS_TOKEN").Reveal(), RateLimit: s.on("RATE_LIMIT"), DocsPage: !s.production(),
 		OnceSecret: once[:], DrainTime: drainTime(s),
 	}, httpapi.Deps{
-		Accounts: accounts, Log: log, Collectors: meters.collectors(engine, pool),
+		Accounts: accounts, Log: log, Collectors: meters.collectors(engine, pool, kept),
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 			ws, err := pool.Acquire(ctx, actor, id)
 			if err != nil {
@@ -46,7 +47,11 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 			}},
 			{Name: "turns", Look: func(context.Context) (map[string]any, error) {
 				fallback, configured := engine.Providers()
-				return map[string]any{"running": engine.Count(), "provider": fallback, "configured": configured}, nil
+				facts := map[string]any{"running": engine.Count(), "provider": fallback, "configured": configured}
+				if kept != nil {
+					facts["spooled"], facts["spooled_bytes"] = kept.Stats().Turns, kept.Stats().Bytes
+				}
+				return facts, nil
 			}},
 			{Name: "storage", Look: func(context.Context) (map[string]any, error) { return diskFacts(s.text("STORAGE_PATH")) }},
 		},

@@ -242,3 +242,133 @@ func TestDiskOfEverything(t *testing.T) {
 	w.integrity()
 	w.settled()
 }
+
+// unmoved checks that those who are not concerned were refused nothing, and were served about as fast as before.
+func unmoved(t *testing.T, when string, before, now heard) {
+	t.Helper()
+	for _, a := range now.refused {
+		t.Errorf("%s: not concerned, and told %d %s %v", when, a.Status, a.Body, a.Err)
+	}
+	if b, n := before.median(), now.median(); n > slower*b {
+		t.Errorf("%s: those who are not concerned waited %v, and %v before", when, n, b)
+	}
+}
+
+// startCluster starts a PostgreSQL server that the test may break.
+func startCluster(t *testing.T) *pgtest.Cluster {
+	t.Helper()
+	c, err := pgtest.Start(t.Context(), pgtest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func done(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// One of several PostgreSQL servers for tenants is frozen, then killed under load, then not there when memoryd starts.
+func TestServersOfTenants(t *testing.T) {
+	server := startCluster(t)
+	w := emptyWorld(t, binary(t), 1)
+	files, servers := mixed(w, 2, server.URL, pgtest.URL(t))
+	concerned, others := servers[0], append(files, servers[1]...)
+	w.ledger(w.people...)
+	l := w.load(w.people...)
+	l.until("everybody writes", w.people, acked(40))
+	l.look(concerned)
+	before := l.look(others)
+
+	done(t, server.Freeze())
+	l.reset()
+	l.until("the frozen server's tenants are refused", concerned, refusedTimes(20))
+	l.until("the others write", others, acked(20))
+	frozen := l.look(concerned)
+	unmoved(t, "frozen", before, l.look(others))
+	t.Logf("frozen: slowest answer %v, median %v, codes %v", frozen.slowest(), frozen.median(), frozen.clear(t))
+	if frozen.slowest() > tooLong {
+		t.Errorf("the frozen server's tenants waited %v for an answer", frozen.slowest())
+	}
+	done(t, server.Thaw())
+	l.until("everybody writes again", w.people, acked(20))
+
+	for range 2 {
+		l.reset()
+		done(t, server.Kill())
+		l.until("the killed server's tenants are refused", concerned, refusedTimes(3))
+		done(t, server.Restart(t.Context()))
+		l.until("everybody writes again", w.people, acked(20))
+		killed := l.look(concerned)
+		unmoved(t, "killed", before, l.look(others))
+		t.Logf("killed: slowest answer %v, codes %v", killed.slowest(), killed.clear(t))
+	}
+	l.end()
+	w.recovers(w.people...)
+
+	done(t, w.server.Stop())
+	done(t, server.Kill())
+	w.start()
+	for _, p := range concerned {
+		if err := refused(w.next(p, 0), away...); err != nil {
+			t.Error(err)
+		}
+	}
+	w.recovers(others...)
+	w.ledger(w.join("late", 3)...) // more than the server that is there has: the other one would be emptier
+	done(t, server.Restart(t.Context()))
+	w.recovers(w.people...)
+	done(t, w.server.Stop())
+	w.settled()
+}
+
+// The master database's PostgreSQL server is frozen, then killed under load.
+func TestServerOfTheMasterDatabase(t *testing.T) {
+	server := startCluster(t)
+	w := emptyWorld(t, binary(t), 1, "MASTER_DATABASE_URL="+server.URL)
+	mixed(w, 3)
+	w.ledger(w.people...)
+	ready := func() int { return w.people[0].client.Do(w.ctx, http.MethodGet, "/health/readiness", nil).Status }
+	if got := ready(); got != http.StatusOK {
+		t.Fatalf("readiness is %d", got)
+	}
+	l := w.load(w.people...)
+	l.until("everybody writes", w.people, acked(10))
+	for name, c := range map[string]struct{ breaks, mends func() error }{
+		"frozen": {server.Freeze, server.Thaw},
+		"killed": {server.Kill, func() error { return server.Restart(t.Context()) }},
+	} {
+		done(t, c.breaks())
+		l.reset()
+		l.until("everybody is refused", w.people, refusedTimes(5))
+		if got := ready(); got != http.StatusServiceUnavailable {
+			t.Errorf("%s: readiness is %d", name, got)
+		}
+		if got := w.people[0].client.Do(w.ctx, http.MethodGet, "/health/liveness", nil).Status; got != http.StatusOK {
+			t.Errorf("%s: liveness is %d", name, got)
+		}
+		now := l.look(w.people)
+		t.Logf("%s: slowest answer %v, codes %v", name, now.slowest(), now.clear(t))
+		if now.slowest() > tooLong {
+			t.Errorf("%s: somebody waited %v for an answer", name, now.slowest())
+		}
+		done(t, c.mends())
+		l.reset()
+		l.until("everybody writes again", w.people, acked(10))
+		if got := ready(); got != http.StatusOK {
+			t.Errorf("%s: readiness is still %d", name, got)
+		}
+	}
+	l.end()
+	w.recovers(w.people...)
+	done(t, w.server.Stop())
+	w.settled()
+}

@@ -40,6 +40,7 @@ var rooms = map[string]room{
 
 	"internal/event":  {floor: 1, note: "the log and the bus"},
 	"internal/tenant": {floor: 1, note: "where a tenant's database lives"},
+	"internal/spool":  {floor: 1, note: "what a tenant's database does not take, sealed on this machine's disk"},
 
 	"internal/job": {floor: 1.5, note: "long work: state, progress, report, cancel"},
 
@@ -58,6 +59,7 @@ var rooms = map[string]room{
 
 	"internal/httpapi": {floor: 7, note: "decode, one service call, encode"},
 
+	"internal/steptest":             {floor: 4.5, tests: true, note: "histories of schemas with more steps than the released one"},
 	"internal/storetest":            {floor: 4, tests: true, note: "the conformance suite of every store"},
 	"internal/claude/emulator":      {floor: 7, tests: true, note: "plays Anthropic's API: an HTTP server for tests"},
 	"internal/claude/n8nfake":       {floor: 7, tests: true, note: "plays n8n: an HTTP server for tests"},

@@ -147,12 +147,12 @@ func (in *install) openMaster(ctx context.Context, s *settings, url seal.Secret)
 			Synchronous: s.text("SQLITE_SYNCHRONOUS"), Readers: 4})
 		return err
 	}
-	pool, err := sqlstore.NewPostgresPool(ctx, url, 20)
+	db, end, err := sqlstore.ConnectPostgres(ctx, url, 20, sqlstore.PostgresOptions{Schema: masterSchema})
 	if err != nil {
 		return err
 	}
-	in.onClose(func() error { pool.Close(); return nil })
-	in.master = sqlstore.OpenPostgres(pool, sqlstore.PostgresOptions{Schema: masterSchema})
+	in.onClose(func() error { end(); return nil })
+	in.master = db
 	return nil
 }
 

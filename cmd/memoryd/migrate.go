@@ -35,7 +35,7 @@ func (c migrateCmd) Run(ctx context.Context, p *program) error {
 		}
 		for _, t := range tenants {
 			cursor = t.ID
-			if err := in.placements.Migrate(ctx, t); err != nil {
+			if _, err := in.placements.Migrate(ctx, t); err != nil {
 				failed++
 				fmt.Fprintf(p.stderr, "%s: %v\n", t.ID, err)
 				continue

@@ -24,8 +24,8 @@ import (
 	"claude-memory-backend/internal/pgtest"
 )
 
-// Stories: testdata/script/*.txtar, told twice on the real binary, once on each engine. Beside what testscript brings
-// they use:
+// Stories: testdata/script/*.txtar, told twice on the real binary, once on each engine, PostgreSQL behind a PgBouncer in
+// transaction mode. Beside what testscript brings they use:
 //
 //	serve [@NAME] [VAR=VALUE…]   starts a server on a free port and waits until it answers; ! serve: it must refuse,
 //	                             and stdout and stderr hold what it said
@@ -45,11 +45,24 @@ import (
 // [external] tell where tenants live; with [external] the master database is SQLite, so [sqlite] holds too.
 func TestStories(t *testing.T) {
 	path := binary(t)
+	pooler, err := url.Parse(pgtest.Pooled(t, pgtest.URL(t), 10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Through PgBouncer: what works there works without it, as the crash harness shows.
+	pooled := func(t testing.TB) string {
+		u, err := url.Parse(pgtest.URL(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Host = pooler.Host
+		return u.String()
+	}
 	for engine, place := range map[string]func(testing.TB, *testscript.Env){
 		"sqlite": func(testing.TB, *testscript.Env) {},
 		"postgres": func(t testing.TB, env *testscript.Env) {
-			env.Setenv("MASTER_DATABASE_URL", pgtest.URL(t))
-			env.Setenv("TENANT_DATABASE_URLS", pgtest.URL(t))
+			env.Setenv("MASTER_DATABASE_URL", pooled(t))
+			env.Setenv("TENANT_DATABASE_URLS", pooled(t))
 		},
 		// Everybody who registers brings a PostgreSQL of their own and moves there first (see cmdRegister).
 		"external": func(t testing.TB, env *testscript.Env) {

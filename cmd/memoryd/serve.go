@@ -19,8 +19,11 @@ import (
 	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
 )
@@ -72,11 +75,15 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		Window: prices.ContextWindow, Settings: claude.ValidateSettings, Observe: meters.observe,
 		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"),
 	})
+	kept := openSpool(s, log, in.lasting)
+	if kept != nil {
+		defer func() { warn(log, "spool", kept.Close()) }()
+	}
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
 		Limits: tenant.Limits{Bytes: int64(s.number("TENANT_MAX_BYTES")), Messages: int64(s.number("TENANT_MAX_MESSAGES"))},
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
-		Opened: meters.tenantOpened,
+		Opened: meters.tenantOpened, Spool: kept,
 	})
 	accounts, err := newAccounts(s, log, in)
 	if err != nil {
@@ -85,7 +92,10 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	tenants := newTenants(in, log, bus, pool, node)
 	jobs := job.NewRunner(job.Config{Store: in.store, Node: node, Sole: in.sole, Kinds: tenants.Work(), Log: log})
 	tenants.Wake = jobs.Wake
-	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, meters)
+	if kept != nil {
+		tenants.Spools = func(_ context.Context, id ident.TenantID) error { return kept.Discard(id) }
+	}
+	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, kept, meters)
 	if err != nil {
 		return err
 	}
@@ -123,6 +133,22 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	warn(log, "tenants", pool.Close(closing))
 	fmt.Fprintln(p.stdout, "memoryd has stopped")
 	return err
+}
+
+// openSpool opens the place for what tenants' databases do not take. Without it answers still end well as long as the
+// databases are there, so a server that cannot have one starts all the same.
+func openSpool(s *settings, log *slog.Logger, keys *seal.Keyring) *spool.Spool {
+	mb := func(name string) int64 { return int64(s.number(name)) << 20 }
+	kept, err := spool.Open(spool.Config{Folder: s.storage("spool"), Sealer: keys, Total: mb("SPOOL_MB"),
+		PerTenant: mb("SPOOL_TENANT_MB"), PerTurn: mb("SPOOL_TURN_MB"), Log: log})
+	if err != nil {
+		log.Error("no spool: answers that are written while a tenant's database is away may be lost", "code", fault.CodeOf(err))
+		return nil
+	}
+	if n := kept.Stats().Turns; n > 0 {
+		log.Info("the spool has answers whose databases were away", "turns", n)
+	}
+	return kept
 }
 
 // ownAddress is where the server can be reached.
@@ -200,20 +226,6 @@ func loadPrices(s *settings) (*claude.Prices, error) {
 		return nil, usageError{fmt.Errorf("PRICES_FILE is wrong: %w", err)}
 	}
 	return prices, nil
-}
-
-// maxOpen sizes the pool of open tenants from the descriptor limit: a SQLite connection holds three descriptors, an
-// open tenant up to three connections, and the rest of the server needs some too.
-func maxOpen(s *settings) int {
-	if n := s.number("MAX_OPEN_TENANTS"); n > 0 {
-		return n
-	}
-	const perTenant, reserve, most = 9, 1024, 4096
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
-		return most
-	}
-	return min(max((int(limit.Cur)-reserve)/perTenant, 64), most)
 }
 
 // announce prints where the server listens and what it runs on.

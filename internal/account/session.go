@@ -231,6 +231,13 @@ func (s *sightings) touch(t Touch) {
 	}
 }
 
+// expire forgets what is believed no more: who has gone away must not stay in memory.
+func (s *sightings) expire(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.live, func(_ ident.SessionID, v sighting) bool { return now.Sub(v.at) >= believe })
+}
+
 // takeTouched hands over the uses to note, in the order of the sessions: two nodes that note the same ones wait for
 // each other, not in a circle.
 func (s *sightings) takeTouched() []Touch {

@@ -326,8 +326,14 @@ func TestUsesAreNotedOnceAMinute(t *testing.T) {
 		time.Sleep(time.Second)
 		_, err = s.Verify(t.Context(), token, home)
 		must(t, err)
+		if account.Seen(s) != 1 {
+			t.Fatal("a session is not remembered for the second in which it is believed")
+		}
 		time.Sleep(15 * time.Second)
 		synctest.Wait()
+		if account.Seen(s) != 0 {
+			t.Fatal("a session that nobody uses stays in memory")
+		}
 		if len(store.touches) != 1 || store.touches[0].Session != session {
 			t.Fatalf("after a minute: %+v", store.touches)
 		}

@@ -34,8 +34,9 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// noteUses stores when sessions were last used. Requests do not wait for it; what a crash loses is a minute at most.
+// noteUses stores when sessions were last used, and forgets those that were seen too long ago to be believed. Requests do not wait for it; what a crash loses is a minute at most.
 func (s *Service) noteUses(ctx context.Context) {
+	s.seen.expire(s.moment())
 	list := s.seen.takeTouched()
 	if len(list) == 0 {
 		return

@@ -33,6 +33,7 @@ type Config struct {
 	Lease         time.Duration                            // how long a turn counts as owned without renewal (default 8 s)
 	FlushAge      time.Duration                            // text older than this is stored (default 250 ms)
 	FlushSize     int                                      // so is more than this many bytes (default 4 KiB)
+	EndAge        time.Duration                            // the spool gets an end that the database does not take for this long (default 3 s)
 	TitleBy       Model                                    // makes titles; nil: the first words of the first message
 	// Weigh estimates the tokens of content blocks; nil: by their text.
 	Weigh     func(blocks []json.RawMessage) int
@@ -64,6 +65,7 @@ func NewEngine(c Config) *Engine {
 	def(&c.Lease, 8*time.Second)
 	def(&c.FlushAge, 250*time.Millisecond)
 	def(&c.FlushSize, 4<<10)
+	def(&c.EndAge, 3*time.Second)
 	def(&c.Running, 2_000)
 	def(&c.PerTenant, 100)
 	if c.Now == nil {
@@ -221,6 +223,14 @@ func (e *Engine) start(j *job, actor ident.Actor, conv Conversation, x Exchange)
 		}()
 		j.run()
 	}()
+}
+
+// told tells of a turn's end: those who follow it, and whoever counts ends, unless it was one before.
+func (e *Engine) told(done Ending, changed bool) {
+	e.bus.Publish(context.Background(), event.Signal{Topic: string(done.Turn.ID), Kind: event.Ended})
+	if e.Observe != nil && changed {
+		e.Observe(done.Turn.Provider, done.Turn, done.Message)
+	}
 }
 
 // running returns the job of a turn that this process runs, or nil.

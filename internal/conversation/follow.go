@@ -28,13 +28,8 @@ func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.Conversa
 	if err := s.allow(op, actor); err != nil {
 		return Turn{}, err
 	}
-	x, err := s.exchange(ctx, id, turn)
-	if err != nil || x.Turn.State.Final() {
-		return deref(x.Turn), fault.Wrap(op, err)
-	}
-	sub := s.engine.bus.Subscribe(string(turn), 64)
-	defer sub.Close()
-	if j := s.engine.running(turn); j != nil {
+	// What runs here is stopped even while the database is away.
+	if j := s.engine.running(turn); j != nil && j.service == s && j.id == id {
 		j.cancel(errStopped)
 		select {
 		case <-j.ended:
@@ -42,12 +37,19 @@ func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.Conversa
 			return Turn{}, fault.Wrap(op, ctx.Err())
 		}
 	} else {
+		x, err := s.exchange(ctx, id, turn)
+		if err != nil || x.Turn.State.Final() {
+			return deref(x.Turn), fault.Wrap(op, err)
+		}
+		sub := s.engine.bus.Subscribe(string(turn), 64)
+		defer sub.Close()
 		s.engine.bus.Publish(ctx, event.Signal{Topic: stopTopic(turn), Kind: event.Stop})
 		if err := waitEnded(ctx, sub, s.engine.Config.Lease); err != nil {
 			return Turn{}, fault.Wrap(op, err)
 		}
 	}
-	if x, err = s.exchange(ctx, id, turn); err == nil && !x.Turn.State.Final() {
+	x, err := s.exchange(ctx, id, turn)
+	if err == nil && !x.Turn.State.Final() {
 		return Turn{}, fault.New(fault.Conflict, op, "turn_running",
 			"the turn runs on another server, which did not stop it in time: try again").RetryAfter(2 * time.Second)
 	}
@@ -124,7 +126,7 @@ func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.Conver
 		if err := f.upTo(s.textSoFar(x)); err != nil {
 			return err
 		}
-		again := false
+		again, ended := false, false
 		for !again {
 			select {
 			case <-ctx.Done():
@@ -132,7 +134,8 @@ func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.Conver
 			case <-look.C:
 				again = s.engine.running(turn) == nil
 			case sig := <-sub.C:
-				again = sub.Lost() || sig.Kind == event.Ended || !f.quiet && sig.Offset > f.have
+				ended = sig.Kind == event.Ended
+				again = sub.Lost() || ended || !f.quiet && sig.Offset > f.have
 				if !again && sig.Kind == event.Delta {
 					if err := f.piece(sig.Offset, sig.Text); err != nil {
 						return err
@@ -140,7 +143,16 @@ func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.Conver
 				}
 			}
 		}
-		if x, err = s.exchange(ctx, id, turn); err != nil {
+		if !ended && s.engine.running(turn) != nil {
+			continue // the database knows no more than this process
+		}
+		now, err := s.exchange(ctx, id, turn)
+		switch {
+		case err == nil:
+			x = now
+		case fault.Is(err, fault.Unavailable) && s.holds(turn):
+			// All of it was said, and its end is in the spool: it comes when the database is back.
+		default:
 			return fault.Wrap(op, err)
 		}
 	}

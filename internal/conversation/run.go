@@ -21,8 +21,9 @@ var (
 	errLost    = errors.New("the turn belongs to somebody else now, or is gone")
 )
 
-// storeFor is how long the end of a turn is offered to a database that does not take it. After that the lease runs
-// out and whoever meets the turn marks it interrupted, with the text that was flushed.
+// storeFor is how long the end of a turn is offered to a database that does not take it, where there is no spool or no
+// room in it. After that the lease runs out and whoever meets the turn marks it interrupted, with the text that was
+// flushed.
 const storeFor = 2 * time.Minute
 
 // job is one running turn.
@@ -72,20 +73,20 @@ func (j *job) prepare(op string, sp Spot, t *Turn) (system string, err error) {
 	return j.system, nil
 }
 
-// run answers and stores the end. It returns when the end is committed or cannot be.
+// run answers and stores the end. It returns when the end is committed, or is in the spool, or can be neither.
 func (j *job) run() {
-	flushed := make(chan struct{})
-	quit := make(chan struct{})
-	go func() { defer close(flushed); j.flush(quit) }()
+	quit, flushed := make(chan struct{}), make(chan bool, 1)
+	go func() { flushed <- j.flush(quit) }()
 
 	answer, omitted, hash, err := j.ask()
 	close(quit)
-	<-flushed
+	away := <-flushed
 	cause := context.Cause(j.ctx)
 	if errors.Is(cause, errLost) {
+		j.unspool()
 		return
 	}
-	j.finish(answer, omitted, hash, err, cause)
+	j.finish(j.outcome(answer, omitted, hash, err, cause), away)
 }
 
 func (j *job) ask() (Answer, int64, string, error) {
@@ -131,74 +132,9 @@ func (j *job) soFar() string {
 	return string(j.text)
 }
 
-// flush stores what has arrived, at least every FlushAge or FlushSize, and renews the lease, until quit.
-func (j *job) flush(quit <-chan struct{}) {
+// outcome says how the turn ended.
+func (j *job) outcome(a Answer, omitted int64, hash string, err, cause error) *outcome {
 	e := j.engine
-	stored, storedUnits := len(j.prefix), utf16Len(j.prefix)
-	renew := time.NewTicker(e.Config.Lease / 3)
-	defer renew.Stop()
-	age := time.NewTimer(time.Hour)
-	age.Stop()
-	defer age.Stop()
-	waiting := false
-	put := func() {
-		waiting = false
-		age.Stop()
-		j.mu.Lock()
-		text, units := string(j.text[stored:]), j.units
-		j.since = time.Time{}
-		j.mu.Unlock()
-		until := e.lease()
-		// A connection that is half dead must not outlast the lease.
-		ctx, cancel := context.WithTimeout(j.ctx, e.Config.Lease/2)
-		defer cancel()
-		held, err := j.service.store.FlushTurn(ctx, *j.x.Turn, storedUnits, text, until)
-		switch {
-		case err != nil:
-			// The text is still here; the next flush takes all of it. Only a flush whose outcome is unknown could
-			// have moved the stored length: look before the next one.
-			e.Log.Warn("turn not flushed", "code", fault.CodeOf(err))
-			j.mu.Lock()
-			j.since = e.Now() // not at once again
-			j.mu.Unlock()
-			if m, err := j.service.store.FindMessage(ctx, j.conv.ID, j.x.Assistant.ID); err == nil {
-				stored, storedUnits = len(m.Content), utf16Len(m.Content)
-			}
-		case !held:
-			j.cancel(errLost)
-		default:
-			stored += len(text)
-			storedUnits = units
-			_ = j.service.tenant.Hint(j.ctx, until) // hints may be lost
-		}
-	}
-	for {
-		select {
-		case <-quit:
-			return
-		case <-renew.C:
-			put()
-		case <-age.C:
-			put()
-		case <-j.wake:
-			j.mu.Lock()
-			pending, since := len(j.text)-stored, j.since
-			j.mu.Unlock()
-			if pending >= e.FlushSize {
-				put()
-			} else if pending > 0 && !waiting {
-				waiting = true
-				// Not from now: the piece may have waited for a slow flush already.
-				age.Reset(max(0, e.FlushAge-e.Now().Sub(since)))
-			}
-		}
-	}
-}
-
-// finish commits how the turn ended.
-func (j *job) finish(a Answer, omitted int64, hash string, err, cause error) {
-	e := j.engine
-	now := e.moment()
 	text := j.soFar()
 	state, code, detail := Completed, "", ""
 	switch {
@@ -221,53 +157,97 @@ func (j *job) finish(a Answer, omitted int64, hash string, err, cause error) {
 			state = Interrupted
 		}
 	}
-	end := func(t Turn, m Message) (Ending, event.Change, error) {
-		if t.State.Final() {
-			return Ending{Turn: t, Message: m}, event.Change{}, nil
-		}
-		t.Omitted = omitted
-		m.Content = text
-		m.Blocks = finalBlocks(state, j.prefix, text, a.Blocks)
-		m.StopReason, m.Usage, m.RawUsage, m.CostMicroUSD = a.StopReason, a.Usage, a.RawUsage, a.CostMicroUSD
-		m.PrefixHash = hash
-		if a.Model != "" {
-			m.Model = a.Model
-		}
-		m.FirstTokenMS = a.FirstToken.Milliseconds()
-		if m.FirstTokenMS == 0 && !j.first.IsZero() {
-			m.FirstTokenMS = max(1, j.first.Sub(t.StartedAt).Milliseconds())
-		}
-		ending, ch := ending(ident.System(j.actor.RequestID), t, m, state, code, detail, now, e.estimate)
-		return ending, ch, nil
+	first := a.FirstToken.Milliseconds()
+	if first == 0 && !j.first.IsZero() {
+		first = max(1, j.first.Sub(j.x.Turn.StartedAt).Milliseconds())
 	}
-	done, err := j.store(end)
+	return &outcome{State: state, Code: code, Detail: detail, At: e.moment(), Text: text,
+		Blocks: finalBlocks(state, j.prefix, text, a.Blocks), Model: a.Model, StopReason: a.StopReason, Usage: a.Usage,
+		RawUsage: a.RawUsage, CostMicroUSD: a.CostMicroUSD, FirstTokenMS: first, PrefixHash: hash, Omitted: omitted,
+		Request: j.actor.RequestID}
+}
+
+// finish commits how the turn ended, or leaves it in the spool until that is possible.
+func (j *job) finish(o *outcome, away bool) {
+	e := j.engine
+	held := away && j.spool(o) // of a database that is known to be away; it may come back while we try
+	patience := storeFor
+	if j.service.spool != nil {
+		patience = e.EndAge
+	}
+	done, changed, err := j.store(o, patience)
+	if postponed(err) && !held {
+		if held = j.spool(o); !held && fault.Is(err, fault.Unavailable) {
+			done, changed, err = j.store(o, storeFor)
+		}
+	}
+	if postponed(err) && held {
+		e.Log.Warn("end of turn kept in the spool", "code", fault.CodeOf(err), "turn", j.turn)
+		return // whoever looks after the tenant stores it
+	}
+	j.unspool()
 	if err != nil {
 		e.Log.Error("end of turn not stored", "code", fault.CodeOf(err), "turn", j.turn)
 		return
 	}
-	e.bus.Publish(context.Background(), event.Signal{Topic: string(j.turn), Kind: event.Ended})
-	if e.Observe != nil {
-		e.Observe(j.provider, done.Turn, done.Message)
-	}
+	e.told(done, changed)
 	if done.Turn.State == Completed {
 		e.title(j.service, j.conv, j.x.User)
 	}
 }
 
-// store offers the end to the database until it takes it, for at most storeFor.
-func (j *job) store(end func(Turn, Message) (Ending, event.Change, error)) (Ending, error) {
-	ctx, cancel := context.WithTimeout(j.engine.life, storeFor)
+// postponed reports whether what failed may work another day.
+func postponed(err error) bool {
+	switch fault.ClassOf(err) {
+	case fault.Unavailable, fault.Canceled, fault.Forbidden, fault.Conflict:
+		return err != nil
+	}
+	return false
+}
+
+// store offers the end to the database until it takes it, for at most patience. changed is false when it had ended
+// otherwise before.
+func (j *job) store(o *outcome, patience time.Duration) (done Ending, changed bool, err error) {
+	ctx, cancel := context.WithTimeout(j.engine.life, patience)
 	defer cancel()
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		done, err := j.service.store.EndTurn(ctx, j.turn, end)
+		done, err = j.service.store.EndTurn(ctx, j.turn, func(t Turn, m Message) (Ending, event.Change, error) {
+			if changed = o.fits(t, m); !changed {
+				return Ending{Turn: t, Message: m}, event.Change{}, nil
+			}
+			e, ch := o.apply(t, m, j.engine.estimate)
+			return e, ch, nil
+		})
 		if err == nil || !fault.Is(err, fault.Unavailable) {
-			return done, err
+			return done, changed, err
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return Ending{}, err
+			return Ending{}, false, err
 		}
+	}
+}
+
+// spool puts the end into the spool, if there is one and it takes it.
+func (j *job) spool(o *outcome) bool {
+	if j.service.spool == nil {
+		return false
+	}
+	err := j.service.spool.Append(j.turn, spooled{End: o}.encode())
+	if err != nil {
+		j.engine.Log.Warn("end of turn kept in memory only: the spool does not take it", "code", fault.CodeOf(err), "turn", j.turn)
+	}
+	return err == nil
+}
+
+// unspool forgets what the spool has of the turn.
+func (j *job) unspool() {
+	if j.service.spool == nil {
+		return
+	}
+	if err := j.service.spool.Drop(j.turn); err != nil {
+		j.engine.Log.Warn("spool not emptied", "code", fault.CodeOf(err), "turn", j.turn)
 	}
 }
 

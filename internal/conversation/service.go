@@ -19,6 +19,7 @@ type Service struct {
 	sealer event.Sealer
 	owner  ident.AccountID
 	tenant TenantPart
+	spool  Spool // nil: none
 	// searching holds one place: searches of one tenant take turns, however many are asked for at once. They are the
 	// dearest that one may ask for, and all tenants share the machine.
 	searching chan struct{}
@@ -33,12 +34,18 @@ type TenantPart interface {
 	Hint(ctx context.Context, due time.Time) error
 	// Limits are what the tenant may keep at the moment.
 	Limits() tenant.Limits
+	// Spool is where turns leave what the database does not take; nil: nowhere.
+	Spool() Spool
 }
 
 // New builds the service of the tenant that owner owns.
 func New(store Store, engine *Engine, sealer event.Sealer, owner ident.AccountID, tenant TenantPart) *Service {
-	return &Service{store: store, engine: engine, sealer: sealer, owner: owner, tenant: tenant,
+	s := &Service{store: store, engine: engine, sealer: sealer, owner: owner, tenant: tenant,
 		searching: make(chan struct{}, 1)}
+	if tenant != nil {
+		s.spool = tenant.Spool()
+	}
+	return s
 }
 
 // Create starts a conversation. A repeat of in.Once answers with the first result.
@@ -187,9 +194,13 @@ func (s *Service) Messages(ctx context.Context, actor ident.Actor, id ident.Conv
 			return nil, "", fault.Wrap(op, err)
 		}
 		settled := false
-		for _, m := range ms {
+		for i, m := range ms {
 			if m.State == Streaming && s.engine.dead(m.Turn, m.Node, m.Lease) {
-				if err := s.settle(ctx, m.Turn); err != nil {
+				switch err := s.settle(ctx, m.Turn); {
+				case unwritable(err):
+					ms[i].State = Interrupted
+					continue
+				case err != nil:
 					return nil, "", fault.Wrap(op, err)
 				}
 				settled = true
@@ -220,7 +231,12 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 		return Exchange{}, err
 	}
 	if !t.State.Final() && s.engine.dead(t.ID, t.Node, t.Lease) {
-		if err := s.settle(ctx, turn); err != nil {
+		err := s.settle(ctx, turn)
+		if unwritable(err) {
+			t.State, assistant.State = Interrupted, Interrupted
+			return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
+		}
+		if err != nil {
 			return Exchange{}, err
 		}
 		if t, user, assistant, err = s.store.FindTurn(ctx, id, turn); err != nil {
@@ -230,16 +246,28 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 	return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
 }
 
-// settle marks a turn interrupted whose owner is gone. It changes nothing when the turn has ended or its owner lives.
+// unwritable reports whether something was not stored because the data may only be read at the moment. What a reader is
+// to see is then shown without being stored.
+func unwritable(err error) bool {
+	code := fault.CodeOf(err)
+	return code == "tenant_read_only" || code == "tenant_quarantined"
+}
+
+// settle marks a turn interrupted whose owner is gone, unless the spool knows more of it. It changes nothing when the turn
+// has ended or its owner lives.
 func (s *Service) settle(ctx context.Context, turn ident.TurnID) error {
+	if s.holds(turn) {
+		if err := s.restore(ctx, turn); err != nil {
+			return err
+		}
+	}
 	orphaned := false
 	done, err := s.store.EndTurn(ctx, turn, func(t Turn, m Message) (Ending, event.Change, error) {
 		orphaned = false
 		if t.State.Final() || !s.engine.dead(t.ID, t.Node, t.Lease) {
 			return Ending{Turn: t, Message: m}, event.Change{}, nil
 		}
-		e, ch := ending(ident.System(""), t, m, Interrupted, "owner_gone",
-			"the server that wrote this answer went away; retry or continue it", s.moment(), s.engine.estimate)
+		e, ch := s.ownerGone(t, m)
 		orphaned = true
 		return e, ch, nil
 	})
@@ -247,19 +275,23 @@ func (s *Service) settle(ctx context.Context, turn ident.TurnID) error {
 		return nil // deleted meanwhile
 	}
 	if err == nil && orphaned {
-		s.engine.bus.Publish(ctx, event.Signal{Topic: string(turn), Kind: event.Ended})
-		if s.engine.Observe != nil {
-			s.engine.Observe(done.Turn.Provider, done.Turn, done.Message)
-		}
+		s.engine.told(done, true)
 	}
 	return err
 }
 
-// Sweep marks the turns interrupted whose owners are gone. It returns when to look again: the earliest lease among
-// those that still run, or zero when none does.
+// Sweep stores what the spool has, then marks the turns interrupted whose owners are gone. It returns when to look again:
+// the earliest lease among those that still run, soon while the spool has something, or zero.
 func (s *Service) Sweep(ctx context.Context) (next time.Time, err error) {
 	const op = "conversation.Sweep"
 	const batch = 500
+	left, err := s.restoreAll(ctx)
+	if err != nil {
+		return time.Time{}, fault.Wrap(op, err)
+	}
+	if left {
+		next = s.moment().Add(restoreAgain)
+	}
 	turns, err := s.store.RunningTurns(ctx, batch)
 	if err != nil {
 		return time.Time{}, fault.Wrap(op, err)

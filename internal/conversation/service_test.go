@@ -30,11 +30,14 @@ type part struct {
 	mu     sync.Mutex
 	hints  []time.Time
 	limits tenant.Limits
+	spool  conversation.Spool
 }
 
 func (p *part) Limits() tenant.Limits { return p.limits }
 
 func (*part) Retain() func() { return func() {} }
+
+func (p *part) Spool() conversation.Spool { return p.spool }
 
 func (p *part) Hint(_ context.Context, due time.Time) error {
 	p.mu.Lock()

@@ -22,19 +22,7 @@ func (e *Engine) title(s *Service, conv Conversation, first Message) {
 	if conv.Title != "" || conv.TitleByHand || first.Content == "" {
 		return
 	}
-	e.mu.Lock()
-	if e.closing {
-		e.mu.Unlock()
-		return
-	}
-	e.wg.Add(1)
-	e.mu.Unlock()
-	release := s.tenant.Retain()
-	go func() {
-		defer e.wg.Done()
-		defer release()
-		ctx, cancel := context.WithTimeout(e.life, titleTimeout)
-		defer cancel()
+	e.background(s, func(ctx context.Context) {
 		title := e.makeTitle(ctx, conv, first)
 		if title == "" {
 			return
@@ -51,6 +39,38 @@ func (e *Engine) title(s *Service, conv Conversation, first Message) {
 		if err != nil && !fault.Is(err, fault.NotFound) {
 			e.Log.Warn("title not stored", "code", fault.CodeOf(err))
 		}
+	})
+}
+
+// titleLater is title for a turn of which nobody has conversation and message at hand.
+func (e *Engine) titleLater(s *Service, t Turn) {
+	e.background(s, func(ctx context.Context) {
+		conv, err := s.store.FindConversation(ctx, t.Conversation)
+		if err != nil || conv.Title != "" || conv.TitleByHand {
+			return
+		}
+		if first, err := s.store.FindMessage(ctx, t.Conversation, t.UserMessage); err == nil {
+			e.title(s, conv, first)
+		}
+	})
+}
+
+// background does what nobody waits for, with the tenant kept open, unless the server is about to stop.
+func (e *Engine) background(s *Service, work func(ctx context.Context)) {
+	e.mu.Lock()
+	if e.closing {
+		e.mu.Unlock()
+		return
+	}
+	e.wg.Add(1)
+	e.mu.Unlock()
+	release := s.tenant.Retain()
+	go func() {
+		defer e.wg.Done()
+		defer release()
+		ctx, cancel := context.WithTimeout(e.life, titleTimeout)
+		defer cancel()
+		work(ctx)
 	}()
 }
 

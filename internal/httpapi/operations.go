@@ -167,10 +167,8 @@ func (o operation) problems() []int {
 	list := append([]int{}, o.errors...)
 	list = append(list, http.StatusBadRequest, http.StatusInternalServerError, http.StatusServiceUnavailable)
 	if o.Access != Public {
-		list = append(list, http.StatusUnauthorized)
-	}
-	if o.Access == Admin || o.Access == Metrics || o.Access == Account && o.Method != http.MethodGet {
-		list = append(list, http.StatusForbidden)
+		// Forbidden: a role is missing, the origin is wrong, or the operator suspended the account's data.
+		list = append(list, http.StatusUnauthorized, http.StatusForbidden)
 	}
 	if o.Limit != Unlimited {
 		list = append(list, http.StatusTooManyRequests)

@@ -144,7 +144,7 @@ func (r *Repository) Backup(ctx context.Context, in Installation, o BackupOption
 		}
 		err = fault.Wrap(op, errors.Join(err, marker.withdraw(ctx)))
 	}()
-	b := &backup{r: r, in: in, BackupOptions: o, report: &Report{}}
+	b := &backup{r: r, in: in, BackupOptions: o, report: &Report{}, ownBytes: r.ownBytes}
 	b.manifest = &Manifest{Format: repositoryFormat, Version: o.Version, Started: r.now().UTC()}
 	b.manifest.ID = snapshotID(b.manifest.Started)
 	b.report.Manifest = b.manifest
@@ -163,6 +163,7 @@ func (r *Repository) Backup(ctx context.Context, in Installation, o BackupOption
 // backup is one run.
 type backup struct {
 	BackupOptions
+	ownBytes int64
 	r        *Repository
 	in       Installation
 	manifest *Manifest
@@ -283,7 +284,7 @@ func (b *backup) findBefore(ctx context.Context) error {
 // readMaster copies the master database and returns the tenants that it knows.
 func (b *backup) readMaster(ctx context.Context) (tenants []ident.TenantID, err error) {
 	b.Progress(0, 0, "databases")
-	d, size, err := b.copy(ctx, ownerMaster, b.in.Master, func(s *sqlstore.Snapshot) (err error) {
+	d, size, err := b.copy(ctx, ownerMaster, b.in.Master, 0, func(s *sqlstore.Snapshot) (err error) {
 		tenants, err = s.TenantIDs(ctx)
 		return err
 	})
@@ -347,6 +348,12 @@ func (b *backup) fatal(ctx context.Context, err error) bool {
 	return ours || ctx.Err() != nil
 }
 
+// A user's own server is not ours: it may answer slowly for ever, or without end.
+const (
+	ownTime  = time.Hour
+	ownBytes = 8 << 30 // of rows
+)
+
 func (b *backup) readTenant(ctx context.Context, id ident.TenantID) (*Database, Size, error) {
 	t, err := b.in.Store.FindTenant(ctx, id)
 	if err != nil {
@@ -356,7 +363,14 @@ func (b *backup) readTenant(ctx context.Context, id ident.TenantID) (*Database, 
 	if err != nil {
 		return nil, Size{}, err
 	}
-	d, size, err := b.copy(ctx, string(id), db, nil)
+	limit := int64(0)
+	if t.Placement.Kind == tenant.External {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, ownTime)
+		defer cancel()
+		limit = b.ownBytes
+	}
+	d, size, err := b.copy(ctx, string(id), db, limit, nil)
 	if err := errors.Join(err, db.Close()); err != nil {
 		return nil, Size{}, err
 	}
@@ -390,11 +404,13 @@ func (b *backup) shape(tables []sqlstore.Table) int {
 	return len(b.manifest.Shapes) - 1
 }
 
-// copy stores one state of a database. also, when it is not nil, reads more of the same state.
-func (b *backup) copy(ctx context.Context, owner string, db *sqlstore.DB, also func(*sqlstore.Snapshot) error) (*Database, Size, error) {
+// copy stores one state of a database, of at most limit bytes (0: any number). also, when it is not nil, reads more of
+// the same state.
+func (b *backup) copy(ctx context.Context, owner string, db *sqlstore.DB, limit int64, also func(*sqlstore.Snapshot) error) (*Database, Size, error) {
 	key, err := b.r.writeKey(ctx, owner, b.keys[owner])
 	if err != nil {
-		if fault.CodeOf(err) == "tenant_erased" {
+		// Its keys may have gone while they were looked at.
+		if _, gone := b.r.store.Stat(ctx, erasedDir+"/"+owner); gone == nil {
 			return nil, Size{}, fault.New(fault.NotFound, "relocate.Backup", "tenant_erased", "the tenant was erased").With(err)
 		}
 		return nil, Size{}, repositoryError{err}
@@ -403,11 +419,13 @@ func (b *backup) copy(ctx context.Context, owner string, db *sqlstore.DB, also f
 	if err != nil {
 		return nil, Size{}, repositoryError{err}
 	}
+	w.limit = limit
 	d, err := b.dump(w.ctx, owner, db, w, also)
 	chunks, werr := w.close()
-	if werr != nil {
+	if werr != nil && ctx.Err() == nil {
 		return nil, Size{}, repositoryError{werr} // it comes first: it ended the reading, too
 	}
+	err = errors.Join(err, werr)
 	if err != nil {
 		return nil, Size{}, err
 	}

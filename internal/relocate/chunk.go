@@ -127,6 +127,7 @@ type chunkWriter struct {
 	key    *ownerKey
 	there  map[string]int64 // sizes of files by name
 	verify bool             // read what is there before relying on it
+	limit  int64            // of bytes of rows; 0: none
 	group  *errgroup.Group
 	ctx    context.Context // ends with the first failure
 
@@ -156,7 +157,11 @@ func (w *chunkWriter) put(name string, content []byte) error {
 	i := len(w.chunks)
 	w.chunks = append(w.chunks, Chunk{Name: name})
 	w.bytes += int64(len(content))
+	all := w.bytes
 	w.mu.Unlock()
+	if w.limit > 0 && all > w.limit {
+		return fault.New(fault.TooLarge, "relocate.Backup", "backup_too_large", "the database is larger than what is backed up of users' own")
+	}
 	w.group.Go(func() error {
 		size, written, err := w.write(chunkFile(w.key.owner, name), content)
 		w.mu.Lock()

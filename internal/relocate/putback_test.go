@@ -115,6 +115,40 @@ func (h *house) messages(at tenant.Placement, w *writers) map[ident.MessageID]st
 	return found
 }
 
+// A user's own server may send rows without end: what is kept of it is bounded, and the others do not wait for it.
+func TestBackupBoundsUsersOwn(t *testing.T) {
+	h := newHouse(t)
+	master, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: filepath.Join(h.dir, "master.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	mine, _ := h.newTenant(tenant.External)
+	hosted, _ := h.newTenant(tenant.SQLite)
+	s := &site{TB: t, Installation: Installation{Master: master, Store: h.store, Places: h.places}, keys: h.keys}
+	s.write(mine, lorem(20_000))
+	s.write(hosted, lorem(20_000))
+	r := s.repository(folder(t))
+	r.ownBytes = 1 << 20
+	report, err := r.Backup(t.Context(), s.Installation, BackupOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range report.Reports {
+		if refused := d.Owner == string(mine.ID); refused != (d.Err != nil) || refused && d.Failed != "backup_too_large" {
+			t.Errorf("%s: %v", d.Owner, d.Err)
+		}
+	}
+	snap, err := master.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer snap.Close()
+	if order, err := snap.TenantIDs(t.Context()); err != nil || len(order) != 2 || order[1] != mine.ID {
+		t.Errorf("the order is %v, %v", order, err)
+	}
+}
+
 // The same on a server that speaks S3, which somebody else wrote.
 func TestBackupOnS3(t *testing.T) {
 	backend := s3mem.New()

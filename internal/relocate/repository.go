@@ -69,6 +69,8 @@ type Repository struct {
 	packer  *zstd.Encoder
 	reader  *zstd.Decoder
 	lease   time.Duration // how long one that said it is at work is believed
+	// ownBytes bounds what is copied of a user's own database.
+	ownBytes int64
 
 	mu   sync.Mutex
 	keys map[string]*ownerKey // those in use, by owner and id
@@ -97,7 +99,7 @@ func OpenRepository(ctx context.Context, store blob.Store, keyring *seal.Keyring
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	r := &Repository{store: store, keyring: keyring, now: time.Now, packer: packer, reader: reader, lease: 10 * time.Minute,
+	r := &Repository{store: store, keyring: keyring, now: time.Now, packer: packer, reader: reader, lease: 10 * time.Minute, ownBytes: ownBytes,
 		keys: make(map[string]*ownerKey)}
 	raw, err := blob.GetBytes(ctx, store, headName, smallFile)
 	if fault.CodeOf(err) == "file_missing" {

@@ -51,7 +51,8 @@ func (t Table) Equal(o Table) bool {
 	return t.Name == o.Name && slices.Equal(t.Columns, o.Columns) && slices.Equal(t.Key, o.Key)
 }
 
-// TenantIDs lists the tenants that a master database knows at the moment of the snapshot.
+// TenantIDs lists the tenants that a master database knows at the moment of the snapshot: those in users' own databases
+// come last, since their servers may take their time.
 func (s *Snapshot) TenantIDs(ctx context.Context) ([]ident.TenantID, error) {
 	var list []ident.TenantID
 	err := s.Read(ctx, func(b *Batch) {
@@ -60,7 +61,8 @@ func (s *Snapshot) TenantIDs(ctx context.Context) ([]ident.TenantID, error) {
 			err := s.Scan(&id)
 			list = append(list, id)
 			return err
-		}, `SELECT id FROM tenants ORDER BY id`)
+		}, `SELECT t.id FROM tenants t LEFT JOIN databases d ON d.id = t.database_id
+			ORDER BY CASE WHEN d.kind = 'external' THEN 1 ELSE 0 END, t.id`)
 	})
 	return list, err
 }

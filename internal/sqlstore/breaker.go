@@ -159,7 +159,7 @@ func proves(err error) bool {
 }
 
 // unreachable is what callers get while the circuit is open, and for whatever broke on the way.
-func unreachable(cause error) error {
+func unreachable(cause error) *fault.Error {
 	return fault.New(fault.Unavailable, "sqlstore", "database_unreachable",
 		"the database cannot be reached at the moment").RetryAfter(rest).With(cause)
 }

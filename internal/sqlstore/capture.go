@@ -30,8 +30,8 @@ type Captured struct {
 // that is the last one it takes and is held until it has committed. So numbers become visible in their order, and
 // nobody who holds the lock waits for anybody (decision 0017).
 func StartCapture(ctx context.Context, db *DB) error {
-	return alter(ctx, db, "sqlstore.StartCapture", func(tx *Tx) error {
-		names, schema, err := ours(tx)
+	return alter(ctx, db, "sqlstore.StartCapture", func(tx *Tx, wait int) error {
+		names, schema, err := ours(tx, wait)
 		if err != nil {
 			return err
 		}
@@ -156,9 +156,9 @@ func StopCapture(ctx context.Context, db *DB) error {
 	if err := remove(ctx, db, op, captureName); err != nil {
 		return err
 	}
-	return alter(ctx, db, op, func(tx *Tx) error {
+	return alter(ctx, db, op, func(tx *Tx, wait int) error {
 		return tx.Commit(func(b *Batch) {
-			if hurry(b); b.Dialect() == Postgres {
+			if hurry(b, wait); b.Dialect() == Postgres {
 				for _, name := range slices.Concat(masterTables[:], tenantTables[:]) {
 					b.Exec(`DROP FUNCTION IF EXISTS ` + quoted(captureName+"_"+name) + `()`)
 				}

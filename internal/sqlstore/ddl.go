@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"claude-memory-backend/internal/fault"
@@ -11,11 +12,14 @@ import (
 
 // What is added to a schema while a database is moved, and taken away again: triggers, their functions, a table.
 
-// alter runs fn in a write transaction, again and again while other transactions are in its way, until ctx is over. fn
-// begins with hurry. It is no matter of SetReadOnly.
-func alter(ctx context.Context, db *DB, op string, fn func(tx *Tx) error) error {
-	for {
-		err := db.write(Patient(ctx), fn)
+// alter runs fn in a write transaction, again and again while other transactions are in its way, until ctx is over.
+// How long fn may wait for a lock is given to fn, which begins with [hurry]: on PostgreSQL everybody queues up behind
+// whoever waits for a lock on a table, so it is short at first, and grows since those who are in the way may be many. It
+// is no matter of SetReadOnly.
+func alter(ctx context.Context, db *DB, op string, fn func(tx *Tx, wait int) error) error {
+	for attempt := 0; ; attempt++ {
+		wait := min(250<<min(attempt, 10), 8_000)
+		err := db.write(Patient(ctx), func(tx *Tx) error { return fn(tx, wait) })
 		if fault.CodeOf(err) != "busy" {
 			return fault.Wrap(op, err)
 		}
@@ -29,11 +33,10 @@ func alter(ctx context.Context, db *DB, op string, fn func(tx *Tx) error) error 
 	}
 }
 
-// hurry bounds how long the transaction waits for a lock: on PostgreSQL everybody queues up behind whoever waits for
-// one on a table.
-func hurry(b *Batch) {
+// hurry bounds, in milliseconds, how long the transaction waits for each lock.
+func hurry(b *Batch, wait int) {
 	if b.Dialect() == Postgres {
-		b.Exec(`SET LOCAL lock_timeout = '500ms'`)
+		b.Exec(`SET LOCAL lock_timeout = ` + strconv.Itoa(wait))
 	}
 }
 
@@ -69,9 +72,9 @@ func (t *Tx) lockAgainstWriters(tables []string) error {
 
 // ours are the tables of ours that the database has, those of the index and of the history included, and where they
 // are. On SQLite without the index, whose tables can have no triggers.
-func ours(tx *Tx) (names []string, schema string, err error) {
+func ours(tx *Tx, wait int) (names []string, schema string, err error) {
 	err = tx.Run(func(b *Batch) {
-		hurry(b)
+		hurry(b, wait)
 		names = nil
 		if b.Dialect() == Postgres {
 			b.One([]any{&schema}, `SELECT current_schema()`)
@@ -109,12 +112,12 @@ func readTriggers(b *Batch, name string, tables *[]string) {
 // that begin with this one.
 func remove(ctx context.Context, db *DB, op, name string) error {
 	var tables []string
-	err := alter(ctx, db, op, func(tx *Tx) error {
+	err := alter(ctx, db, op, func(tx *Tx, wait int) error {
 		if tx.Dialect() != Postgres {
 			return removeLite(tx, name)
 		}
 		if err := tx.Run(func(b *Batch) {
-			hurry(b)
+			hurry(b, wait)
 			readTriggers(b, name, &tables)
 		}); err != nil || len(tables) == 0 {
 			return err
@@ -132,9 +135,9 @@ func remove(ctx context.Context, db *DB, op, name string) error {
 		if err != nil {
 			break
 		}
-		err = alter(ctx, db, op, func(tx *Tx) error {
+		err = alter(ctx, db, op, func(tx *Tx, wait int) error {
 			return tx.Commit(func(b *Batch) {
-				hurry(b)
+				hurry(b, wait)
 				b.Exec(`DROP TRIGGER IF EXISTS ` + quoted(name) + ` ON ` + quoted(table))
 			})
 		})

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"go.uber.org/goleak"
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -471,6 +472,8 @@ func TestHostileServers(t *testing.T) {
 	id := ident.New[ident.DatabaseID]()
 	for name, dialogue := range list {
 		t.Run(name, func(t *testing.T) {
+			before := goleak.IgnoreCurrent()
+			t.Cleanup(func() { goleak.VerifyNone(t, before) })
 			port, _ := serve(t, dialogue)
 			x := openExternals(t, func(o *ExternalOptions) { o.ConnectTimeout = 300 * time.Millisecond })
 			x.hasty.silence, x.hasty.total, x.whole = 200*time.Millisecond, 500*time.Millisecond, 700*time.Millisecond

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/goleak"
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -132,6 +133,12 @@ func TestProvisionTouchesNothingElse(t *testing.T) {
 	})
 }
 
+// engineOf is the engine under a user's database, without the circuit breaker before it.
+func engineOf(db *DB) *postgresEngine {
+	e, _ := under[*postgresEngine](db.on.Load().engine)
+	return e
+}
+
 func databaseOf(t *testing.T, address string) string {
 	t.Helper()
 	u, err := url.Parse(address)
@@ -224,8 +231,7 @@ func TestSettingsOfTheOwner(t *testing.T) {
 		t.Errorf("%q %q %q %q %q", commit, path, lock, statement, patientStatement)
 	}
 	t.Run("nothing stays set on the connection", func(t *testing.T) {
-		e := db.on.Load().engine.(*postgresEngine)
-		c, err := e.external.lend(t.Context(), false)
+		c, err := engineOf(db).external.lend(t.Context(), false)
 		if err != nil || !c.reused {
 			t.Fatalf("%v", err)
 		}
@@ -528,6 +534,8 @@ func (c *counted) Close() error {
 }
 
 func TestBoundsOfConnections(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	// A server that lets everybody in and answers when it is told to.
 	answer := make(chan struct{})
 	port, count := serve(t, func(e *evil) {
@@ -540,7 +548,7 @@ func TestBoundsOfConnections(t *testing.T) {
 		}
 	})
 	a := tenant.Address{Host: "127.0.0.1", Port: port, Database: "d", Username: "u", TLS: tenant.TLSDisable}
-	x := openExternals(t, func(o *ExternalOptions) { o.MaxConns, o.PerTenant, o.ConnectTimeout = 5, 3, 100*time.Millisecond })
+	x := openExternals(t, func(o *ExternalOptions) { o.MaxConns, o.PerTenant, o.ConnectTimeout = 5, 3, time.Second })
 	x.hasty = patient
 	id, other := ident.New[ident.DatabaseID](), ident.New[ident.DatabaseID]()
 	one, again, two, third := x.Open(id, a, ""), x.Open(id, a, ""), x.Open(other, a, ""), x.Open(ident.New[ident.DatabaseID](), a, "")
@@ -604,10 +612,13 @@ func TestBoundsOfConnections(t *testing.T) {
 			_ = two.Close()
 			close(closed)
 		}()
-		for { // idle ones go at once
-			if open, _ := x.Connections(); open < 5 || len(two.on.Load().engine.(*postgresEngine).external.idle) == 0 {
-				break
-			}
+		h := engineOf(two).external
+		shut := func() bool {
+			x.budget.mu.Lock()
+			defer x.budget.mu.Unlock()
+			return h.closed
+		}
+		for !shut() {
 			time.Sleep(time.Millisecond)
 		}
 		select {
@@ -627,7 +638,7 @@ func TestBoundsOfConnections(t *testing.T) {
 		t.Errorf("%d open, %d idle", open, idle)
 	}
 	t.Run("idle ones are closed after a while", func(t *testing.T) {
-		x := openExternals(t, nil)
+		x := openExternals(t, relaxed)
 		x.budget.idleTime = 10 * time.Millisecond
 		x.hasty = patient
 		db := x.Open(id, a, "")
@@ -673,7 +684,7 @@ func TestRowsThatAreNotKept(t *testing.T) {
 	x := openExternals(t, relaxed)
 	x.hasty.silence, x.hasty.total = time.Minute, time.Minute
 	db := x.Open(ident.New[ident.DatabaseID](), a, password)
-	db.on.Load().engine.(*postgresEngine).preamble = db.on.Load().engine.(*postgresEngine).patient
+	engineOf(db).preamble = engineOf(db).patient
 	defer func() { _ = db.Close() }()
 	for _, c := range []struct {
 		rows, kept int

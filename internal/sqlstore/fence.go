@@ -16,8 +16,8 @@ const fenceName = "memoryd_fence"
 // On SQLite a statement that matches no row is not refused, and the tables of the index, which are derived, take no
 // triggers.
 func Fence(ctx context.Context, db *DB) error {
-	return alter(ctx, db, "sqlstore.Fence", func(tx *Tx) error {
-		names, schema, err := ours(tx)
+	return alter(ctx, db, "sqlstore.Fence", func(tx *Tx, wait int) error {
+		names, schema, err := ours(tx, wait)
 		if err != nil {
 			return err
 		}
@@ -54,9 +54,9 @@ func Unfence(ctx context.Context, db *DB) error {
 	if err := remove(ctx, db, op, fenceName); err != nil {
 		return err
 	}
-	return alter(ctx, db, op, func(tx *Tx) error {
+	return alter(ctx, db, op, func(tx *Tx, wait int) error {
 		return tx.Commit(func(b *Batch) {
-			if hurry(b); b.Dialect() == Postgres {
+			if hurry(b, wait); b.Dialect() == Postgres {
 				b.Exec(`DROP FUNCTION IF EXISTS ` + quoted(fenceName) + `()`)
 			}
 		})

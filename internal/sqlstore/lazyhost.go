@@ -85,7 +85,7 @@ func (l *LazyHost) wait(ctx context.Context, patience time.Duration) (*PostgresH
 	case <-ctx.Done():
 		return nil, fault.Wrap(op, gone(ctx, nil))
 	case <-timer.C:
-		return nil, unavailable(op, "database_unreachable", "the database cannot be reached at the moment", nil)
+		return nil, fault.Wrap(op, unreachable(nil))
 	}
 }
 
@@ -94,6 +94,9 @@ func (l *LazyHost) open() {
 	ctx, cancel := context.WithTimeout(l.life, hostTime)
 	defer cancel()
 	host, err := OpenPostgresHost(ctx, l.url, l.options)
+	if Unreachable(err) {
+		err = unreachable(err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.host, l.err = host, err

@@ -34,6 +34,23 @@ func NewPostgresPool(ctx context.Context, url seal.Secret, maxConns int) (*pgxpo
 	return openPool(ctx, config)
 }
 
+// ConnectPostgres opens a database at an operator's address, behind a circuit breaker and a watch on the server's silence:
+// while it cannot be reached, everything fails at once as Unavailable (code "database_unreachable"). end closes its
+// connections; closing the database does not.
+func ConnectPostgres(ctx context.Context, url seal.Secret, maxConns int, o PostgresOptions) (db *DB, end func(), err error) {
+	config, err := poolConfig(url, maxConns)
+	if err != nil {
+		return nil, nil, err
+	}
+	l := newLink(config)
+	pool, err := openPool(ctx, config)
+	if err != nil {
+		l.close()
+		return nil, nil, err
+	}
+	return OpenPostgres(pool, o).guard(l), func() { l.close(); pool.Close() }, nil
+}
+
 // CheckURL says whether an operator's address could be used, without connecting (code "database_url_invalid").
 func CheckURL(url seal.Secret) error {
 	_, err := poolConfig(url, 0)

@@ -145,7 +145,8 @@ func TestEncodingStays(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _, err = DecodeRow(tb, b)
-		t.Log(what)
-		wantCode(t, err, "row_damaged")
+		if fault.CodeOf(err) != "row_damaged" {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

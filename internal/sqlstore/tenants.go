@@ -55,7 +55,10 @@ func scanTenant(s Scanner) (t tenant.Tenant, err error) {
 	var p placementRow
 	err = s.Scan(append([]any{&t.ID, &t.Account, &t.State, &t.Job, &t.Limits.Bytes, &t.Limits.Messages, &t.Schema.Version,
 		&t.Schema.Problem, &schemaAt, &created}, p.dest()...)...)
-	t.Placement, t.Schema.At, t.CreatedAt = p.done(), ident.Time(schemaAt), ident.Time(created)
+	t.Placement, t.CreatedAt = p.done(), ident.Time(created)
+	if schemaAt > 0 {
+		t.Schema.At = ident.Time(schemaAt)
+	}
 	return t, err
 }
 

@@ -114,9 +114,13 @@ func (t Tenant) Shown() State {
 // Schema is what is known of the active database's schema since it was last migrated or looked at.
 type Schema struct {
 	Version int64     // 0: never noted
-	Problem string    // stable code of why the last migration failed; empty when it did not
+	Problem string    // stable code of why it is not as it should be; empty when it is
 	At      time.Time // when that was noted
 }
+
+// SchemaHeld is the problem of a schema that somebody took back to the version before: it is not brought up to date
+// again until that is asked for.
+const SchemaHeld = "schema_held"
 
 // DatabaseState is how one of a tenant's databases is used.
 type DatabaseState string

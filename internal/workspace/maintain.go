@@ -3,6 +3,7 @@ package workspace
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,8 +16,11 @@ import (
 const (
 	dueEvery  = time.Second // hints that have come
 	idleEvery = 30 * time.Second
-	onceEvery = time.Hour // expired idempotency records of open tenants; others are cleaned when next opened
-	dueBatch  = 100
+	// spoolEvery is how often databases are tried for which the spool has something; a circuit before a server is open as
+	// long.
+	spoolEvery = 2 * time.Second
+	onceEvery  = time.Hour // expired idempotency records of open tenants; others are cleaned when next opened
+	dueBatch   = 100
 
 	lookTime    = 10 * time.Second // for one tenant
 	looksAtOnce = 8
@@ -53,6 +57,9 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer due.Stop()
 	defer idle.Stop()
 	defer once.Stop()
+	var spooling sync.WaitGroup
+	defer spooling.Wait()
+	spooling.Go(func() { p.followSpool(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -115,7 +122,10 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 	if err == nil {
 		next, err = ws.Conversations.Sweep(look)
 	}
-	if err != nil {
+	switch {
+	case err != nil && ws.entry.refuses(ws.Tenant) != nil:
+		next = p.Now().Add(mendPause) // nothing may be changed there; readers are shown how it is
+	case err != nil:
 		p.Log.Warn("tenant not looked after", "code", fault.CodeOf(err), "tenant", id)
 		next = p.Now().Add(2 * pause)
 	}
@@ -123,6 +133,55 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 		if err := ws.entry.Hint(ctx, next); err != nil {
 			p.Log.Warn("hint not stored", "code", fault.CodeOf(err))
 		}
+	}
+}
+
+// followSpool empties the spool as soon as databases take what it has. It waits for those that are away, so it does not
+// stand in anybody's way. It needs no hints: what is on this machine's disk is known here, and can be stored from nowhere
+// else.
+func (p *Pool) followSpool(ctx context.Context) {
+	if p.Spool == nil {
+		return
+	}
+	t := time.NewTicker(spoolEvery)
+	defer t.Stop()
+	for {
+		p.emptySpool(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+func (p *Pool) emptySpool(ctx context.Context) {
+	var group errgroup.Group
+	group.SetLimit(looksAtOnce)
+	for _, id := range p.Spool.Tenants() {
+		group.Go(func() error {
+			p.emptySpoolOf(ctx, id)
+			return nil
+		})
+	}
+	_ = group.Wait() // emptySpoolOf says itself what goes wrong
+}
+
+func (p *Pool) emptySpoolOf(ctx context.Context, id ident.TenantID) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	ws, err := p.Acquire(ctx, ident.System(""), id)
+	if fault.Is(err, fault.NotFound) { // the tenant was erased, and with it what is left of its turns
+		if err := p.Spool.Discard(id); err != nil {
+			p.Log.Warn("spool not emptied", "code", fault.CodeOf(err))
+		}
+	}
+	if err != nil {
+		return // has been logged, or is the database's being away
+	}
+	defer ws.Release()
+	if _, err := ws.Conversations.Sweep(ctx); err != nil && fault.Is(err, fault.Internal) {
+		p.Log.Warn("spool not emptied", "code", fault.CodeOf(err), "tenant", id)
 	}
 }
 

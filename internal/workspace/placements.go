@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"path/filepath"
 
 	"claude-memory-backend/internal/fault"
@@ -22,6 +21,8 @@ type Placements struct {
 	template    *sqlstore.Template
 	hosts       map[string]*sqlstore.LazyHost
 	externals   Externals
+	steps       *sqlstore.Steps
+	keep        Keep
 }
 
 // Externals reaches PostgreSQL servers of users' own; sqlstore.Externals does.
@@ -39,16 +40,26 @@ type PlacementsConfig struct {
 	Keys        *seal.Keyring
 	Hosts       map[string]*sqlstore.LazyHost // by name, see tenant.Placement.Host
 	Externals   Externals                     // nil: users cannot bring their own
+	Steps       *sqlstore.Steps               // the schema's history; nil: the released one
+	Keep        Keep                          // nil: nothing is kept before a schema is changed
 }
 
 // NewPlacements prepares the template that new files are copied from.
 func NewPlacements(ctx context.Context, c PlacementsConfig) (*Placements, error) {
-	t, err := sqlstore.BuildTemplate(ctx, sqlstore.Tenant)
+	const op = "workspace.NewPlacements"
+	if c.Steps == nil {
+		released, err := sqlstore.Released()
+		if err != nil {
+			return nil, fault.Wrap(op, err)
+		}
+		c.Steps = released
+	}
+	t, err := c.Steps.Template(ctx, sqlstore.Tenant)
 	if err != nil {
-		return nil, fault.Wrap("workspace.NewPlacements", err)
+		return nil, fault.Wrap(op, err)
 	}
 	return &Placements{root: c.Root, synchronous: c.Synchronous, keys: c.Keys, template: t, hosts: c.Hosts,
-		externals: c.Externals}, nil
+		externals: c.Externals, steps: c.Steps, keep: c.Keep}, nil
 }
 
 // Provision makes the database of a new tenant and says where it is.
@@ -258,34 +269,4 @@ func (p *Placements) path(id ident.DatabaseID) string {
 	sum := sha256.Sum256([]byte(name))
 	h := hex.EncodeToString(sum[:2])
 	return filepath.Join(p.root, h[:2], h[2:], name+".db")
-}
-
-// openMigrated opens the active database of a tenant and brings its schema up to date. It returns the database even
-// when a step failed: what can be read then is the older schema. A schema that is not ours, or of a newer binary, is
-// never opened.
-func (p *Placements) openMigrated(ctx context.Context, t tenant.Tenant) (_ *sqlstore.DB, seen tenant.Schema, err error) {
-	db, err := p.Open(ctx, t.Placement)
-	if err != nil {
-		return nil, seen, err
-	}
-	report, err := sqlstore.Migrate(ctx, db, sqlstore.Tenant)
-	seen.Version = report.To
-	if err != nil {
-		seen.Problem = fault.CodeOf(err)
-	}
-	if err != nil && (fault.Is(err, fault.Unavailable) || fault.Is(err, fault.Canceled) || report.To == 0) {
-		_ = db.Close()
-		return nil, seen, err
-	}
-	return db, seen, err
-}
-
-// Migrate brings one tenant's schema up to date without keeping the database open.
-func (p *Placements) Migrate(ctx context.Context, t tenant.Tenant) error {
-	const op = "workspace.Migrate"
-	db, _, err := p.openMigrated(ctx, t)
-	if db != nil {
-		err = errors.Join(err, db.Close())
-	}
-	return fault.Wrap(op, err)
 }

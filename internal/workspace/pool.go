@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 )
@@ -29,7 +31,8 @@ type Config struct {
 	Engine     *conversation.Engine
 	Bus        event.Bus
 	Sealer     event.Sealer
-	Providers  []string // provider names that projects may ask for
+	Spool      *spool.Spool // keeps what databases do not take; nil: nothing does
+	Providers  []string     // provider names that projects may ask for
 	Log        *slog.Logger
 	Now        func() time.Time
 	Limits     tenant.Limits                       // of tenants that have none of their own; 0: none
@@ -48,6 +51,7 @@ type Pool struct {
 	room    chan struct{} // closed, and replaced, when there may be room for those who wait
 	waiting bool          // somebody waits for room
 	leaving int           // databases that are being closed
+	turns   chan struct{} // as full as files are being opened
 	closed  bool
 	told    event.Seq      // how far the master's log was followed
 	heard   time.Time      // when that was last done
@@ -73,7 +77,7 @@ type entry struct {
 	id    ident.TenantID
 	ready chan struct{} // closed when open or failed
 	err   error         // why it failed
-	until time.Time     // failed: when the next attempt may be made
+	until time.Time     // failed, or opened with an older schema: when the next attempt may be made
 
 	tenant tenant.Tenant // guarded by pool.mu once ready
 	db     *sqlstore.DB
@@ -92,8 +96,12 @@ const (
 	// pause is how long a tenant that could not be opened is refused without another attempt. It is as long as a circuit
 	// before a server stays open: the attempt after it is the one that tries the server, or is refused as quickly.
 	pause = 2 * time.Second
-	// openTimeout bounds an opening, migration included.
+	// openTimeout bounds each part of an opening but a migration, which has stepTimeout.
 	openTimeout = time.Minute
+	// turnTime is ten times what opening a file takes.
+	turnTime = 50 * time.Millisecond
+	// mendPause is how long a tenant is served with an older schema before its migration is tried once more.
+	mendPause = time.Minute
 	// roomPatience is how long a caller waits in a pool that is full of leased databases.
 	roomPatience = 2 * time.Second
 )
@@ -112,7 +120,8 @@ func NewPool(c Config) *Pool {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{})}
+	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{}),
+		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))}
 }
 
 // Acquire opens the tenant's database if needed and takes a lease on it. The caller must Release. It is NotFound,
@@ -181,7 +190,7 @@ func (p *Pool) lease(ctx context.Context, id ident.TenantID) (e *entry, opener b
 				RetryAfter(2 * time.Second)
 		}
 		if e := p.entries[id]; e != nil {
-			if failed(e) && !p.Now().Before(e.until) && e.leases == 0 {
+			if e.leases == 0 && again(e, p.Now()) {
 				p.drop(e)
 				continue
 			}
@@ -273,6 +282,16 @@ func (p *Pool) drop(e *entry) {
 	})
 }
 
+// again reports whether it is time to open an entry once more: one that failed, or that has an older schema.
+func again(e *entry, now time.Time) bool {
+	select {
+	case <-e.ready:
+		return !now.Before(e.until) && (e.err != nil || !e.until.IsZero())
+	default:
+		return false
+	}
+}
+
 func failed(e *entry) bool {
 	select {
 	case <-e.ready:
@@ -310,14 +329,20 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	// The opening's own lease goes first: whoever sees the entry ready counts the callers' leases only.
 	defer close(e.ready)
 	defer p.release(e)
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
 	begun := time.Now()
-	t, err := p.Directory.FindTenant(ctx, e.id)
+	t, err := p.find(ctx, e.id)
+	if err == nil && t.Placement.Kind == tenant.SQLite {
+		var done func()
+		if done, err = p.turn(ctx); err == nil {
+			defer done()
+		}
+	}
 	if err == nil {
 		e.tenant = t
 		e.db, err = p.openDatabase(ctx, &e.tenant)
 	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
 	if err == nil {
 		e.store = sqlstore.NewTenantStore(e.db, func(seq event.Seq) {
 			p.Bus.Publish(context.Background(), event.Signal{Topic: string(e.id), Kind: event.Committed, Seq: seq})
@@ -332,6 +357,9 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 		// changed stays as it is.
 		if _, err = e.ws.Conversations.Sweep(ctx); err != nil && e.refuses(e.tenant) != nil {
 			err = nil
+		}
+		if p := e.tenant.Schema.Problem; p != "" && p != tenant.SchemaHeld {
+			e.until = e.pool.Now().Add(mendPause)
 		}
 		if err != nil {
 			_ = e.db.Close()
@@ -354,6 +382,30 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			e.err = unavailable(err)
 		}
 	}
+}
+
+// turn waits for one's turn to open a file, and returns what ends it. Opening is work for the processor: a core stays
+// free for those whose databases are open, however many are opened at once. Who takes long waits for something else,
+// or migrates, and gives the turn up meanwhile.
+func (p *Pool) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case p.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fault.New(fault.Unavailable, "workspace.Pool", "too_many_tenants", "too many databases are being opened: try again in a moment").
+			RetryAfter(pause)
+	}
+	end := sync.OnceFunc(func() { <-p.turns })
+	late := time.AfterFunc(turnTime, end)
+	return func() {
+		late.Stop()
+		end()
+	}, nil
+}
+
+func (p *Pool) find(ctx context.Context, id ident.TenantID) (tenant.Tenant, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	return p.Directory.FindTenant(ctx, id)
 }
 
 // unavailable makes any failure to open one tenant's database Unavailable with a hint when to come back.
@@ -388,6 +440,14 @@ func (w *Workspace) Usage(ctx context.Context) (tenant.Usage, tenant.Limits, err
 		err = refusal(tenant.Quarantined) // its schema is from before the counting
 	}
 	return u, w.entry.Limits(), fault.Wrap("workspace.Usage", err)
+}
+
+// Spool implements conversation.TenantPart.
+func (e *entry) Spool() conversation.Spool {
+	if e.pool.Spool == nil {
+		return nil // not a nil pointer in an interface
+	}
+	return e.pool.Spool.Tenant(e.id)
 }
 
 // Hint stores that something is due in this tenant, unless an earlier hint is known to be stored.

@@ -253,6 +253,15 @@ func TestAcquire(t *testing.T) {
 		got.Wait()
 		busy.Wait()
 	})
+	t.Run("an opening that takes long keeps nobody else from opening", func(t *testing.T) {
+		h := newHouse(t)
+		for range cap(h.pool.turns) {
+			if _, err := h.pool.turn(t.Context()); err != nil { // and never ends it
+				t.Fatal(err)
+			}
+		}
+		h.acquire(h.newTenant()).Release()
+	})
 	t.Run("who met an open database has not waited", func(t *testing.T) {
 		h := newHouse(t)
 		me := h.newTenant()

@@ -73,8 +73,7 @@ func worse(a, b tenant.State) tenant.State {
 
 // note keeps what was seen of a schema if it is news.
 func (p *Pool) note(ctx context.Context, t *tenant.Tenant, seen tenant.Schema) {
-	if p.Notes == nil || seen.Version == 0 && seen.Problem == "" ||
-		seen.Version == t.Schema.Version && seen.Problem == t.Schema.Problem {
+	if p.Notes == nil || seen.Version == t.Schema.Version && seen.Problem == t.Schema.Problem {
 		return
 	}
 	seen.At = p.Now()
@@ -269,8 +268,9 @@ func (w *Workspace) Moved(t tenant.Tenant) {
 func (p *Pool) become(e *entry, t tenant.Tenant) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if t.Schema.Problem != "" && e.tenant.State == tenant.Quarantined && t.Placement.Database == e.tenant.Placement.Database {
-		t.State = worse(t.State, tenant.Quarantined) // it was opened with an older schema, and still is
+	opened := e.tenant.State == tenant.Quarantined && t.Placement.Database == e.tenant.Placement.Database
+	if t.Schema.Problem != "" && opened || t.Schema.Problem == tenant.SchemaHeld {
+		t.State = worse(t.State, tenant.Quarantined) // it was opened with an older schema, and still is, or gets one now
 	}
 	e.tenant = t
 	e.db.SetReadOnly(refusal(t.State))
