@@ -31,7 +31,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 				return httpapi.Workspace{}, err
 			}
 			return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
-				Audit: ws.Audit, Waited: ws.Waited, Release: ws.Release}, nil
+				Audit: ws.Audit, Usage: ws.Usage, Waited: ws.Waited, Release: ws.Release}, nil
 		},
 
 		Databases: tenants, Jobs: tenants, Eraser: tenants, Proof: accounts,

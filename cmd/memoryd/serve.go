@@ -24,6 +24,7 @@ import (
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/spool"
+	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -74,12 +75,13 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		Window: prices.ContextWindow, Settings: claude.ValidateSettings, Observe: meters.observe,
 		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"),
 	})
-	kept := openSpool(s, log, in.keys)
+	kept := openSpool(s, log, in.lasting)
 	if kept != nil {
 		defer func() { warn(log, "spool", kept.Close()) }()
 	}
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
+		Limits: tenant.Limits{Bytes: int64(s.number("TENANT_MAX_BYTES")), Messages: int64(s.number("TENANT_MAX_MESSAGES"))},
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
 		Opened: meters.tenantOpened, Spool: kept,
 	})

@@ -12,6 +12,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/tenant"
 )
 
 // Limits of one message.
@@ -145,6 +146,9 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 	}
 	conv, entry, err := s.commit(ctx, id, w, j, func(sp Spot) (Entry, event.Change, error) {
 		e, ch, err := fill(sp)
+		if err == nil {
+			err = s.tenant.Limits().Admit(op, sp.Used, weight(e.Messages))
+		}
 		ch.Once = once
 		return e, ch, err
 	})
@@ -158,6 +162,9 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 				err = fault.New(fault.Conflict, op, "idempotency_in_progress", "the first request with this key has only just expired: repeat it")
 			}
 			return x, fault.Wrap(op, err)
+		}
+		if fault.Is(err, fault.Forbidden) { // there was room for the first of two
+			return s.replayOr(ctx, op, id, once, fault.Wrap(op, err))
 		}
 		return Exchange{}, fault.Wrap(op, err)
 	}
@@ -179,6 +186,15 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 	}
 	s.engine.start(j, actor, conv, x)
 	return x, nil
+}
+
+// weight is what messages add to what the tenant keeps.
+func weight(list []Message) tenant.Usage {
+	u := tenant.Usage{Messages: int64(len(list))}
+	for _, m := range list {
+		u.Bytes += int64(len(m.Content) + len(m.Blocks))
+	}
+	return u
 }
 
 // replayOr answers a repeat of an earlier call with that one's result, whatever stands in the way of a new one; who

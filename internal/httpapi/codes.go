@@ -75,6 +75,9 @@ func Codes() []Explanation {
 		{"job_finished", "The job has ended", "There is nothing to cancel."},
 		{"job_uncancellable", "The job cannot be cancelled", "What is being erased cannot be brought back."},
 
+		{"quota_messages", "There is no room for more messages", "Delete conversations that are not needed, or ask the operator for more; `GET /usage` shows what is left."},
+		{"quota_storage", "There is no room for more text", "Delete conversations that are not needed, or ask the operator for more; `GET /usage` shows what is left."},
+
 		// Turns and providers. Provider codes also stand in the `error` of a failed message or turn.
 		{"turn_running", "The turn is still running", "Stop it, or wait for its end."},
 		{"turn_finished", "The answer is complete", "There is nothing to continue; ask for another answer with retry."},

@@ -119,8 +119,10 @@ type Workspace struct {
 	Conversations Conversations
 	Turns         Turns
 	Audit         Trail
-	Waited        time.Duration // for the tenant's database to be opened; 0 when it was open
-	Release       func()
+	// Usage is how much the tenant keeps and what it may keep, 0 for no limit.
+	Usage   func(ctx context.Context) (tenant.Usage, tenant.Limits, error)
+	Waited  time.Duration // for the tenant's database to be opened; 0 when it was open
+	Release func()
 }
 
 // Projects is project.Service as the door sees it.

@@ -131,7 +131,7 @@ func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
 				return Workspace{}, err
 			}
 			return Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
-				Audit: ws.Audit, Release: ws.Release}, nil
+				Audit: ws.Audit, Usage: ws.Usage, Release: ws.Release}, nil
 		}}
 	for _, change := range changes {
 		change(&cfg, &deps)

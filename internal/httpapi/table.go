@@ -13,6 +13,7 @@ const (
 	tagTurns         = "Turns"
 	tagDatabase      = "Database"
 	tagJobs          = "Jobs"
+	tagUsage         = "Usage"
 	tagAudit         = "Audit"
 	tagHealth        = "Health"
 	tagDocs          = "Docs"
@@ -204,6 +205,10 @@ func otherRows() []operation {
 		})
 	}
 	return []operation{
+		row(tagUsage, "read-usage", "GET", "/usage", "Read what the account keeps, and what it may", on((*Server).usage)).
+			with(func(o *operation) {
+				o.description = "A message that has no room answers 403 `quota_messages` or `quota_storage`. What is deleted makes room."
+			}),
 		row(tagAudit, "list-audit", "GET", "/audit", "Read the own audit trail, newest first", on((*Server).listAudit)),
 		probeRow("health", "", "Is it there, and which version", Public, on((*Server).health)),
 		probeRow("health-detailed", "/detailed", "The server and what it depends on", Metrics, on((*Server).detailed)),

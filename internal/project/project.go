@@ -7,6 +7,7 @@ import (
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/tenant"
 )
 
 // Status is where a project stands.
@@ -81,6 +82,8 @@ type Query struct {
 // Store keeps projects in one tenant's database.
 type Store interface {
 	event.Onces
+	// Used is how much the tenant keeps. One round trip, however much it is.
+	Used(ctx context.Context) (tenant.Usage, error)
 	// InsertProject adds p. A repeated idempotency record fails with event.CodeRepeated and writes nothing.
 	InsertProject(ctx context.Context, p Project, c event.Change) error
 	// FindProject returns fault.NotFound when there is none.

@@ -51,7 +51,7 @@ func blank(t testing.TB, engine string, keys *seal.Keyring) *site {
 // texts are the instructions of a tenant's projects, read as its owner reads them, oldest first.
 func (s *site) texts(t tenant.Tenant) (list []string) {
 	s.Helper()
-	projects := project.New(sqlstore.NewTenantStore(s.open(t.ID), nil), noSealer{}, t.Account, nil, time.Now)
+	projects := project.New(sqlstore.NewTenantStore(s.open(t.ID), nil), noSealer{}, t.Account, nil, nil, time.Now)
 	cursor := ""
 	for {
 		page, next, err := projects.List(s.Context(), ident.Actor{Account: t.Account}, project.Query{Limit: 100, Cursor: cursor})

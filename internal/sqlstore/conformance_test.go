@@ -17,16 +17,16 @@ import (
 func TestConformance(t *testing.T) {
 	t.Run("sqlite", func(t *testing.T) {
 		open := tenantFiles(t)
-		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
+		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(tallied(t, open(t))) }})
 	})
 	// Through PgBouncer, which hands connections on after every transaction: what works here works without it, too.
 	t.Run("postgres", func(t *testing.T) {
 		open := tenantSchemasAt(t, pgtest.Pooled(t, pgtest.URL(t), 8))
-		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
+		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(tallied(t, open(t))) }})
 	})
 	t.Run("external", func(t *testing.T) {
 		open := externalSchemas(t)
-		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(open(t)) }})
+		storetest.Run(t, storetest.Harness{Tenant: func(t testing.TB) storetest.Stores { return stores(tallied(t, open(t))) }})
 	})
 }
 

@@ -72,6 +72,7 @@ func (s *TenantStore) InsertConversation(ctx context.Context, c conversation.Con
 				c.ImportanceLevel, tags, c.System, c.Provider, c.Model, object(c.Settings), c.Creator.ID, c.Creator.Name,
 				c.Version, ident.Micros(c.CreatedAt), ident.Micros(c.UpdatedAt), moment(c.LastMessageAt))
 			indexTitle(b, tx.Dialect(), c.ID, c.Title)
+			addUsage(b, 0, bytesOfConversation(c, tags))
 			appendChange(b, ch, head)
 		})
 	}))
@@ -116,6 +117,10 @@ func (s *TenantStore) UpdateConversation(ctx context.Context, id ident.Conversat
 		if err != nil {
 			return err
 		}
+		tagsBefore, err := encodeTags(before.Tags)
+		if err != nil {
+			return err
+		}
 		return noProject(tx.Commit(func(b *Batch) {
 			b.Exec(`UPDATE conversations SET project_id = ?, title = ?, title_folded = ?, title_by_hand = ?,
 				description = ?, status = ?, importance_level = ?, tags = ?, system = ?, provider = ?, model = ?,
@@ -126,6 +131,7 @@ func (s *TenantStore) UpdateConversation(ctx context.Context, id ident.Conversat
 			if c.Title != before.Title {
 				indexTitle(b, tx.Dialect(), id, c.Title)
 			}
+			addUsage(b, 0, bytesOfConversation(c, tags)-bytesOfConversation(before, tagsBefore))
 			appendChange(b, ch, head)
 		}))
 	})
@@ -140,9 +146,13 @@ func (s *TenantStore) DeleteConversation(ctx context.Context, id ident.Conversat
 	decide func(conversation.Conversation) (event.Change, error)) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		var list []conversationRow
+		var messages, said, kept int
 		if err := tx.Run(func(b *Batch) {
 			selectConversation(b, &list, id, tx.Dialect().ForUpdate())
 			lockRunning(b, tx.Dialect(), `?`, string(id))
+			// With the conversation locked nobody adds to it.
+			b.One([]any{&messages, &said}, ofMessages+` WHERE conversation_id = ?`, id)
+			b.One([]any{&kept}, ofConversations+` WHERE id = ?`, id)
 		}); err != nil {
 			return err
 		}
@@ -156,6 +166,7 @@ func (s *TenantStore) DeleteConversation(ctx context.Context, id ident.Conversat
 		return tx.Commit(func(b *Batch) {
 			unindexConversation(b, tx.Dialect(), id)
 			b.Exec(`DELETE FROM conversations WHERE id = ?`, id)
+			addUsage(b, -messages, -said-kept)
 			appendChange(b, ch, head)
 		})
 	})

@@ -108,10 +108,18 @@ func (s *TenantStore) Append(ctx context.Context, id ident.ConversationID, w con
 				insertMessage(b, tx.Dialect(), m)
 			}
 			if entry.Turn != nil {
-				insertTurn(b, *entry.Turn, entry.System, at)
+				insertTurn(b, *entry.Turn)
 			}
 			b.Exec(`UPDATE conversations SET leaf_id = ?, message_count = ?, branch_count = ?, updated_at = ?,
 				last_message_at = ? WHERE id = ?`, after.Leaf, after.MessageCount, f.branches, at, at, id)
+			if entry.Turn != nil && entry.Turn.SystemHash != "" {
+				insertSystem(b, entry.Turn.SystemHash, entry.System, at)
+			}
+			bytes := 0
+			for _, m := range entry.Messages {
+				bytes += bytesOfMessage(m)
+			}
+			addUsage(b, len(entry.Messages), bytes)
 			appendChange(b, ch, head)
 		})
 	})
@@ -147,6 +155,7 @@ func findFork(tx *Tx, id ident.ConversationID, w conversation.Where) (fork, erro
 	var settings *string
 	if err := tx.Run(func(b *Batch) {
 		selectConversation(b, &rows, id, tx.Dialect().ForUpdate())
+		readUsage(b, &spot.Used)
 		b.One([]any{&spot.Instructions, &spot.ProjectProvider, &spot.ProjectModel, &settings},
 			`SELECT instructions, provider, model, settings FROM projects
 			WHERE id = (SELECT project_id FROM conversations WHERE id = ?)`, id)

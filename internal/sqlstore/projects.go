@@ -44,6 +44,7 @@ func (s *TenantStore) InsertProject(ctx context.Context, p project.Project, ch e
 				p.ID, p.Name, folded(p.Name), p.Description, p.Instructions, p.Status, p.Priority, p.Color, p.Icon,
 				tags, p.Provider, p.Model, object(p.Settings), moment(p.Deadline), p.Owner.ID, p.Owner.Name, p.Version,
 				ident.Micros(p.CreatedAt), ident.Micros(p.UpdatedAt))
+			addUsage(b, 0, bytesOfProject(p, tags))
 			appendChange(b, ch, head)
 		})
 	})
@@ -143,6 +144,10 @@ func (s *TenantStore) UpdateProject(ctx context.Context, id ident.ProjectID,
 		if err != nil {
 			return err
 		}
+		tagsBefore, err := encodeTags(list[0].Tags)
+		if err != nil {
+			return err
+		}
 		return tx.Commit(func(b *Batch) {
 			b.Exec(`UPDATE projects SET name = ?, name_folded = ?, description = ?, instructions = ?, status = ?,
 				priority = ?, color = ?, icon = ?, tags = ?, provider = ?, model = ?, settings = ?, deadline = ?,
@@ -150,6 +155,7 @@ func (s *TenantStore) UpdateProject(ctx context.Context, id ident.ProjectID,
 				p.Name, folded(p.Name), p.Description, p.Instructions, p.Status, p.Priority, p.Color, p.Icon, tags,
 				p.Provider, p.Model, object(p.Settings), moment(p.Deadline), p.Owner.ID, p.Owner.Name, p.Version,
 				ident.Micros(p.UpdatedAt), id)
+			addUsage(b, 0, bytesOfProject(p, tags)-bytesOfProject(list[0], tagsBefore))
 			appendChange(b, ch, head)
 		})
 	})
@@ -166,6 +172,7 @@ func (s *TenantStore) DeleteProject(ctx context.Context, id ident.ProjectID, dro
 		// With the project's row locked nothing can join it: a conversation that wants to waits for this lock.
 		var list []project.Project
 		var concerned []ident.ConversationID
+		var messages, said, kept int
 		if err := tx.Run(func(b *Batch) {
 			selectProject(b, &list, id, tx.Dialect().ForUpdate())
 			concerned = nil
@@ -177,6 +184,8 @@ func (s *TenantStore) DeleteProject(ctx context.Context, id ident.ProjectID, dro
 			}, `SELECT id FROM conversations WHERE project_id = ? ORDER BY n`+tx.Dialect().ForUpdate(), id)
 			if drop {
 				lockRunning(b, tx.Dialect(), `SELECT id FROM conversations WHERE project_id = ?`, string(id))
+				b.One([]any{&messages, &said}, ofMessages+` WHERE conversation_id IN (SELECT id FROM conversations WHERE project_id = ?)`, id)
+				b.One([]any{&kept}, ofConversations+` WHERE project_id = ?`, id)
 			}
 		}); err != nil {
 			return err
@@ -188,6 +197,10 @@ func (s *TenantStore) DeleteProject(ctx context.Context, id ident.ProjectID, dro
 		if err != nil {
 			return err
 		}
+		tags, err := encodeTags(list[0].Tags)
+		if err != nil {
+			return err
+		}
 		return tx.Commit(func(b *Batch) {
 			if drop {
 				for _, conv := range concerned {
@@ -196,6 +209,7 @@ func (s *TenantStore) DeleteProject(ctx context.Context, id ident.ProjectID, dro
 				b.Exec(`DELETE FROM conversations WHERE project_id = ?`, id)
 			}
 			b.Exec(`DELETE FROM projects WHERE id = ?`, id)
+			addUsage(b, -messages, -said-kept-bytesOfProject(list[0], tags))
 			appendChange(b, ch, head)
 		})
 	})

@@ -48,7 +48,7 @@ var (
 	masterTables = [...]string{"accounts", "tenants", "databases", "sessions", "spent_tokens", "sign_in_failures", "hints", "facts",
 		"log_head", "events", "audit", "idempotency", "jobs", "erasures"}
 	tenantTables = [...]string{"projects", "conversations", "branches", "messages", "turns", "systems", "log_head", "events",
-		"audit", "idempotency"}
+		"audit", "idempotency", "usage"}
 )
 
 // unlisted are the tables of ours that are in no list: what is derived, and what belongs to the place and not to the
@@ -531,7 +531,8 @@ func Delete(ctx context.Context, db *DB, t Table, keys [][]any) error {
 }
 
 // Empty removes every row of every table, the index of words included, in one transaction. The log's head stays, and
-// numbers are never given out again, so that positions in the log and in listings keep their meaning.
+// numbers are never given out again, so that positions in the log and in listings keep their meaning. The row that counts
+// what is kept says that it is nothing.
 func Empty(ctx context.Context, db *DB) error {
 	return fault.Wrap("sqlstore.Empty", db.Write(Patient(ctx), func(tx *Tx) error {
 		tables, err := listTables(tx.Run)
@@ -545,7 +546,11 @@ func Empty(ctx context.Context, db *DB) error {
 				b.Exec(`DELETE FROM title_words`)
 			}
 			for _, t := range tables {
-				if t.Name != "log_head" {
+				switch t.Name {
+				case "log_head":
+				case "usage":
+					b.Exec(`UPDATE usage SET messages = 0, bytes = 0`)
+				default:
 					b.Exec(`DELETE FROM ` + quoted(t.Name))
 				}
 			}

@@ -28,12 +28,8 @@ func collectTurns(list *[]conversation.Turn) func(Scanner) error {
 	}
 }
 
-// insertTurn queues a turn and the system prompt that it names.
-func insertTurn(b *Batch, t conversation.Turn, system string, at int64) {
-	if t.SystemHash != "" {
-		b.Exec(`INSERT INTO systems (hash, body, created_at) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING`,
-			t.SystemHash, system, at)
-	}
+// insertTurn queues a turn.
+func insertTurn(b *Batch, t conversation.Turn) {
 	b.Exec(`INSERT INTO turns (`+turnColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		t.ID, t.Conversation, t.UserMessage, t.AssistantMessage, t.Kind, t.State, t.Provider, t.Model, t.MaxTokens,
 		t.SystemHash, t.Omitted, t.ErrorCode, t.ErrorDetail, t.Node, ident.Micros(t.Lease), ident.Micros(t.StartedAt),
@@ -110,6 +106,7 @@ func (s *TenantStore) EndTurn(ctx context.Context, id ident.TurnID,
 			b.Exec(`UPDATE conversations SET updated_at = CASE WHEN updated_at > ? THEN updated_at ELSE ? END,
 				last_message_at = CASE WHEN last_message_at > ? THEN last_message_at ELSE ? END WHERE id = ?`, at, at, at, at,
 				before.Turn.Conversation)
+			addUsage(b, 0, bytesOfMessage(e.Message)-bytesOfMessage(before.Message))
 			appendChange(b, ch, head)
 		})
 	})

@@ -2,8 +2,10 @@ package tenant
 
 import (
 	"context"
+	"fmt"
 	"time"
 
+	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 )
 
@@ -51,10 +53,41 @@ const (
 	Erased      State = "erased"      // shown in the ledger only: the tenant is gone for good
 )
 
-// Limits bound what one tenant may hold; 0 means the installation's default.
+// Limits bound what one tenant may keep. 0 means the installation's default, and there none; below 0 there is none.
 type Limits struct {
-	Bytes    int64 // of its database
+	Bytes    int64 // of text, as Usage counts it
 	Messages int64
+}
+
+// Usage is how much a tenant keeps.
+type Usage struct {
+	Messages int64
+	Bytes    int64 // of the text of projects, conversations, complete messages, and system prompts
+}
+
+// Or fills in the defaults; what has no limit is 0.
+func (l Limits) Or(defaults Limits) Limits {
+	pick := func(own, other int64) int64 {
+		if own == 0 {
+			own = other
+		}
+		return max(own, 0)
+	}
+	return Limits{Bytes: pick(l.Bytes, defaults.Bytes), Messages: pick(l.Messages, defaults.Messages)}
+}
+
+// Admit refuses what the limits have no room for, beside what is kept already: Forbidden, code "quota_messages" or
+// "quota_storage". Limits of 0 or less are none.
+func (l Limits) Admit(op string, used, more Usage) error {
+	if l.Messages > 0 && more.Messages > 0 && used.Messages+more.Messages > l.Messages {
+		return fault.New(fault.Forbidden, op, "quota_messages", fmt.Sprintf("this account may keep %d messages and has %d: "+
+			"delete conversations that are not needed, or ask the operator for more", l.Messages, used.Messages))
+	}
+	if l.Bytes > 0 && used.Bytes+more.Bytes >= l.Bytes {
+		return fault.New(fault.Forbidden, op, "quota_storage", fmt.Sprintf("this account may keep %d bytes and has %d: "+
+			"delete conversations that are not needed, or ask the operator for more", l.Bytes, used.Bytes))
+	}
+	return nil
 }
 
 // Tenant is where one account's data lives.

@@ -35,6 +35,7 @@ type Config struct {
 	Providers  []string     // provider names that projects may ask for
 	Log        *slog.Logger
 	Now        func() time.Time
+	Limits     tenant.Limits                       // of tenants that have none of their own; 0: none
 	MaxOpen    int                                 // databases open at once (default 256)
 	IdleAfter  time.Duration                       // unused ones are closed after this (default 5 min)
 	Sole       bool                                // no other process works on these tenants
@@ -347,7 +348,7 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			p.Bus.Publish(context.Background(), event.Signal{Topic: string(e.id), Kind: event.Committed, Seq: seq})
 		})
 		e.ws = Workspace{
-			Projects:      project.New(e.store, p.Sealer, t.Account, p.Providers, p.Now),
+			Projects:      project.New(e.store, p.Sealer, t.Account, p.Providers, e.Limits, p.Now),
 			Conversations: conversation.New(e.store, p.Engine, p.Sealer, t.Account, e),
 			Audit:         audit.New(e.store.Trail(), p.Trail, t.Account),
 			Events:        e.store,
@@ -423,6 +424,22 @@ func (e *entry) Retain() (release func()) {
 	e.leases++
 	e.pool.mu.Unlock()
 	return sync.OnceFunc(func() { e.pool.release(e) })
+}
+
+// Limits are what the tenant may keep at the moment.
+func (e *entry) Limits() tenant.Limits {
+	e.pool.mu.Lock()
+	defer e.pool.mu.Unlock()
+	return e.tenant.Limits.Or(e.pool.Config.Limits)
+}
+
+// Usage is how much the tenant keeps, and what it may keep; 0 is no limit.
+func (w *Workspace) Usage(ctx context.Context) (tenant.Usage, tenant.Limits, error) {
+	u, err := w.entry.store.Used(ctx)
+	if err != nil && w.Tenant.Schema.Problem != "" {
+		err = refusal(tenant.Quarantined) // its schema is from before the counting
+	}
+	return u, w.entry.Limits(), fault.Wrap("workspace.Usage", err)
 }
 
 // Spool implements conversation.TenantPart.
