@@ -26,6 +26,9 @@ type driverError struct {
 	again  bool // nothing was committed, and the same may work if tried again: a deadlock, a connection that was broken
 }
 
+// abandoned is the code of a driverError when the caller left before the server could answer.
+const abandoned = "abandoned"
+
 func (e *driverError) Error() string {
 	parts := []string{e.engine, e.code}
 	for _, s := range []string{e.name, e.detail} {
