@@ -9,7 +9,6 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
-	"claude-memory-backend/internal/tenant"
 )
 
 // Service is what doors call. One exists per open tenant.
@@ -32,8 +31,6 @@ type TenantPart interface {
 	Retain() (release func())
 	// Hint notes, before the tenant commits it, that something is due at the time.
 	Hint(ctx context.Context, due time.Time) error
-	// Limits are what the tenant may keep at the moment.
-	Limits() tenant.Limits
 	// Spool is where turns leave what the database does not take; nil: nowhere.
 	Spool() Spool
 }
@@ -59,13 +56,6 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 		return Conversation{}, err
 	}
 	now := s.moment()
-	if err := s.room(ctx, op, len(d.Title)+len(d.Description)+len(d.System)+len(d.Settings)); err != nil {
-		var was Conversation
-		if in.Once != nil && in.Once.Replay(ctx, s.store, s.sealer, &was) == nil {
-			return was, nil
-		}
-		return Conversation{}, err
-	}
 	c := Conversation{ID: ident.New[ident.ConversationID](), Details: d, TitleByHand: d.Title != "",
 		Creator: who(actor), Version: 1, CreatedAt: now, UpdatedAt: now}
 	if err := in.Once.Keep(s.sealer, c); err != nil {
@@ -77,24 +67,16 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	err := s.store.InsertConversation(ctx, c, ch)
 	if event.Repeated(err) {
 		err = in.Once.Replay(ctx, s.store, s.sealer, &c)
+	} else if in.Once != nil && fault.Is(err, fault.Forbidden) { // there was room for the first of two
+		var was Conversation
+		if in.Once.Replay(ctx, s.store, s.sealer, &was) == nil {
+			return was, nil
+		}
 	}
 	if err != nil {
 		return Conversation{}, fault.Wrap(op, err)
 	}
 	return c, nil
-}
-
-// room refuses more text than the tenant has room for.
-func (s *Service) room(ctx context.Context, op string, bytes int) error {
-	limits := s.tenant.Limits()
-	if limits.Bytes <= 0 {
-		return nil
-	}
-	used, err := s.store.Used(ctx)
-	if err != nil {
-		return fault.Wrap(op, err)
-	}
-	return limits.Admit(op, used, tenant.Usage{Bytes: int64(bytes)})
 }
 
 // Find returns one conversation.

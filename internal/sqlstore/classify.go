@@ -55,6 +55,9 @@ func sqlState(err error) string {
 	return ""
 }
 
+// notNullOf is the name of the constraint that a column is not NULL, as PostgreSQL gives it from version 18 on.
+func notNullOf(table, column string) string { return table + "_" + column + "_not_null" }
+
 func retryable(err error) bool {
 	d, ok := errors.AsType[*driverError](err)
 	return ok && d.again
@@ -196,6 +199,9 @@ func sqliteFault(op string, code sqlite3.ExtendedErrorCode, name, detail string)
 // postgresFault classifies an SQLSTATE.
 func postgresFault(op string, e *pgconn.PgError) *fault.Error {
 	cause := &driverError{engine: "postgres", code: e.Code, name: e.ConstraintName}
+	if e.Code == "23502" { // versions before 18 do not name it
+		cause.name = notNullOf(e.TableName, e.ColumnName)
+	}
 	class := ""
 	if len(e.Code) == 5 {
 		class = e.Code[:2]

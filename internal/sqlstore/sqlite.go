@@ -394,7 +394,7 @@ func (c *sqliteConn) said(op string, err error) error {
 	return sqliteFault(op, onDisk(err, c.path), "", "")
 }
 
-// failure classifies what a statement reported, and finds the name of a violated unique index.
+// failure classifies what a statement reported, and finds the name of what was violated.
 func (c *sqliteConn) failure(err error) error {
 	e, ok := errors.AsType[*sqlite3.Error](err)
 	if !ok {
@@ -402,7 +402,7 @@ func (c *sqliteConn) failure(err error) error {
 	}
 	name := ""
 	switch e.ExtendedCode() {
-	case sqlite3.CONSTRAINT_UNIQUE, sqlite3.CONSTRAINT_PRIMARYKEY, sqlite3.CONSTRAINT_ROWID:
+	case sqlite3.CONSTRAINT_UNIQUE, sqlite3.CONSTRAINT_PRIMARYKEY, sqlite3.CONSTRAINT_ROWID, sqlite3.CONSTRAINT_NOTNULL:
 		name = c.violated(e)
 	}
 	return sqliteFault("sqlstore", onDisk(err, c.path), name, "")
