@@ -25,6 +25,7 @@ type Config struct {
 	Directory  tenant.Directory
 	Notes      Notes     // nil: what is seen of schemas is kept nowhere
 	Master     event.Log // the master database's log, which tells of tenants that moved or changed; nil: nobody else changes them
+	News       News      // what tenants have not been told of their databases; nil: nobody tells them
 	Hints      tenant.Hints
 	Trail      audit.Store // the master database's
 	Placements *Placements
