@@ -193,8 +193,8 @@ func demoProjects() []demoProject {
 					"And if the checksums differ?",
 					"Then you do not switch: writing goes on at the old place, and you look for the difference on Monday. A plan without a way back is a hope."}},
 				{"Why is this query slow?", []string{
-					"SELECT * FROM bookings WHERE lower(email) = $1 takes two seconds. There is an index on email.",
-					"The index is on email, the condition is about lower(email): it cannot be used. Create an index on the expression: CREATE INDEX ON bookings (lower(email))."}},
+					"Finding the bookings of an e-mail address, with lower(email) in the condition, takes two seconds. There is an index on email.",
+					"The index is on email, the condition is about lower(email): it cannot be used. Make one on the expression lower(email)."}},
 			}},
 		{project.Details{}, []demoTalk{
 			{"Soup for eight", []string{

@@ -179,7 +179,7 @@ func (s *Service) Messages(ctx context.Context, actor ident.Actor, id ident.Conv
 		for i, m := range ms {
 			if m.State == Streaming && s.engine.dead(m.Turn, m.Node, m.Lease) {
 				switch err := s.settle(ctx, m.Turn); {
-				case unwritable(err):
+				case Unwritable(err):
 					ms[i].State = Interrupted
 					continue
 				case err != nil:
@@ -214,7 +214,7 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 	}
 	if !t.State.Final() && s.engine.dead(t.ID, t.Node, t.Lease) {
 		err := s.settle(ctx, turn)
-		if unwritable(err) {
+		if Unwritable(err) {
 			t.State, assistant.State = Interrupted, Interrupted
 			return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
 		}
@@ -228,11 +228,14 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 	return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
 }
 
-// unwritable reports whether something was not stored because the data may only be read at the moment. What a reader is
-// to see is then shown without being stored.
-func unwritable(err error) bool {
-	code := fault.CodeOf(err)
-	return code == "tenant_read_only" || code == "tenant_quarantined"
+// Unwritable reports whether something was not stored because the data may only be read at the moment, or its disk takes
+// nothing. What a reader is to see is then shown without being stored.
+func Unwritable(err error) bool {
+	switch fault.CodeOf(err) {
+	case "tenant_read_only", "tenant_quarantined", "storage_full", "storage_failed":
+		return true
+	}
+	return false
 }
 
 // settle marks a turn interrupted whose owner is gone, unless the spool knows more of it. It changes nothing when the turn

@@ -355,8 +355,8 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			Events:        e.store,
 		}
 		// Turns that lost their owner while nobody looked are marked before anybody can read them. What may not be
-		// changed stays as it is.
-		if _, err = e.ws.Conversations.Sweep(ctx); err != nil && e.refuses(e.tenant) != nil {
+		// changed, or on a disk without room cannot, stays as it is.
+		if _, err = e.ws.Conversations.Sweep(ctx); err != nil && (e.refuses(e.tenant) != nil || conversation.Unwritable(err)) {
 			err = nil
 		}
 		if p := e.tenant.Schema.Problem; p != "" && p != tenant.SchemaHeld {
