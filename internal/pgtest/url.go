@@ -63,7 +63,9 @@ func Schemas(at string) ([]string, error) {
 		return nil, err
 	}
 	defer func() { _ = conn.Close(context.Background()) }() // the answer is what counts
-	rows, err := conn.Query(ctx, `SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema' ORDER BY nspname`)
+	// A pooler in transaction mode keeps nobody's prepared statements.
+	rows, err := conn.Query(ctx, `SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema' ORDER BY nspname`,
+		pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		return nil, err
 	}
