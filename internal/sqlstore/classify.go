@@ -155,8 +155,8 @@ func disk(path string) (full, readOnly bool) {
 	if err := syscall.Statfs(filepath.Dir(path), &s); err != nil {
 		return false, false
 	}
-	const flag = 1                               // ST_RDONLY, and MNT_RDONLY elsewhere
-	full = s.Bavail*uint64(s.Bsize) < walKeep || //nolint:gosec // block sizes are positive
+	const flag = 1 // ST_RDONLY, and MNT_RDONLY elsewhere
+	full = s.Bavail*uint64(s.Bsize) < walKeep ||
 		s.Files > 0 && s.Ffree == 0 // some have no fixed number of files
 	return full, s.Flags&flag != 0
 }
