@@ -75,8 +75,9 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 		return nil, err
 	}
 	in.openExternals(s, own)
+	_, spare := maxOpen(s)
 	in.placements, err = workspace.NewPlacements(ctx, workspace.PlacementsConfig{Root: s.storage("tenants"),
-		Synchronous: s.text("SQLITE_SYNCHRONOUS"), Keys: in.keys, Hosts: in.hosts,
+		Synchronous: s.text("SQLITE_SYNCHRONOUS"), Spare: sqlstore.NewSpare(spare), Keys: in.keys, Hosts: in.hosts,
 		Externals: in.externals})
 	if err != nil {
 		return nil, err

@@ -78,10 +78,11 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	if kept != nil {
 		defer func() { warn(log, "spool", kept.Close()) }()
 	}
+	open, _ := maxOpen(s)
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
 		Limits: defaultLimits(s),
-		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
+		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: open, Sole: in.sole,
 		Opened: meters.tenantOpened, Spool: kept,
 	})
 	accounts, err := newAccounts(s, log, in)

@@ -10,25 +10,39 @@ import (
 	"syscall"
 )
 
-// maxOpen is how many tenants' databases may be open at once.
-func maxOpen(s *settings) int {
-	if n := s.number("MAX_OPEN_TENANTS"); n > 0 {
-		return n
-	}
+// maxOpen is how many tenants' databases may be open at once, and spare how many reading connections beside the one that
+// each SQLite file has.
+func maxOpen(s *settings) (open, spare int) {
 	files := uint64(math.MaxUint64)
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil {
 		files = limit.Cur
 	}
-	return roomFor(files, memory(os.DirFS("/")))
+	open = s.number("MAX_OPEN_TENANTS")
+	if open <= 0 {
+		open = roomFor(files, memory(os.DirFS("/")))
+	}
+	return open, spareFor(files, open)
 }
 
 // roomFor is how many databases may be open with so many descriptors and bytes of memory. A SQLite connection holds
-// three descriptors and an open tenant up to three connections, with one more for what is being closed; the rest of the
-// server needs descriptors too. Most hold half a megabyte and a single connection; a quarter of the memory is theirs.
+// three descriptors. An open tenant has one connection, a share in what is being closed, and a share in the spare ones;
+// the rest of the server needs descriptors too. Most hold half a megabyte; a quarter of the memory is theirs.
 func roomFor(files, bytes uint64) int {
-	const perTenant, reserve, most = 10, 1024, 4096
-	return int(max(1, min((files-min(reserve, files/4))/perTenant, bytes/4>>20, most)))
+	const perTenant, most = 5, 4096
+	return int(max(1, min(filesOfTenants(files)/perTenant, bytes/4>>20, most)))
+}
+
+// spareFor is how many more connections there is room for.
+func spareFor(files uint64, open int) int {
+	const perTenant, perConn, most = 4, 3, 4096
+	left := filesOfTenants(files)
+	return int(max(4, min((left-min(left, perTenant*uint64(open)))/perConn, most))) //nolint:gosec // open is positive
+}
+
+func filesOfTenants(files uint64) uint64 {
+	const reserve = 1024
+	return files - min(reserve, files/4)
 }
 
 // memory is how much of it this process may use, in bytes: of what the machine has and what control groups allow, the

@@ -10,17 +10,19 @@ func TestRoomForTenants(t *testing.T) {
 	const gib = 1 << 30
 	for _, c := range []struct {
 		files, bytes uint64
-		want         int
+		open, spare  int
 	}{
-		{1024, 64 * gib, 76},
-		{65_536, 64 * gib, 4096},
-		{math.MaxUint64, math.MaxUint64, 4096},
-		{20_000, 2 * gib, 512},
-		{64, 64 * gib, 4},
-		{1, 1, 1},
+		{1024, 64 * gib, 153, 52},
+		{20_000, 64 * gib, 3795, 1265},
+		{65_536, 64 * gib, 4096, 4096},
+		{math.MaxUint64, math.MaxUint64, 4096, 4096},
+		{20_000, 2 * gib, 512, 4096},
+		{64, 64 * gib, 9, 4},
+		{1, 1, 1, 4},
 	} {
-		if got := roomFor(c.files, c.bytes); got != c.want {
-			t.Errorf("%d descriptors, %d bytes: %d, want %d", c.files, c.bytes, got, c.want)
+		open := roomFor(c.files, c.bytes)
+		if spare := spareFor(c.files, open); open != c.open || spare != c.spare {
+			t.Errorf("%d descriptors, %d bytes: %d and %d, want %d and %d", c.files, c.bytes, open, spare, c.open, c.spare)
 		}
 	}
 }

@@ -37,7 +37,37 @@ type SQLiteOptions struct {
 	Create      bool          // make the file when there is none; otherwise that is an error
 	Synchronous string        // FULL when empty; EXTRA; or NORMAL, which loses acknowledged writes in a power cut
 	BusyTimeout time.Duration // how long to wait for another process; 5 s when 0
+	Spare       Spare         // for the reading connections; nil: as many as Readers says
 }
+
+// Spare is room for reading connections that many files share: each of these takes a place. A file that finds none reads
+// with its writing connection, in turns with what is written.
+type Spare chan struct{}
+
+// NewSpare returns room for n connections.
+func NewSpare(n int) Spare { return make(Spare, n) }
+
+// take reports whether there was a place.
+func (s Spare) take() bool {
+	if s == nil {
+		return true
+	}
+	select {
+	case s <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s Spare) give() {
+	if s != nil {
+		<-s
+	}
+}
+
+// scarce reports whether connections that nobody uses should make room for those that somebody needs.
+func (s Spare) scarce() bool { return s != nil && len(s) > cap(s)/2 }
 
 // OpenSQLite opens one file: a writing connection now, reading ones when they are needed. It reads back that the
 // durability asked for is in force. A file that is missing is code "tenant_missing"; one that is no database, or that
@@ -491,13 +521,29 @@ func (e *sqliteEngine) borrow(ctx context.Context) (c *sqliteConn, back func(fin
 		<-e.readers
 		return nil, nil, err
 	}
+	if c == nil {
+		<-e.readers
+		if err := e.take(ctx, e.writer); err != nil {
+			return nil, nil, err
+		}
+		if e.write == nil {
+			if err := e.openWriter(ctx); err != nil {
+				<-e.writer
+				return nil, nil, err
+			}
+		}
+		if c, back = e.lend(); c == nil {
+			return nil, nil, unavailable("sqlstore.Read", "busy", "the database has no connection to read with", nil)
+		}
+		return c, back, nil
+	}
 	return c, func(fine bool) {
-		if fine {
+		if fine && !e.options.Spare.scarce() {
 			e.mu.Lock()
 			e.idle = append(e.idle, c)
 			e.mu.Unlock()
 		} else {
-			_ = c.close()
+			_ = e.closeReader(c)
 		}
 		<-e.readers
 	}, nil
@@ -516,6 +562,12 @@ func (e *sqliteEngine) borrowWriter() (c *sqliteConn, back func(fine bool)) {
 		<-e.writer
 		return nil, nil
 	}
+	return e.lend()
+}
+
+// lend hands the writing connection to a reader. The caller is the writer; whether it gets a connection or not, it is
+// the writer no longer.
+func (e *sqliteEngine) lend() (c *sqliteConn, back func(fine bool)) {
 	if err := e.write.Exec("PRAGMA query_only = ON"); err != nil {
 		<-e.writer
 		return nil, nil // a reader will say what is wrong
@@ -587,8 +639,9 @@ func (e *sqliteEngine) outcome(ctx context.Context, op string, err error) error 
 	return at(op, err)
 }
 
-// reader takes an idle reading connection or opens one. The caller holds a place in readers.
-func (e *sqliteEngine) reader() (*sqliteConn, error) {
+// reader takes an idle reading connection or opens one; nil without an error when there is no room for another. The caller
+// holds a place in readers.
+func (e *sqliteEngine) reader() (c *sqliteConn, err error) {
 	e.mu.Lock()
 	if n := len(e.idle); n > 0 {
 		c := e.idle[n-1]
@@ -598,10 +651,28 @@ func (e *sqliteEngine) reader() (*sqliteConn, error) {
 	}
 	still := e.still
 	e.mu.Unlock()
-	if still {
-		return openStillConn(e.options)
+	// On a disk that takes nothing there is no writing connection to read with instead.
+	if !e.options.Spare.take() {
+		if !still {
+			return nil, nil //nolint:nilnil // said above
+		}
+		return nil, unavailable("sqlstore.Read", "busy", "too many databases are read at the moment", nil)
 	}
-	return openSQLiteConn(e.options, true)
+	if still {
+		c, err = openStillConn(e.options)
+	} else {
+		c, err = openSQLiteConn(e.options, true)
+	}
+	if err != nil {
+		e.options.Spare.give()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (e *sqliteEngine) closeReader(c *sqliteConn) error {
+	defer e.options.Spare.give()
+	return c.close()
 }
 
 func (e *sqliteEngine) begin(ctx context.Context) (session, error) {
@@ -662,7 +733,7 @@ func (e *sqliteEngine) openWriter(ctx context.Context) (err error) {
 	defer e.mu.Unlock()
 	if e.still {
 		for _, c := range e.idle {
-			_ = c.close()
+			_ = e.closeReader(c)
 		}
 		e.idle, e.still = nil, false
 	}
@@ -679,7 +750,7 @@ func (e *sqliteEngine) close() error {
 		}
 		var errs []error
 		for _, c := range e.idle {
-			errs = append(errs, c.close())
+			errs = append(errs, e.closeReader(c))
 		}
 		if e.write != nil {
 			errs = append(errs, e.write.close()) // the last one to close folds the log into the file

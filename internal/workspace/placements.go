@@ -17,6 +17,7 @@ import (
 type Placements struct {
 	root        string
 	synchronous string
+	spare       sqlstore.Spare
 	keys        *seal.Keyring
 	template    *sqlstore.Template
 	hosts       map[string]*sqlstore.LazyHost
@@ -35,8 +36,9 @@ type Externals interface {
 // PlacementsConfig says what places there are. With Hosts, new tenants go to the emptiest of them; without, they get
 // a file each under Root.
 type PlacementsConfig struct {
-	Root        string // folder of the tenants' files
-	Synchronous string // SQLite's durability; empty: FULL
+	Root        string         // folder of the tenants' files
+	Synchronous string         // SQLite's durability; empty: FULL
+	Spare       sqlstore.Spare // for connections beside each file's first one; nil: no bound
 	Keys        *seal.Keyring
 	Hosts       map[string]*sqlstore.LazyHost // by name, see tenant.Placement.Host
 	Externals   Externals                     // nil: users cannot bring their own
@@ -58,7 +60,7 @@ func NewPlacements(ctx context.Context, c PlacementsConfig) (*Placements, error)
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	return &Placements{root: c.Root, synchronous: c.Synchronous, keys: c.Keys, template: t, hosts: c.Hosts,
+	return &Placements{root: c.Root, synchronous: c.Synchronous, spare: c.Spare, keys: c.Keys, template: t, hosts: c.Hosts,
 		externals: c.Externals, steps: c.Steps, keep: c.Keep}, nil
 }
 
@@ -166,7 +168,7 @@ func (p *Placements) Open(ctx context.Context, at tenant.Placement) (*sqlstore.D
 		if err != nil {
 			return nil, fault.Wrap(op, err)
 		}
-		db, err := sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: p.path(at.Database), Key: &key, Synchronous: p.synchronous})
+		db, err := sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: p.path(at.Database), Key: &key, Synchronous: p.synchronous, Spare: p.spare})
 		return db, fault.Wrap(op, err)
 	}
 }
