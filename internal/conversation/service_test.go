@@ -20,7 +20,6 @@ import (
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
-	"claude-memory-backend/internal/words"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -107,7 +106,7 @@ type counted struct {
 	now, max int
 }
 
-func (c *counted) Frequencies(ctx context.Context, clauses []words.Clause) (conversation.Frequencies, error) {
+func (c *counted) Ask(ctx context.Context, q conversation.Question) (conversation.Findings, error) {
 	c.mu.Lock()
 	c.now++
 	c.max = max(c.max, c.now)
@@ -117,7 +116,7 @@ func (c *counted) Frequencies(ctx context.Context, clauses []words.Clause) (conv
 	c.mu.Lock()
 	c.now--
 	c.mu.Unlock()
-	return c.Store.Frequencies(ctx, clauses)
+	return c.Store.Ask(ctx, q)
 }
 
 func TestSearchesTakeTurns(t *testing.T) {
