@@ -19,20 +19,16 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
-	"claude-memory-backend/internal/tenant"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // part is a tenant that is always open.
 type part struct {
-	mu     sync.Mutex
-	hints  []time.Time
-	limits tenant.Limits
-	spool  conversation.Spool
+	mu    sync.Mutex
+	hints []time.Time
+	spool conversation.Spool
 }
-
-func (p *part) Limits() tenant.Limits { return p.limits }
 
 func (*part) Retain() func() { return func() {} }
 

@@ -417,7 +417,10 @@ func TestCallersWhoLeaveAtTheCommit(t *testing.T) {
 	for range trips + 1 {
 		ctx, leave := context.WithCancel(t.Context())
 		err := db.Write(ctx, func(tx *Tx) error {
-			time.AfterFunc(50*time.Millisecond, leave)
+			if err := tx.Run(func(b *Batch) { b.Exec(`SELECT 1`) }); err != nil {
+				return err
+			}
+			time.AfterFunc(100*time.Millisecond, leave)
 			return tx.Commit(func(b *Batch) { b.Exec(`SELECT pg_sleep(60)`) })
 		})
 		wantCode(t, err, "outcome_unknown")

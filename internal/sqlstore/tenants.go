@@ -31,7 +31,7 @@ func (r *placementRow) dest() []any {
 
 func (r *placementRow) done() tenant.Placement {
 	if r.Kind == tenant.External {
-		r.Address.Host, r.Address.Port = r.host, uint16(r.port) //nolint:gosec // it was a uint16 when it was stored
+		r.Address.Host, r.Address.Port = r.host, uint16(r.port)
 	} else {
 		r.Host = r.host
 	}
@@ -203,6 +203,9 @@ func (s *MasterStore) EraseTenant(ctx context.Context, e tenant.Erasure, but ide
 		})
 	})
 }
+
+// Scrub makes sure that nothing of what was erased is left in this database's files: see DB.Scrub.
+func (s *MasterStore) Scrub(ctx context.Context) error { return s.db.Scrub(ctx) }
 
 func putErasure(b *Batch, e tenant.Erasure) {
 	b.Exec(`INSERT INTO erasures (tenant_id, account_id, erased_at) VALUES (?, ?, ?) ON CONFLICT (tenant_id) DO NOTHING`,
