@@ -36,7 +36,7 @@ func lastingKeys(ctx context.Context, store *sqlstore.MasterStore, keys *seal.Ke
 		secret, err := keys.Open(lastingPurpose, sealed, []byte(lastingFact))
 		if fault.CodeOf(err) == "seal_unknown_key" {
 			return nil, errors.New("MASTER_KEY is not the one that this data was made with: put the right one back, " +
-				"or the one before it into MASTER_KEY_PREVIOUS")
+				"or the one before it into MASTER_KEY_PREVIOUS (a key that nobody set is in " + devSecrets + " beside the data)")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("the installation's key in the master database is damaged: %w", err)

@@ -226,7 +226,7 @@ func (s *settings) listeners() []netip.AddrPort {
 			addr = netip.IPv6Unspecified() // a name: whatever it stands for is this machine
 		}
 	}
-	return []netip.AddrPort{netip.AddrPortFrom(addr, uint16(port))} //nolint:gosec // number() checked it
+	return []netip.AddrPort{netip.AddrPortFrom(addr, uint16(port))}
 }
 
 func (s *settings) storage(parts ...string) string {

@@ -80,7 +80,7 @@ func (v *volume) fill() {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // it only takes room
+	defer f.Close()
 	for _, piece := range [][]byte{make([]byte, 64<<10), make([]byte, 1)} {
 		for err = nil; err == nil; {
 			_, err = f.Write(piece)

@@ -175,7 +175,10 @@ func conformance(t *testing.T, s blob.Store) {
 		if got := names(t, s, "list"); !slices.Equal(got, want) {
 			t.Errorf("got %q", got)
 		}
-		for range s.List(ctx, "") {
+		for _, err := range s.List(ctx, "") {
+			if err != nil {
+				t.Error(err)
+			}
 			break // whoever has seen enough may leave
 		}
 	})

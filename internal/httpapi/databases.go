@@ -76,7 +76,7 @@ func (w Where) address(op string) (tenant.Address, seal.Secret, error) {
 	case !separate:
 		return tenant.Address{}, "", fault.BadInput(op, "body.url", "give an address, or host, database and username")
 	}
-	a := tenant.Address{Host: w.Host, Port: uint16(w.Port), Database: w.Database, Username: w.Username, TLS: tlsMode(w.TLS)} //nolint:gosec // the schema bounds it
+	a := tenant.Address{Host: w.Host, Port: uint16(w.Port), Database: w.Database, Username: w.Username, TLS: tlsMode(w.TLS)}
 	if w.Port == 0 {
 		a.Port = 5432
 	}

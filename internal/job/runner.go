@@ -286,7 +286,7 @@ func (r *Runner) finish(run *Run, report any, err error) {
 			}
 			break
 		}
-		time.Sleep(wait)
+		time.Sleep(wait) //nolint:forbidigo // what was done is to be stored, also while the server stops; seconds at most
 	}
 	if r.Told != nil {
 		r.Told(j)

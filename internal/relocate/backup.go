@@ -173,8 +173,7 @@ type backup struct {
 	keys     map[string][]string
 	erased   map[string]bool
 
-	mu     sync.Mutex // guards the shapes while tenants are read
-	broken error      // what the repository could not do
+	mu sync.Mutex // guards the shapes while tenants are read
 }
 
 func (b *backup) run(ctx context.Context) (err error) {

@@ -103,7 +103,7 @@ func addressOf(t *testing.T, raw string) (tenant.Address, seal.Secret) {
 	}
 	port, _ := strconv.Atoi(u.Port())
 	password, _ := u.User.Password()
-	return tenant.Address{Host: u.Hostname(), Port: uint16(port), Database: strings.Trim(u.Path, "/"), //nolint:gosec // a port
+	return tenant.Address{Host: u.Hostname(), Port: uint16(port), Database: strings.Trim(u.Path, "/"),
 		Username: u.User.Username(), TLS: tenant.TLSDisable}, seal.Secret(password)
 }
 

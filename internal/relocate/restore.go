@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -220,7 +219,6 @@ type restorer struct {
 	r      *Repository
 	in     Installation
 	m      *Manifest
-	mu     sync.Mutex
 	report *RestoreReport
 }
 

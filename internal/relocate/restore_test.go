@@ -264,7 +264,7 @@ func (s *site) scan(text string) {
 func TestRestoreRefusesDamage(t *testing.T) {
 	s := newSite(t, "sqlite", keyring(t, siteKey))
 	hurt, well := s.newTenant(), s.newTenant()
-	s.write(hurt, lorem(20_000))
+	s.write(hurt, lorem(60_000))
 	s.write(well, "fine")
 	for name, change := range map[string]func([]byte) []byte{
 		"a flipped bit":  func(b []byte) []byte { b[len(b)/2] ^= 1; return b },

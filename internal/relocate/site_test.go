@@ -48,7 +48,6 @@ type site struct {
 	Installation
 	keys   *seal.Keyring
 	folder string
-	hosts  []string
 }
 
 // newSite opens one in a folder of its own. Engines are "sqlite" and "postgres", of the master and of the tenants; a

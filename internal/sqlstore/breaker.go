@@ -138,10 +138,13 @@ func disproves(err error) bool {
 		return false
 	}
 	code := fault.CodeOf(err)
+	d, ok := errors.AsType[*driverError](err)
+	if ok && d.code == abandoned {
+		return false
+	}
 	if code == "unavailable" || code == "database_unreachable" || code == "outcome_unknown" {
 		return true
 	}
-	d, ok := errors.AsType[*driverError](err)
 	return ok && d.engine == "postgres" && (d.code == "connect" || d.code == "connection" || d.code == "cut" && code == "timeout")
 }
 

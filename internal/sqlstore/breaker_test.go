@@ -122,6 +122,9 @@ func TestWhatOpensTheCircuit(t *testing.T) {
 	}{
 		{"a broken connection", func(context.Context) error { return cut() }, true},
 		{"no answer to a commit", func(context.Context) error { return unavailable("", "outcome_unknown", "", nil) }, true},
+		{"a caller who left at the commit", func(context.Context) error {
+			return unavailable("", "outcome_unknown", "", &driverError{engine: "postgres", code: abandoned})
+		}, false},
 		{"a server that stops", func(context.Context) error { return pg("57P01") }, true},
 		{"a server that starts", func(context.Context) error { return pg("57P03") }, true},
 		{"a server that is full", func(context.Context) error { return pg("53300") }, true},
@@ -404,5 +407,28 @@ func TestAHeldLockIsNoSilence(t *testing.T) {
 	}
 	if err := <-waiting; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Callers who leave while COMMIT runs do not know whether it happened; that says nothing about the server.
+func TestCallersWhoLeaveAtTheCommit(t *testing.T) {
+	h := openHost(t, pgtest.URL(t), 4)
+	_, db := provision(t, h)
+	for range trips + 1 {
+		ctx, leave := context.WithCancel(t.Context())
+		err := db.Write(ctx, func(tx *Tx) error {
+			if err := tx.Run(func(b *Batch) { b.Exec(`SELECT 1`) }); err != nil {
+				return err
+			}
+			time.AfterFunc(100*time.Millisecond, leave)
+			return tx.Commit(func(b *Batch) { b.Exec(`SELECT pg_sleep(60)`) })
+		})
+		wantCode(t, err, "outcome_unknown")
+	}
+	if !db.Reachable() {
+		t.Error("the circuit is open")
+	}
+	if err := look(t.Context(), db); err != nil {
+		t.Error(err)
 	}
 }

@@ -231,7 +231,7 @@ func drive(t testing.TB, db *DB, n int) *traffic {
 	w := &traffic{s: NewTenantStore(db, nil), stop: make(chan struct{})}
 	t.Cleanup(func() { w.halt(t) })
 	for i := range n {
-		dice := rand.New(rand.NewPCG(uint64(i), 17)) //nolint:gosec // a test repeats itself
+		dice := rand.New(rand.NewPCG(uint64(i), 17))
 		w.wg.Go(func() {
 			for {
 				select {

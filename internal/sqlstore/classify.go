@@ -26,6 +26,9 @@ type driverError struct {
 	again  bool // nothing was committed, and the same may work if tried again: a deadlock, a connection that was broken
 }
 
+// abandoned is the code of a driverError when the caller left before the server could answer.
+const abandoned = "abandoned"
+
 func (e *driverError) Error() string {
 	parts := []string{e.engine, e.code}
 	for _, s := range []string{e.name, e.detail} {
@@ -152,8 +155,8 @@ func disk(path string) (full, readOnly bool) {
 	if err := syscall.Statfs(filepath.Dir(path), &s); err != nil {
 		return false, false
 	}
-	const flag = 1                               // ST_RDONLY, and MNT_RDONLY elsewhere
-	full = s.Bavail*uint64(s.Bsize) < walKeep || //nolint:gosec // block sizes are positive
+	const flag = 1 // ST_RDONLY, and MNT_RDONLY elsewhere
+	full = s.Bavail*uint64(s.Bsize) < walKeep ||
 		s.Files > 0 && s.Ffree == 0 // some have no fixed number of files
 	return full, s.Flags&flag != 0
 }

@@ -121,13 +121,6 @@ func (m *meter) finish() error {
 	return m.why
 }
 
-// heard reports whether anything came in this exchange.
-func (m *meter) heard() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.read > 0
-}
-
 // wait is how long nothing can be wrong from now on.
 func (m *meter) wait(now time.Time) time.Duration {
 	d := m.limits.silence - now.Sub(m.last)

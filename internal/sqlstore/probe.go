@@ -119,7 +119,7 @@ func (r *Report) problem(level, code, message string) {
 // serverFacts are what a server says of itself.
 type serverFacts struct {
 	version               int
-	recovered, history    bool
+	history               bool
 	fsync                 string
 	objects               int
 	schema, usage, create bool
@@ -169,9 +169,7 @@ func (r *Report) ask(ctx context.Context, e *postgresEngine) error {
 		r.Encoding = ""
 	}
 	r.ReadOnly, r.CommitsAsync, r.Privileges.UseSchema = readOnly == "on", commit == "off", f.usage && f.create
-	for _, p := range unfit(f.version, r.Encoding, r.Standby) {
-		r.Problems = append(r.Problems, p)
-	}
+	r.Problems = append(r.Problems, unfit(f.version, r.Encoding, r.Standby)...)
 	if f.fsync == "off" {
 		r.problem(ProblemWarning, "commits_not_durable",
 			"the server runs with fsync off and can lose everything in a crash: turn it on")

@@ -31,7 +31,7 @@ func (r *placementRow) dest() []any {
 
 func (r *placementRow) done() tenant.Placement {
 	if r.Kind == tenant.External {
-		r.Address.Host, r.Address.Port = r.host, uint16(r.port) //nolint:gosec // it was a uint16 when it was stored
+		r.Address.Host, r.Address.Port = r.host, uint16(r.port)
 	} else {
 		r.Host = r.host
 	}

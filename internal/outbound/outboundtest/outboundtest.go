@@ -22,12 +22,13 @@ type Trap struct {
 func NewTrap(t testing.TB) *Trap {
 	t.Helper()
 	for range 20 {
-		four, err := net.Listen("tcp4", "127.0.0.1:0")
+		var listen net.ListenConfig
+		four, err := listen.Listen(t.Context(), "tcp4", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		port := four.Addr().(*net.TCPAddr).AddrPort().Port()
-		six, err := net.Listen("tcp6", fmt.Sprintf("[::1]:%d", port))
+		six, err := listen.Listen(t.Context(), "tcp6", fmt.Sprintf("[::1]:%d", port))
 		if err != nil { // taken by somebody
 			_ = four.Close()
 			continue
@@ -63,7 +64,7 @@ func (p *Trap) Count(t testing.TB) int64 {
 	t.Helper()
 	before := p.count.Load()
 	for _, host := range []string{"127.0.0.1", "::1"} {
-		conn, err := net.Dial("tcp", net.JoinHostPort(host, fmt.Sprint(p.Port)))
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", net.JoinHostPort(host, fmt.Sprint(p.Port)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package toxic
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -76,7 +77,7 @@ func (l *Link) Restore() {
 		l.remove("hang_upstream")
 		l.remove("hang_downstream")
 	}
-	if err := l.proxy.Start(); err != nil && err != toxiproxy.ErrProxyAlreadyStarted {
+	if err := l.proxy.Start(); err != nil && !errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
 		l.t.Fatalf("toxic: %v", err)
 	}
 }
