@@ -48,6 +48,10 @@ func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
 	in, err := openInstall(ctx, p.settings, log, bus, true)
 	alone := err == nil && in.sole
 	if errors.Is(err, errFolderTaken) {
+		// The schema of the master database must not change under a server of a former version.
+		if pending, perr := masterPending(ctx, p.settings); perr == nil && len(pending) > 0 {
+			return fmt.Errorf("%w with a former version of this program: stop it, and run memoryd migrate", errFolderTaken)
+		}
 		in, err = openInstall(ctx, p.settings, log, bus, false)
 	}
 	if err != nil {

@@ -28,8 +28,8 @@ func TestStepsOnlyAdd(t *testing.T) {
 					t.Fatal(err)
 				}
 				after, needed := e.shape(t, db), facts(t, db, e.needed)
-				if v > 1 {
-					for _, complaint := range broken(before, after, needed) {
+				if v > 1 && exempt[fmt.Sprint(line, " ", v)] == "" {
+					for _, complaint := range tightened(before, after, needed) {
 						t.Errorf("%s, %s, step %d: %s", line, e.name, v, complaint)
 					}
 				}
@@ -39,8 +39,13 @@ func TestStepsOnlyAdd(t *testing.T) {
 	}
 }
 
-// broken is what a step did that the version before cannot live with. needed are columns that want a value.
-func broken(before, after, needed shape) (complaints []string) {
+// exempt are steps that may break the rule, with the reason.
+var exempt = map[string]string{
+	"master 2": "nothing was released before it, and no decision 0034 was taken",
+}
+
+// tightened is what a step did that the version before cannot live with. needed are columns that want a value.
+func tightened(before, after, needed shape) (complaints []string) {
 	for _, fact := range before {
 		if !slices.Contains(after, fact) && !strings.Contains(fact, " index (") {
 			complaints = append(complaints, "gone or changed: "+fact)
@@ -88,9 +93,9 @@ func TestStepsOnlyAddRefuses(t *testing.T) {
 	for sql, want := range map[string]string{
 		`ALTER TABLE conversations ADD COLUMN mood TEXT NOT NULL DEFAULT ''; CREATE TABLE moods (name TEXT NOT NULL PRIMARY KEY);
 			CREATE INDEX by_mood ON conversations (mood)`: "",
-		`ALTER TABLE conversations DROP COLUMN description`:           "gone or changed: conversations.description text",
-		`ALTER TABLE conversations RENAME COLUMN system TO orders`:    "gone or changed: conversations.system text",
-		`DROP TABLE systems`:                                          "gone or changed: systems.body text",
+		`ALTER TABLE conversations DROP COLUMN description`:        "gone or changed: conversations.description text",
+		`ALTER TABLE conversations RENAME COLUMN system TO orders`: "gone or changed: conversations.system text",
+		`DROP TABLE systems`: "gone or changed: systems.body text",
 		`CREATE UNIQUE INDEX one_title ON conversations (title)`:      "a new demand on an old table: conversations unique (title)",
 		`DROP TABLE usage; CREATE TABLE usage (one TEXT PRIMARY KEY)`: "gone or changed: usage.messages number",
 		`DROP TABLE systems; CREATE TABLE systems (hash TEXT NOT NULL PRIMARY KEY, body TEXT NOT NULL, created_at BIGINT NOT NULL,
@@ -104,7 +109,7 @@ func TestStepsOnlyAddRefuses(t *testing.T) {
 		if err := db.Write(t.Context(), func(tx *Tx) error { return tx.script(sql) }); err != nil {
 			t.Fatal(sql, err)
 		}
-		got := broken(before, liteShapeOf(t, db), facts(t, db, formerEngines[0].needed))
+		got := tightened(before, liteShapeOf(t, db), facts(t, db, formerEngines[0].needed))
 		if want == "" && len(got) > 0 || want != "" && !slices.Contains(got, want) {
 			t.Errorf("%s: %q", sql, got)
 		}
