@@ -70,8 +70,8 @@ bench: ## measure the real server beside a bare echo and relay, on both engines 
 	go run ./bench
 
 .PHONY: bench-tenants
-bench-tenants: ## 20,000 tenants against 10, and what a busy one costs its neighbours; half an hour
-	go run ./bench/tenants
+bench-tenants: ## 20,000 tenants against 10, and what a busy one costs its neighbours; half an hour. DIR=folder keeps them
+	go run ./bench/tenants $(if $(DIR),-dir $(DIR))
 
 .PHONY: bench-go
 bench-go: $(PG) ## Go benchmarks of the packages

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -47,7 +49,7 @@ type Fleet struct {
 type Member struct {
 	Account       ident.AccountID
 	Tenant        ident.TenantID
-	Token         string // an access token, good for a day
+	Token         string // an access token, good for a week
 	Conversations []ident.ConversationID
 }
 
@@ -83,7 +85,29 @@ func Make(ctx context.Context, o Options) (*Fleet, error) {
 	err = each(ctx, o, "contents", func(ctx context.Context, i int) error {
 		return in.talk(ctx, &f.Members[i], o, NewCorpus(uint64(i)))
 	})
-	return f, errors.Join(err, in.close())
+	if err := errors.Join(err, in.close()); err != nil {
+		return nil, err
+	}
+	raw, err := json.Marshal(f)
+	if err != nil {
+		return nil, err
+	}
+	return f, os.WriteFile(filepath.Join(o.Dir, listFile), raw, 0o600)
+}
+
+// listFile is written last: where it is, the installation is complete.
+const listFile = "fleet.json"
+
+// Load finds an installation that Make made, wherever its folder is now; fs.ErrNotExist when there is none.
+func Load(dir string) (*Fleet, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, listFile))
+	if err != nil {
+		return nil, err
+	}
+	f := new(Fleet)
+	err = json.Unmarshal(raw, f)
+	f.Dir = dir
+	return f, err
 }
 
 // each does something for every tenant, some at once.
@@ -140,7 +164,7 @@ func openInstall(ctx context.Context, dir, synchronous string) (_ *install, err 
 	if err != nil {
 		return nil, err
 	}
-	in.accounts, err = account.New(account.Config{Secret: jwtSecret, AccessLife: 24 * time.Hour}, store, places,
+	in.accounts, err = account.New(account.Config{Secret: jwtSecret, AccessLife: 7 * 24 * time.Hour}, store, places,
 		account.NewHasher(account.HasherConfig{Memory: 8, Passes: 1, Workers: atOnce, Patience: time.Minute}), keys)
 	if err != nil {
 		return nil, err
@@ -166,16 +190,15 @@ func (in *install) talk(ctx context.Context, m *Member, o Options, words *Corpus
 		return err
 	}
 	defer ws.Release()
+	store := sqlstore.NewTenantStore(ws.Database(), nil)
 	for n := range o.Conversations {
 		c, err := ws.Conversations.Create(ctx, actor, conversation.CreateInput{
 			Details: conversation.Details{Title: fmt.Sprintf("talk %d about %s", n+1, words.Query("medium"))}})
 		if err != nil {
 			return err
 		}
-		for range o.Messages {
-			if _, err := ws.Conversations.Send(ctx, actor, c.ID, conversation.SendInput{Text: words.Text()}); err != nil {
-				return err
-			}
+		if err := Fill(ctx, store, c.ID, o.Messages, words); err != nil {
+			return err
 		}
 		m.Conversations = append(m.Conversations, c.ID)
 	}

@@ -2,14 +2,17 @@
 // an open one, what opening a closed one adds, what closed and open ones hold of memory and descriptors, how fast they
 // are made, and what one of them that does all it may costs the others. bench/README.md says what it found.
 //
-//	go run ./bench/tenants                                # 20,000 tenants against 10; some half an hour
-//	go run ./bench/tenants -tenants 2000 -visits 6000     # smaller
-//	go run ./bench/tenants -only neighbour -tenants 100   # one part
+//	go run ./bench/tenants -dir DIR -only none                   # make the tenants and keep them
+//	go run ./bench/tenants -dir DIR                              # 20,000 tenants against 10; some half an hour
+//	go run ./bench/tenants -tenants 2000 -rounds 5 -round 10s    # smaller
+//	go run ./bench/tenants -only neighbour -tenants 100          # one part
 //
-// Many and few are two servers in processes of their own, visited in turns, so that whatever else the machine does
-// meets both; ratios of one run are what counts. Visits come at random moments at a given rate, whether or not earlier
-// ones are answered, and each is timed from its own sending: neither the driver's queue nor the other visits' slowness
-// is part of it. Which tenant is visited follows Zipf's law.
+// Many and few are two servers in processes of their own, visited in rounds that alternate, so that whatever else the
+// machine does meets both; ratios of one run are what counts. Visits come at random moments at a given rate, well below
+// what the server could answer, whether or not earlier ones are answered, and each is timed from its own sending:
+// neither the driver's queue nor the other visits' slowness is part of it. Which tenant is visited follows Zipf's law.
+// The server says of each answer whether it had to wait for a database to be opened, and for how long: that is what
+// separates visits to open tenants from those to closed ones.
 package main
 
 import (
@@ -18,10 +21,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"claude-memory-backend/bench/fleet"
@@ -32,15 +37,17 @@ func main() {
 	b := &bench{out: os.Stdout}
 	flag.IntVar(&b.tenants, "tenants", 20_000, "how many tenants there are")
 	flag.IntVar(&b.few, "few", 10, "how many the other server has")
-	flag.IntVar(&b.visits, "visits", 30_000, "visits to either server, in all turns together")
 	flag.Float64Var(&b.rate, "rate", 100, "visits a second")
-	flag.IntVar(&b.open, "open", 1000, "MAX_OPEN_TENANTS of both servers")
+	flag.IntVar(&b.open, "open", 0, "MAX_OPEN_TENANTS of the servers; 0: what they choose")
 	flag.Float64Var(&b.law, "s", 1.07, "exponent of Zipf's law, over 1")
-	flag.IntVar(&b.turns, "turns", 6, "turns between the servers, and between quiet and noise")
+	flag.IntVar(&b.rounds, "rounds", 12, "pairs of rounds: many and few, quiet and noise")
+	flag.DurationVar(&b.round, "round", 20*time.Second, "how long a round is")
 	flag.IntVar(&b.history, "history", 50_000, "messages of the tenant that does all it may")
 	flag.StringVar(&b.binary, "binary", "", "a server that is built already")
-	only := flag.String("only", ".", "which parts: memory, visits, neighbour")
+	flag.StringVar(&b.dir, "dir", "", "a folder in which the tenants are made, once, and kept for further runs; empty: a temporary one")
+	only := flag.String("only", ".", "which parts: memory, visits, neighbour; none: only make the tenants")
 	flag.Parse()
+	debug.SetGCPercent(400) // the driver shares the processor with the servers
 	if err := b.run(context.Background(), *only); err != nil {
 		fmt.Fprintln(os.Stderr, "tenants:", err)
 		os.Exit(1)
@@ -48,12 +55,12 @@ func main() {
 }
 
 type bench struct {
-	out                                        io.Writer
-	tenants, few, visits, open, turns, history int
-	rate, law                                  float64
-	binary                                     string
-	many                                       *fleet.Fleet
-	less                                       *fleet.Fleet
+	out                                 io.Writer
+	tenants, few, open, rounds, history int
+	round                               time.Duration
+	rate, law                           float64
+	binary, dir                         string
+	many, less                          *fleet.Fleet
 }
 
 func (b *bench) run(ctx context.Context, only string) (err error) {
@@ -66,17 +73,20 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if b.binary == "" {
+	if b.binary == "" && only != "none" {
 		if b.binary, err = lab.Build(ctx, dir); err != nil {
 			return err
 		}
 	}
-	fmt.Fprintf(b.out, "%s, %d cores, %s, load average %s; %d tenants, at most %d open, %g visits a second, s = %g\n",
-		time.Now().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), load(), b.tenants, b.open, b.rate, b.law)
-	if b.less, err = b.make(ctx, filepath.Join(dir, "few"), b.few); err != nil {
+	fmt.Fprintf(b.out, "%s, %d cores, %s, load average %s; %d tenants, %g visits a second, s = %g\n",
+		time.Now().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), load(), b.tenants, b.rate, b.law)
+	if b.dir == "" {
+		b.dir = dir
+	}
+	if b.less, err = b.make(ctx, filepath.Join(b.dir, fmt.Sprint(b.few)), b.few); err != nil {
 		return err
 	}
-	if b.many, err = b.make(ctx, filepath.Join(dir, "many"), b.tenants); err != nil {
+	if b.many, err = b.make(ctx, filepath.Join(b.dir, fmt.Sprint(b.tenants)), b.tenants); err != nil {
 		return err
 	}
 	for _, p := range []struct {
@@ -100,9 +110,13 @@ const (
 	messages      = 6
 )
 
-// make makes the tenants of one server.
+// make makes the tenants of one server, unless they are there.
 func (b *bench) make(ctx context.Context, dir string, n int) (*fleet.Fleet, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if f, err := fleet.Load(dir); !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	// What an earlier run did not finish is no beginning.
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
 		return nil, err
 	}
 	f, err := fleet.Make(ctx, fleet.Options{Dir: dir, Tenants: n, Conversations: conversations, Messages: messages,
@@ -119,7 +133,11 @@ func (b *bench) make(ctx context.Context, dir string, n int) (*fleet.Fleet, erro
 	return f, nil
 }
 
-// serve starts a server on a fleet.
+// serve starts a server on a fleet, with at most so many open at once; 0: as many as it chooses.
 func (b *bench) serve(f *fleet.Fleet, open int, env ...string) (*lab.Server, error) {
-	return lab.Start(b.binary, f.Dir, append(append(f.Env(), fmt.Sprintf("MAX_OPEN_TENANTS=%d", open)), env...)...)
+	env = append(f.Env(), env...)
+	if open > 0 {
+		env = append(env, fmt.Sprintf("MAX_OPEN_TENANTS=%d", open))
+	}
+	return lab.Start(b.binary, f.Dir, env...)
 }

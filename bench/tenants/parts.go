@@ -12,77 +12,104 @@ import (
 	"claude-memory-backend/internal/sqlstore"
 )
 
-// memory visits every tenant once: what a closed one holds that has been open, and what an open one holds.
-func (b *bench) memory(ctx context.Context) (err error) {
-	// The collector runs often, so that what a process holds is what it needs.
-	few, err := b.serve(b.less, b.open, "GOGC=10")
-	if err != nil {
-		return err
-	}
-	alone := resident(few.PID())
-	if err := few.Stop(); err != nil {
-		return err
-	}
-	many, err := b.serve(b.many, b.open, "GOGC=10")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, many.Stop()) }()
-	c := newCrowd(many, b.many, b.law)
-	var waits []time.Duration
-	tour := func(from, to int) (int64, error) {
-		for _, i := range c.order[from:to] {
-			s, a := c.pay(ctx, visit{member: &b.many.Members[i], kind: list})
-			if a.Err != nil {
-				return 0, a.Err
-			}
-			waits = append(waits, s.opened)
-		}
-		return resident(many.PID()), nil
-	}
+// memory looks at what known, open and closed tenants hold. The collector runs often, so that what a process holds is
+// what it needs; requests are limited, so that what that remembers counts.
+func (b *bench) memory(ctx context.Context) error {
 	t := table{b.out}
 	t.head("Memory and descriptors", "what", "figure")
-	before := resident(many.PID())
-	t.row(fmt.Sprintf("resident, %d tenants, none open", b.few), mib(alone))
-	t.row(fmt.Sprintf("resident, %d tenants, none open", b.tenants), mib(before))
-	// The first hundred pay for what the process needs once.
-	first, err := tour(0, min(100, b.tenants))
+	if err := b.known(ctx, t); err != nil {
+		return err
+	}
+	return b.opened(ctx, t)
+}
+
+// sparing makes a server hold what it needs.
+var sparing = []string{"GOGC=10", "RATE_LIMIT=on"}
+
+// known visits every tenant once while as few may be open as the other server has, so that nothing hides what closed
+// ones leave behind.
+func (b *bench) known(ctx context.Context, t table) (err error) {
+	heap := func(f *fleet.Fleet, visited int) (before, after int64, err error) {
+		server, err := b.serve(f, b.few, sparing...)
+		if err != nil {
+			return 0, 0, err
+		}
+		defer func() { err = errors.Join(err, server.Stop()) }()
+		c := newCrowd(server, f, b.law)
+		// What the process needs once is paid for by a first tour over a few.
+		if err := c.tour(ctx, c.order[:b.few], nil); err != nil {
+			return 0, 0, err
+		}
+		if before, err = live(ctx, c.client); err != nil {
+			return 0, 0, err
+		}
+		begun, waits := time.Now(), []time.Duration(nil)
+		if err := c.tour(ctx, c.order[:visited], &waits); err != nil {
+			return 0, 0, err
+		}
+		took := time.Since(begun)
+		if after, err = live(ctx, c.client); err == nil && visited > b.few {
+			t.row("cold visits, one after another", fmt.Sprintf("%.0f a second", float64(visited)/took.Seconds()))
+			t.row("opening one, when nothing else is asked: median, 95 %, 99 %", spread(waits))
+			t.row("descriptors, at most", fmt.Sprintf("%d of %s", descriptors(server.PID()), limitOfDescriptors(server.PID())))
+		}
+		return before, after, err
+	}
+	_, alone, err := heap(b.less, b.few)
 	if err != nil {
 		return err
 	}
-	full, err := tour(min(100, b.tenants), min(b.open, b.tenants))
+	before, after, err := heap(b.many, b.tenants)
 	if err != nil {
 		return err
 	}
-	if b.open > 100 {
-		t.row("an open tenant that was looked at", fmt.Sprintf("%d KiB", (full-first)/int64(min(b.open, b.tenants)-100)>>10))
-	}
-	t.row(fmt.Sprintf("resident, %d open", min(b.open, b.tenants)), mib(full))
-	t.row("descriptors then", descriptors(many.PID()))
-	if b.tenants > b.open {
-		// A round that replaces everything in the pool goes first: closing costs the process once, too.
-		half := min(2*b.open, b.tenants)
-		replaced, err := tour(b.open, half)
-		if err != nil {
-			return err
-		}
-		begun := time.Now()
-		last, err := tour(half, b.tenants)
-		if err != nil {
-			return err
-		}
-		t.row(fmt.Sprintf("resident, all %d visited, %d of them closed again", b.tenants, b.tenants-b.open), mib(last))
-		if n := b.tenants - half; n > 0 {
-			t.row("a tenant that was visited and is closed", fmt.Sprintf("%d bytes", (last-replaced)/int64(n)))
-			t.row("descriptors then", descriptors(many.PID()))
-			t.row("cold visits one after another", fmt.Sprintf("%.0f a second", float64(n)/time.Since(begun).Seconds()))
-		}
-	}
-	t.row("opening one, when nothing else is asked: median, 95 %, 99 %", spread(waits))
+	t.row(fmt.Sprintf("heap in use, %d tenants, all visited", b.few), mib(alone))
+	t.row(fmt.Sprintf("heap in use, %d tenants, %d visited", b.tenants, b.few), mib(before))
+	t.row(fmt.Sprintf("heap in use, %d tenants, all visited, %d open", b.tenants, b.few), mib(after))
+	t.row("a tenant that nobody visited", fmt.Sprintf("%d bytes", (before-alone)/int64(b.tenants-b.few)))
+	t.row("a tenant that was visited and is closed", fmt.Sprintf("%d bytes", (after-before)/int64(b.tenants-b.few)))
 	return nil
 }
 
-// compare visits many and few tenants in turns.
+// opened visits tenants until as many are open as may be.
+func (b *bench) opened(ctx context.Context, t table) (err error) {
+	server, err := b.serve(b.many, b.open, sparing...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.Stop()) }()
+	c := newCrowd(server, b.many, b.law)
+	const first = 100 // pay for what the process needs once
+	if b.tenants <= first {
+		return nil
+	}
+	if err := c.tour(ctx, c.order[:first], nil); err != nil {
+		return err
+	}
+	before := resident(server.PID())
+	open, next := first, first
+	for next < b.tenants {
+		part := c.order[next:min(next+first, b.tenants)]
+		if err := c.tour(ctx, part, nil); err != nil {
+			return err
+		}
+		now, err := gauge(ctx, c.client, "memoryd_tenants_open")
+		if err != nil {
+			return err
+		}
+		next += len(part)
+		if int(now) == open {
+			break
+		}
+		open = int(now)
+	}
+	t.row(fmt.Sprintf("resident, %d open", open), mib(resident(server.PID())))
+	t.row("an open tenant that was looked at", fmt.Sprintf("%d KiB", (resident(server.PID())-before)/int64(max(1, open-first))>>10))
+	t.row("descriptors then", fmt.Sprintf("%d of %s", descriptors(server.PID()), limitOfDescriptors(server.PID())))
+	return nil
+}
+
+// compare visits many and few tenants in rounds.
 func (b *bench) compare(ctx context.Context) (err error) {
 	many, err := b.serve(b.many, b.open)
 	if err != nil {
@@ -95,61 +122,91 @@ func (b *bench) compare(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, few.Stop()) }()
 	a, z := newCrowd(many, b.many, b.law), newCrowd(few, b.less, b.law)
-	// Until the pool is as full as it gets.
-	if _, err := a.stream(ctx, 4*min(b.open, b.tenants), b.rate, a.next); err != nil {
+	if err := a.warm(ctx, b.rate, a.next); err != nil {
 		return err
 	}
-	if _, err := z.stream(ctx, 500, b.rate, z.next); err != nil {
+	if err := z.warm(ctx, b.rate, z.next); err != nil {
 		return err
 	}
-	var turnsMany, turnsFew [][]sample
-	most := 0
-	for range b.turns {
-		m, err := a.stream(ctx, b.visits/b.turns, b.rate, a.next)
-		if err != nil {
-			return err
-		}
-		most = max(most, descriptors(many.PID()))
-		f, err := z.stream(ctx, b.visits/b.turns, b.rate, z.next)
-		if err != nil {
-			return err
-		}
-		turnsMany, turnsFew = append(turnsMany, m), append(turnsFew, f)
+	most, open := 0, 0
+	roundsMany, roundsFew, err := b.pairs(
+		func() ([]sample, error) {
+			s, err := a.stream(ctx, b.visits(), b.rate, a.next)
+			if err == nil {
+				var n float64
+				n, err = gauge(ctx, a.client, "memoryd_tenants_open")
+				most, open = max(most, descriptors(many.PID())), max(open, int(n))
+			}
+			return s, err
+		},
+		func() ([]sample, error) { return z.stream(ctx, b.visits(), b.rate, z.next) })
+	if err != nil {
+		return err
 	}
 	t := table{b.out}
-	t.head(fmt.Sprintf("Requests that meet an open tenant: %d tenants against %d", b.tenants, b.few),
-		"what", "99 %, ratio", "lowest", "highest", "99 % takes", "median, ratio", "median takes")
-	hot := func(s sample) bool { return !s.cold() }
-	for _, w := range []struct {
-		what string
-		in   func(sample) bool
-	}{
-		{"all", hot},
-		{"reading", func(s sample) bool { return hot(s) && s.kind <= one }},
-		{"sending", func(s sample) bool { return hot(s) && s.kind == send }},
-		{"searching", func(s sample) bool { return hot(s) && s.kind == search }},
-	} {
-		t.compare(w.what, turnsMany, turnsFew, w.in)
+	t.comparison(fmt.Sprintf("Requests that meet an open tenant: %d tenants against %d", b.tenants, b.few), "many", "few")
+	for _, w := range usual {
+		t.compare(w.what, roundsMany, roundsFew, w.in)
 	}
-	var waits, lateness []time.Duration
+	var waits, whole, lateness []time.Duration
 	visits := 0
-	for _, turn := range turnsMany {
-		for _, s := range turn {
+	for _, round := range roundsMany {
+		for _, s := range round {
 			visits++
 			lateness = append(lateness, s.late)
 			if s.cold() {
-				waits = append(waits, s.opened)
+				waits, whole = append(waits, s.opened), append(whole, s.took)
 			}
 		}
 	}
 	t.head("Visits to closed tenants", "what", "figure")
 	t.row("of all visits", fmt.Sprintf("%.1f %%", 100*float64(len(waits))/float64(max(1, visits))))
 	t.row("what the opening added: median, 95 %, 99 %", spread(waits))
-	t.row("descriptors of the server with many, at most", most)
+	t.row("the whole request: median, 95 %, 99 %", spread(whole))
+	t.row("tenants open at once, at most", open)
+	t.row("descriptors of the server with many, at most", fmt.Sprintf("%d of %s", most, limitOfDescriptors(many.PID())))
 	t.row("resident, with many and with few", mib(resident(many.PID()))+", "+mib(resident(few.PID())))
 	t.row("visits sent late by the driver: median, 95 %, 99 %", spread(lateness))
 	return nil
 }
+
+// visits is how many there are in a round.
+func (b *bench) visits() int { return int(b.rate * b.round.Seconds()) }
+
+// pairs does rounds of one and the other. The one that is second in a pair is first in the next, so that what drifts
+// meets both.
+func (b *bench) pairs(one, other func() ([]sample, error)) (ones, others [][]sample, err error) {
+	take := func(list *[][]sample, do func() ([]sample, error)) {
+		if err == nil {
+			var s []sample
+			s, err = do()
+			*list = append(*list, s)
+		}
+	}
+	for i := range b.rounds {
+		if i%2 == 0 {
+			take(&ones, one)
+			take(&others, other)
+		} else {
+			take(&others, other)
+			take(&ones, one)
+		}
+	}
+	return ones, others, err
+}
+
+// usual are the kinds of visits that are looked at by themselves.
+var usual = []struct {
+	what string
+	in   func(sample) bool
+}{
+	{"all", hot},
+	{"reading", func(s sample) bool { return hot(s) && s.kind <= one }},
+	{"sending", func(s sample) bool { return hot(s) && s.kind == send }},
+	{"searching", func(s sample) bool { return hot(s) && s.kind == search }},
+}
+
+func hot(s sample) bool { return !s.cold() }
 
 // neighbour lets one tenant do all it may, in turns with quiet, and looks at the others.
 func (b *bench) neighbour(ctx context.Context) (err error) {
@@ -165,43 +222,43 @@ func (b *bench) neighbour(ctx context.Context) (err error) {
 	others := newCrowd(server, b.many, b.law)
 	crew := min(40, b.tenants-1)
 	anybody := func() visit { return others.to(&b.many.Members[1+others.r.IntN(crew)]) }
-	if _, err := others.stream(ctx, 20*crew, b.rate/2, anybody); err != nil {
+	if err := others.warm(ctx, b.rate, anybody); err != nil {
 		return err
 	}
-	n := b.visits / b.turns / 2
-	var quiet, noise [][]sample
 	done, refused := 0, 0
-	for range b.turns {
-		q, err := others.stream(ctx, n, b.rate/2, anybody)
-		if err != nil {
-			return err
-		}
-		stop := b.noise(ctx, newCrowd(server, b.many, b.law), hog)
-		l, err := others.stream(ctx, n, b.rate/2, anybody)
-		d, r, failed := stop()
-		if err := errors.Join(err, failed); err != nil {
-			return err
-		}
-		quiet, noise, done, refused = append(quiet, q), append(noise, l), done+d, refused+r
+	quiet, noise, err := b.pairs(
+		func() ([]sample, error) { return others.stream(ctx, b.visits(), b.rate, anybody) },
+		func() ([]sample, error) {
+			stop := b.noise(ctx, newCrowd(server, b.many, b.law), hog)
+			l, err := others.stream(ctx, b.visits(), b.rate, anybody)
+			d, r, failed := stop()
+			done, refused = done+d, refused+r
+			return l, errors.Join(err, failed)
+		})
+	if err != nil {
+		return err
 	}
 	t := table{b.out}
-	t.head(fmt.Sprintf("%d tenants while another one does all it may, against quiet", crew),
-		"what", "99 %, ratio", "lowest", "highest", "99 % takes", "median, ratio", "median takes")
-	hot := func(s sample) bool { return !s.cold() }
-	t.compare("all", noise, quiet, hot)
-	t.compare("reading", noise, quiet, func(s sample) bool { return hot(s) && s.kind <= one })
-	t.compare("sending", noise, quiet, func(s sample) bool { return hot(s) && s.kind == send })
+	t.comparison(fmt.Sprintf("%d tenants while another one does all it may, against quiet", crew), "noise", "quiet")
+	for _, w := range usual {
+		t.compare(w.what, noise, quiet, w.in)
+	}
 	fmt.Fprintf(b.out, "\nThe other one was answered %d times and refused %d times.\n", done, refused)
 	return nil
 }
 
-// lengthen gives a tenant a long history.
+// lengthen gives a tenant a long history, unless it has one.
 func (b *bench) lengthen(ctx context.Context, m *fleet.Member) error {
 	db, err := fleet.OpenTenant(ctx, b.many.Dir, m.Tenant)
 	if err != nil {
 		return err
 	}
-	return errors.Join(fleet.Fill(ctx, sqlstore.NewTenantStore(db, nil), m.Conversations[0], b.history, fleet.NewCorpus(3)), db.Close())
+	store := sqlstore.NewTenantStore(db, nil)
+	used, err := store.Used(ctx)
+	if missing := b.history - int(used.Messages); err == nil && missing > 0 {
+		err = fleet.Fill(ctx, store, m.Conversations[0], missing, fleet.NewCorpus(3))
+	}
+	return errors.Join(err, db.Close())
 }
 
 // noise keeps sixteen clients of one tenant busy: sends, lists and the dearest searches, as many as its limit lets

@@ -27,18 +27,24 @@ func (t table) row(cells ...any) {
 	fmt.Fprintf(t.out, "| %s |\n", strings.Join(parts, " | "))
 }
 
-// compare gives the ratios between two kinds of turns: of all turns the median, with the extremes.
-func (t table) compare(what string, turns, base [][]sample, in func(sample) bool) {
+// comparison begins a table of ratios.
+func (t table) comparison(title, what, base string) {
+	t.head(title, "what", "99 %, ratio", "lowest", "highest", "99 % "+what, "99 % "+base, "median, ratio", "median "+what)
+}
+
+// compare gives the ratios between paired rounds: the median of all, with the extremes. The times are medians of the
+// rounds' own quantiles, too.
+func (t table) compare(what string, rounds, base [][]sample, in func(sample) bool) {
 	var tails, middles []float64
-	var tail, middle []time.Duration
-	for i := range turns {
-		a, b := times(turns[i], in), times(base[i], in)
+	var tail, baseTail, middle []time.Duration
+	for i := range rounds {
+		a, b := times(rounds[i], in), times(base[i], in)
 		if len(a) == 0 || len(b) == 0 {
 			continue
 		}
 		tails = append(tails, float64(quantile(a, 0.99))/float64(quantile(b, 0.99)))
 		middles = append(middles, float64(quantile(a, 0.5))/float64(quantile(b, 0.5)))
-		tail, middle = append(tail, quantile(a, 0.99)), append(middle, quantile(a, 0.5))
+		tail, baseTail, middle = append(tail, quantile(a, 0.99)), append(baseTail, quantile(b, 0.99)), append(middle, quantile(a, 0.5))
 	}
 	if len(tails) == 0 {
 		return
@@ -46,7 +52,7 @@ func (t table) compare(what string, turns, base [][]sample, in func(sample) bool
 	slices.Sort(tails)
 	slices.Sort(middles)
 	t.row(what, "**"+figure(tails[len(tails)/2])+"**", figure(tails[0]), figure(tails[len(tails)-1]), short(quantile(tail, 0.5)),
-		figure(middles[len(middles)/2]), short(quantile(middle, 0.5)))
+		short(quantile(baseTail, 0.5)), figure(middles[len(middles)/2]), short(quantile(middle, 0.5)))
 }
 
 func times(all []sample, in func(sample) bool) (out []time.Duration) {
@@ -97,6 +103,17 @@ func resident(pid int) int64 {
 func descriptors(pid int) int {
 	list, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)) // 0 where there is no such thing
 	return len(list)
+}
+
+// limitOfDescriptors is how many files a process may hold open.
+func limitOfDescriptors(pid int) string {
+	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid)) // unknown where there is no such thing
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, "Max open files"); ok {
+			return strings.Fields(rest)[0]
+		}
+	}
+	return "unknown"
 }
 
 // load is how busy the machine is.

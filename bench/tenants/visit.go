@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -112,6 +114,63 @@ func (c *crowd) pay(ctx context.Context, v visit) (sample, lab.Answer) {
 		}
 	}
 	return s, a
+}
+
+// tour looks at tenants one after another, and notes in waits, unless that is nil, how long those took to open that
+// were closed.
+func (c *crowd) tour(ctx context.Context, order []int, waits *[]time.Duration) error {
+	for _, i := range order {
+		s, a := c.pay(ctx, visit{member: &c.fleet.Members[i], kind: list})
+		if err := a.Into(nil, http.StatusOK); err != nil {
+			return err
+		}
+		if waits != nil && s.cold() {
+			*waits = append(*waits, s.opened)
+		}
+	}
+	return nil
+}
+
+// warm visits a server until its pool grows no more.
+func (c *crowd) warm(ctx context.Context, rate float64, next func() visit) error {
+	const haste, batch, still = 2, 1000, 1.01
+	for open := 0.0; ; {
+		if _, err := c.stream(ctx, batch, haste*rate, next); err != nil {
+			return err
+		}
+		n, err := gauge(ctx, c.client, "memoryd_tenants_open")
+		if err != nil || n <= open*still {
+			return err
+		}
+		open = n
+	}
+}
+
+// gauge reads one of the numbers that a server tells.
+func gauge(ctx context.Context, c *lab.Client, name string) (float64, error) {
+	a := c.Do(ctx, http.MethodGet, "/health/metrics", nil)
+	if err := a.Into(nil, http.StatusOK); err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(a.Body)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+	}
+	return 0, fmt.Errorf("no metric is called %s", name)
+}
+
+// live is what a server's heap holds: the least of what it says, since garbage comes and goes.
+func live(ctx context.Context, c *lab.Client) (int64, error) {
+	least := math.Inf(1)
+	for range 200 {
+		n, err := gauge(ctx, c, "go_memstats_heap_alloc_bytes")
+		if err != nil {
+			return 0, err
+		}
+		least = min(least, n)
+	}
+	return int64(least), nil
 }
 
 var timing = regexp.MustCompile(`open;dur=([0-9.]+)`)
