@@ -102,7 +102,7 @@ func (w *whole) follow(ctx context.Context, p *program, j job.Job) (job.Job, err
 	switch {
 	case many:
 		doing = context.WithoutCancel(ctx)
-	case !w.alone:
+	case !w.alone && j.Kind != relocate.KindRewrap:
 		patience = serverPatience
 	}
 	asked, interrupted := time.Now(), ctx.Done()
