@@ -11,7 +11,6 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
-	"claude-memory-backend/internal/tenant"
 )
 
 // instant is a model that has its answer ready.
@@ -27,7 +26,6 @@ type kept struct{}
 
 func (kept) Retain() func()                        { return func() {} }
 func (kept) Hint(context.Context, time.Time) error { return nil }
-func (kept) Limits() tenant.Limits                 { return tenant.Limits{} }
 func (kept) Spool() conversation.Spool             { return nil }
 
 // service runs turns without HTTP: what a turn costs beside the model, and how that grows with the conversation. With

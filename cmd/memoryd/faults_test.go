@@ -157,6 +157,20 @@ func TestDiskOfTenants(t *testing.T) {
 		}
 	}
 
+	// While an answer is told: the disk of the spool takes what the tenant's does not, and who follows hears all of it.
+	b := w.broadcast(files[0], func() bool {
+		v.fill()
+		w.fails(files[0], "storage_full")
+		return true
+	}, v.free)
+	if b.told != longAnswer.Text || b.last != "turn.completed" {
+		t.Errorf("told %d characters, and %s at last", len(b.told), b.last)
+	}
+	if state, text := w.stands(files[0], b); state != "completed" || text != longAnswer.Text {
+		t.Errorf("the answer is %s with %d characters", state, len(text))
+	}
+	w.recovers(files[0])
+
 	v.fill()
 	concerned("storage_full")
 	w.server.Kill() // what was refused a moment ago may be found now, or not; nothing else may
@@ -212,7 +226,11 @@ func TestDiskOfEverything(t *testing.T) {
 	files, _ := mixed(w, 3)
 	w.ledger(files...)
 
-	v.fill()
+	// An answer that is told meanwhile is kept as far as it was stored; its reader is not told that it is complete.
+	b := w.broadcast(files[0], func() bool {
+		v.fill()
+		return false
+	}, nil)
 	for _, p := range files {
 		w.fails(p, "storage_full")
 	}
@@ -232,6 +250,9 @@ func TestDiskOfEverything(t *testing.T) {
 		w.reads(p)
 	}
 	v.free()
+	if state, text := w.stands(files[0], b); state != "interrupted" {
+		t.Errorf("the answer is %s with %d characters", state, len(text))
+	}
 	w.recovers(files...)
 	if a := register(); a.Status != http.StatusCreated {
 		t.Errorf("nobody can register: %d %s", a.Status, a.Body)

@@ -122,8 +122,8 @@ var fences = []fence{
 	{
 		name:   "the database behind a workspace",
 		usesOf: methods("Database", "Direct"),
-		in:     only("internal/sqlstore", "internal/workspace", "internal/relocate"),
-		why:    "whoever has the database itself passes by the services and what they permit; only work on whole tenants does",
+		in:     only("internal/sqlstore", "internal/workspace", "internal/relocate", "bench/fleet"),
+		why:    "whoever has the database itself passes by the services and what they permit; only work on whole tenants does, and bench, which fills them by the thousand",
 	},
 	{
 		name:   "SQL text",

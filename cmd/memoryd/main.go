@@ -41,7 +41,8 @@ type commands struct {
 	Backup  backupCmd  `cmd:"" help:"Back up everything, beside a running server; list, verify and remove backups."`
 	Restore restoreCmd `cmd:"" help:"Restore everything, one tenant, or one account beside the present one."`
 	Config  configCmd  `cmd:"" help:"Show every setting, its value and where it comes from; secrets are masked."`
-	Tenant  tenantCmd  `cmd:"" help:"List, show, move, rekey and erase tenants, and set their states."`
+	Seed    seedCmd    `cmd:"" help:"Fill a development installation with a demo account, projects and conversations."`
+	Tenant  tenantCmd  `cmd:"" help:"List, show, move, rekey and erase tenants, and set their states and limits."`
 	User    userCmd    `cmd:"" help:"Create accounts, set roles, reset passwords, list."`
 	Version versionCmd `cmd:"" help:"Show the version."`
 }

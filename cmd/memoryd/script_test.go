@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -41,6 +42,8 @@ import (
 //	upgrade, downgrade           from here on memoryd is its next version, with one more step of the tenants' schema, which
 //	                             an account with two conversations of one title is in the way of; and this version again
 //	digest FILE FOLDER           writes size, time of change and hash of every database file below the folder into FILE
+//	holds FOLDER TEXT            some file below the folder has the text in its bytes or its name; ! holds: none has
+//	places FILE                  writes the names of tenants' files, and of all schemas where tenants live, into FILE
 //	owndb NAME                   a fresh PostgreSQL database such as a user has: its address in $NAME, the password in
 //	                             it in $NAME_PASSWORD
 //
@@ -250,6 +253,54 @@ func storyCommands() map[string]func(*testscript.TestScript, bool, []string) {
 				ts.Fatalf("there is no database file below %s", args[1])
 			}
 			ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(lines.String()), 0o600))
+		},
+		"holds": func(ts *testscript.TestScript, neg bool, args []string) {
+			if len(args) != 2 {
+				ts.Fatalf("usage: holds FOLDER TEXT")
+			}
+			found := ""
+			ts.Check(filepath.WalkDir(ts.MkAbs(args[0]), func(path string, d fs.DirEntry, err error) error {
+				if err != nil || !d.Type().IsRegular() {
+					return err
+				}
+				raw, err := os.ReadFile(path)
+				if errors.Is(err, fs.ErrNotExist) { // a log that was folded in
+					return nil
+				}
+				if strings.Contains(path, args[1]) || bytes.Contains(raw, []byte(args[1])) {
+					found = path
+				}
+				return err
+			}))
+			if neg && found != "" {
+				ts.Fatalf("%s has %q", found, args[1])
+			}
+			if !neg && found == "" {
+				ts.Fatalf("no file has %q", args[1])
+			}
+		},
+		"places": func(ts *testscript.TestScript, _ bool, args []string) {
+			if len(args) != 1 {
+				ts.Fatalf("usage: places FILE")
+			}
+			list := ""
+			ts.Check(filepath.WalkDir(ts.MkAbs("storage/tenants"), func(_ string, d fs.DirEntry, err error) error {
+				if errors.Is(err, fs.ErrNotExist) { // nobody lives in a file
+					return nil
+				}
+				if err == nil && !d.IsDir() && filepath.Ext(d.Name()) == ".db" {
+					list += d.Name() + "\n"
+				}
+				return err
+			}))
+			for _, at := range []string{ts.Getenv("TENANT_DATABASE_URLS"), ts.Getenv(ownDatabase)} {
+				if at != "" {
+					names, err := pgtest.Schemas(at)
+					ts.Check(err)
+					list += strings.Join(names, "\n") + "\n"
+				}
+			}
+			ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(list), 0o600))
 		},
 		"owndb": func(ts *testscript.TestScript, _ bool, args []string) {
 			if len(args) != 1 {

@@ -24,7 +24,6 @@ import (
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/spool"
-	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -80,8 +79,8 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		defer func() { warn(log, "spool", kept.Close()) }()
 	}
 	pool := workspace.NewPool(workspace.Config{
-		Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
-		Limits: tenant.Limits{Bytes: int64(s.number("TENANT_MAX_BYTES")), Messages: int64(s.number("TENANT_MAX_MESSAGES"))},
+		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
+		Limits: defaultLimits(s),
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: maxOpen(s), Sole: in.sole,
 		Opened: meters.tenantOpened, Spool: kept,
 	})

@@ -27,6 +27,7 @@ type tenantCmd struct {
 	Move    tenantMoveCmd    `cmd:"" help:"Move a tenant to another kind of hosted place, or to one of its databases, while it is used."`
 	Rekey   tenantRekeyCmd   `cmd:"" help:"Write a tenant's file anew under a new key."`
 	State   tenantStateCmd   `cmd:"" help:"Make a tenant active, read_only, suspended or quarantined."`
+	Limit   tenantLimitCmd   `cmd:"" help:"Show or set how much a tenant may keep."`
 	Erase   tenantEraseCmd   `cmd:"" help:"Erase an account with everything it wrote, and print a signed receipt."`
 	Receipt tenantReceiptCmd `cmd:"" help:"Check the signature of a receipt."`
 }
@@ -61,7 +62,8 @@ func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
 	node := "command " + string(ident.New[ident.EventID]())
 	engine := conversation.NewEngine(conversation.Config{Node: node, Sole: alone, Bus: bus, Log: log})
 	pool := workspace.NewPool(workspace.Config{Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store,
-		Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus, Sealer: in.keys, Log: log, Sole: alone})
+		Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus, Sealer: in.keys, Log: log, Sole: alone,
+		Limits: defaultLimits(p.settings)})
 	defer func() { warn(log, "tenants", pool.Close(context.WithoutCancel(ctx))) }()
 	w := &whole{in: in, alone: alone, svc: newTenants(in, log, bus, pool, node)}
 	w.jobs = job.NewRunner(job.Config{Store: in.store, Node: node, Sole: alone, Kinds: w.svc.Work(), Log: log})
@@ -231,6 +233,7 @@ func (c tenantShowCmd) Run(ctx context.Context, p *program) error {
 		if err := w.showSchema(ctx, p, t); err != nil {
 			return err
 		}
+		fmt.Fprintf(p.stdout, "may keep: %s\n", limitsAsText(t.Limits, defaultLimits(p.settings)))
 		if t.Job != "" {
 			fmt.Fprintf(p.stdout, "job:     %s\n", t.Job)
 		}

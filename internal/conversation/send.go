@@ -12,7 +12,6 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
-	"claude-memory-backend/internal/tenant"
 )
 
 // Limits of one message.
@@ -146,9 +145,6 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 	}
 	conv, entry, err := s.commit(ctx, id, w, j, func(sp Spot) (Entry, event.Change, error) {
 		e, ch, err := fill(sp)
-		if err == nil {
-			err = s.tenant.Limits().Admit(op, sp.Used, weight(e.Messages))
-		}
 		ch.Once = once
 		return e, ch, err
 	})
@@ -186,15 +182,6 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 	}
 	s.engine.start(j, actor, conv, x)
 	return x, nil
-}
-
-// weight is what messages add to what the tenant keeps.
-func weight(list []Message) tenant.Usage {
-	u := tenant.Usage{Messages: int64(len(list))}
-	for _, m := range list {
-		u.Bytes += int64(len(m.Content) + len(m.Blocks))
-	}
-	return u
 }
 
 // replayOr answers a repeat of an earlier call with that one's result, whatever stands in the way of a new one; who

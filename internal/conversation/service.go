@@ -9,7 +9,6 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
-	"claude-memory-backend/internal/tenant"
 )
 
 // Service is what doors call. One exists per open tenant.
@@ -32,8 +31,6 @@ type TenantPart interface {
 	Retain() (release func())
 	// Hint notes, before the tenant commits it, that something is due at the time.
 	Hint(ctx context.Context, due time.Time) error
-	// Limits are what the tenant may keep at the moment.
-	Limits() tenant.Limits
 	// Spool is where turns leave what the database does not take; nil: nowhere.
 	Spool() Spool
 }
@@ -59,13 +56,6 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 		return Conversation{}, err
 	}
 	now := s.moment()
-	if err := s.room(ctx, op, len(d.Title)+len(d.Description)+len(d.System)+len(d.Settings)); err != nil {
-		var was Conversation
-		if in.Once != nil && in.Once.Replay(ctx, s.store, s.sealer, &was) == nil {
-			return was, nil
-		}
-		return Conversation{}, err
-	}
 	c := Conversation{ID: ident.New[ident.ConversationID](), Details: d, TitleByHand: d.Title != "",
 		Creator: who(actor), Version: 1, CreatedAt: now, UpdatedAt: now}
 	if err := in.Once.Keep(s.sealer, c); err != nil {
@@ -77,24 +67,16 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	err := s.store.InsertConversation(ctx, c, ch)
 	if event.Repeated(err) {
 		err = in.Once.Replay(ctx, s.store, s.sealer, &c)
+	} else if in.Once != nil && fault.Is(err, fault.Forbidden) { // there was room for the first of two
+		var was Conversation
+		if in.Once.Replay(ctx, s.store, s.sealer, &was) == nil {
+			return was, nil
+		}
 	}
 	if err != nil {
 		return Conversation{}, fault.Wrap(op, err)
 	}
 	return c, nil
-}
-
-// room refuses more text than the tenant has room for.
-func (s *Service) room(ctx context.Context, op string, bytes int) error {
-	limits := s.tenant.Limits()
-	if limits.Bytes <= 0 {
-		return nil
-	}
-	used, err := s.store.Used(ctx)
-	if err != nil {
-		return fault.Wrap(op, err)
-	}
-	return limits.Admit(op, used, tenant.Usage{Bytes: int64(bytes)})
 }
 
 // Find returns one conversation.
@@ -197,7 +179,7 @@ func (s *Service) Messages(ctx context.Context, actor ident.Actor, id ident.Conv
 		for i, m := range ms {
 			if m.State == Streaming && s.engine.dead(m.Turn, m.Node, m.Lease) {
 				switch err := s.settle(ctx, m.Turn); {
-				case unwritable(err):
+				case Unwritable(err):
 					ms[i].State = Interrupted
 					continue
 				case err != nil:
@@ -232,7 +214,7 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 	}
 	if !t.State.Final() && s.engine.dead(t.ID, t.Node, t.Lease) {
 		err := s.settle(ctx, turn)
-		if unwritable(err) {
+		if Unwritable(err) {
 			t.State, assistant.State = Interrupted, Interrupted
 			return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
 		}
@@ -246,11 +228,14 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 	return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
 }
 
-// unwritable reports whether something was not stored because the data may only be read at the moment. What a reader is
-// to see is then shown without being stored.
-func unwritable(err error) bool {
-	code := fault.CodeOf(err)
-	return code == "tenant_read_only" || code == "tenant_quarantined"
+// Unwritable reports whether something was not stored because the data may only be read at the moment, or its disk takes
+// nothing. What a reader is to see is then shown without being stored.
+func Unwritable(err error) bool {
+	switch fault.CodeOf(err) {
+	case "tenant_read_only", "tenant_quarantined", "storage_full", "storage_failed":
+		return true
+	}
+	return false
 }
 
 // settle marks a turn interrupted whose owner is gone, unless the spool knows more of it. It changes nothing when the turn

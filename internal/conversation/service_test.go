@@ -19,7 +19,6 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
-	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/words"
 )
 
@@ -27,13 +26,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // part is a tenant that is always open.
 type part struct {
-	mu     sync.Mutex
-	hints  []time.Time
-	limits tenant.Limits
-	spool  conversation.Spool
+	mu    sync.Mutex
+	hints []time.Time
+	spool conversation.Spool
 }
-
-func (p *part) Limits() tenant.Limits { return p.limits }
 
 func (*part) Retain() func() { return func() {} }
 

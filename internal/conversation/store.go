@@ -7,7 +7,6 @@ import (
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
-	"claude-memory-backend/internal/tenant"
 )
 
 // Sort is the order of a listing of conversations.
@@ -60,8 +59,6 @@ type Spot struct {
 	ProjectSettings json.RawMessage
 	// Parent is the message that the new ones go under; nil for a root. Its Content and Blocks are not read.
 	Parent *Message
-	// Used is what the tenant keeps so far.
-	Used tenant.Usage
 }
 
 // Entry is what an append adds. The first message goes under the spot's parent, the second under the first; store
@@ -82,8 +79,6 @@ type Ending struct {
 // Conversations is the part of the store that keeps conversations.
 type Conversations interface {
 	event.Onces
-	// Used is how much the tenant keeps. One round trip, however much it is.
-	Used(ctx context.Context) (tenant.Usage, error)
 	// InsertConversation adds c. A project that does not exist is fault.Invalid at "body.project_id"; a repeated
 	// idempotency record fails with event.CodeRepeated. Nothing is written then.
 	InsertConversation(ctx context.Context, c Conversation, ch event.Change) error

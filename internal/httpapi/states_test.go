@@ -35,7 +35,7 @@ func TestStatesAtEveryRoute(t *testing.T) {
 	}
 	data := func(o OperationInfo) bool {
 		rest, _ := strings.CutPrefix(o.Path, basePath)
-		return strings.HasPrefix(rest, "/projects") || strings.HasPrefix(rest, "/conversations") || strings.HasPrefix(rest, "/audit")
+		return strings.HasPrefix(rest, "/projects") || strings.HasPrefix(rest, "/conversations") || strings.HasPrefix(rest, "/audit") || rest == "/usage"
 	}
 	for _, c := range []struct {
 		state  tenant.State

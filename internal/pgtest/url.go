@@ -54,6 +54,24 @@ func URL(t testing.TB) string {
 	return u.String()
 }
 
+// Schemas returns the names of the schemas in a database that PostgreSQL did not make itself.
+func Schemas(at string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(context.Background()) }() // the answer is what counts
+	// A pooler in transaction mode keeps nobody's prepared statements.
+	rows, err := conn.Query(ctx, `SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema' ORDER BY nspname`,
+		pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
 // command runs one statement in a connection of its own, as CREATE DATABASE needs.
 func command(at, statement string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

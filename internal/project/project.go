@@ -7,7 +7,6 @@ import (
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
-	"claude-memory-backend/internal/tenant"
 )
 
 // Status is where a project stands.
@@ -82,9 +81,8 @@ type Query struct {
 // Store keeps projects in one tenant's database.
 type Store interface {
 	event.Onces
-	// Used is how much the tenant keeps. One round trip, however much it is.
-	Used(ctx context.Context) (tenant.Usage, error)
-	// InsertProject adds p. A repeated idempotency record fails with event.CodeRepeated and writes nothing.
+	// InsertProject adds p. A repeated idempotency record fails with event.CodeRepeated and writes nothing; what a tenant
+	// has no room for is fault.Forbidden, here as in an edit that adds something.
 	InsertProject(ctx context.Context, p Project, c event.Change) error
 	// FindProject returns fault.NotFound when there is none.
 	FindProject(ctx context.Context, id ident.ProjectID) (Project, error)

@@ -9,7 +9,6 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
-	"claude-memory-backend/internal/tenant"
 )
 
 // Service is what doors call. One exists per open tenant.
@@ -18,16 +17,12 @@ type Service struct {
 	sealer    event.Sealer
 	owner     ident.AccountID
 	providers []string
-	limits    func() tenant.Limits
 	now       func() time.Time
 }
 
-// New builds the service of the tenant that owner owns. Providers are the names a project may ask for, limits what the
-// tenant may keep at the moment; nil: it has no limits.
-func New(store Store, sealer event.Sealer, owner ident.AccountID, providers []string, limits func() tenant.Limits,
-	now func() time.Time,
-) *Service {
-	return &Service{store: store, sealer: sealer, owner: owner, providers: providers, limits: limits, now: now}
+// New builds the service of the tenant that owner owns. Providers are the names a project may ask for.
+func New(store Store, sealer event.Sealer, owner ident.AccountID, providers []string, now func() time.Time) *Service {
+	return &Service{store: store, sealer: sealer, owner: owner, providers: providers, now: now}
 }
 
 // CreateInput starts a project.
@@ -46,13 +41,6 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	if err := s.check(op, d); err != nil {
 		return Project{}, err
 	}
-	if err := s.room(ctx, op, d); err != nil {
-		var was Project
-		if in.Once != nil && in.Once.Replay(ctx, s.store, s.sealer, &was) == nil {
-			return was, nil
-		}
-		return Project{}, err
-	}
 	now := s.moment()
 	p := Project{ID: ident.New[ident.ProjectID](), Details: d, Owner: event.Who{ID: actor.Account, Name: actor.Name},
 		Version: 1, CreatedAt: now, UpdatedAt: now}
@@ -65,27 +53,16 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	err := s.store.InsertProject(ctx, p, c)
 	if event.Repeated(err) {
 		err = in.Once.Replay(ctx, s.store, s.sealer, &p)
+	} else if in.Once != nil && fault.Is(err, fault.Forbidden) { // there was room for the first of two
+		var was Project
+		if in.Once.Replay(ctx, s.store, s.sealer, &was) == nil {
+			return was, nil
+		}
 	}
 	if err != nil {
 		return Project{}, fault.Wrap(op, err)
 	}
 	return p, nil
-}
-
-// room refuses more text than the tenant has room for.
-func (s *Service) room(ctx context.Context, op string, d Details) error {
-	if s.limits == nil {
-		return nil
-	}
-	limits := s.limits()
-	if limits.Bytes <= 0 {
-		return nil
-	}
-	used, err := s.store.Used(ctx)
-	if err != nil {
-		return fault.Wrap(op, err)
-	}
-	return limits.Admit(op, used, tenant.Usage{Bytes: int64(len(d.Name) + len(d.Description) + len(d.Instructions) + len(d.Settings))})
 }
 
 // Find returns one project.

@@ -29,7 +29,7 @@ func open(t *testing.T) (*project.Service, *sqlstore.TenantStore, ident.Actor) {
 	}
 	actor := ident.Actor{Account: ident.New[ident.AccountID](), Name: "Ada"}
 	store := sqlstore.NewTenantStore(db, nil)
-	return project.New(store, keys, actor.Account, []string{"anthropic"}, nil, time.Now), store, actor
+	return project.New(store, keys, actor.Account, []string{"anthropic"}, time.Now), store, actor
 }
 
 func TestProjects(t *testing.T) {

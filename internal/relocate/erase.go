@@ -117,6 +117,7 @@ func (s *Service) erase(ctx context.Context, run *job.Run) (any, error) {
 	t, err := s.Store.FindTenant(ctx, run.Job.Tenant)
 	if fault.Is(err, fault.NotFound) {
 		// An earlier process had done all of it and noted the receipt.
+		s.scrub(ctx)
 		return run.Job.Saved, nil
 	}
 	if err != nil {
@@ -147,7 +148,15 @@ func (s *Service) erase(ctx context.Context, run *job.Run) (any, error) {
 	if err := s.Store.EraseTenant(ctx, tenant.Erasure{Tenant: t.ID, Account: t.Account, At: r.At}, run.Job.ID, ch); err != nil {
 		return nil, errors.Join(job.ErrAgain, fault.Wrap(op, err))
 	}
+	s.scrub(ctx)
 	return r, nil
+}
+
+// scrub removes the traces of rows from the master database's files.
+func (s *Service) scrub(ctx context.Context) {
+	if err := s.Store.Scrub(ctx); err != nil {
+		s.Log.Warn("traces of erased rows stay in the master database's files until its next checkpoint", "code", fault.CodeOf(err))
+	}
 }
 
 // destroyAll destroys the databases of a tenant that which picks. A user's own that cannot be reached is left and said so:

@@ -196,13 +196,14 @@ func (w *writers) check() {
 			t.Errorf("turn %+v, %v", x.Turn, err)
 		}
 	}
-	found := map[ident.MessageID]string{}
+	found, all := map[ident.MessageID]string{}, int64(0)
 	for _, c := range w.convs {
 		for cursor := ""; ; {
 			ms, next, err := ws.Conversations.Messages(ctx, w.actor, c, conversation.MessageQuery{All: true, Ascending: true, Limit: 200, Cursor: cursor})
 			if err != nil {
 				t.Fatal(err)
 			}
+			all += int64(len(ms))
 			for _, m := range ms {
 				if m.Role == conversation.User {
 					found[m.ID] = m.Content
@@ -217,6 +218,9 @@ func (w *writers) check() {
 		if found[id] != text {
 			t.Errorf("acknowledged %q, found %q", text, found[id])
 		}
+	}
+	if used, _, err := ws.Usage(ctx); err != nil || used.Messages != all {
+		t.Errorf("%d messages are counted and %d are there, %v", used.Messages, all, err)
 	}
 	hits, _, err := ws.Conversations.Search(ctx, w.actor, conversation.SearchInput{Text: `"message 7"`, Limit: 50})
 	if err != nil || len(hits) == 0 {

@@ -51,7 +51,7 @@ func blank(t testing.TB, engine string, keys *seal.Keyring) *site {
 // texts are the instructions of a tenant's projects, read as its owner reads them, oldest first.
 func (s *site) texts(t tenant.Tenant) (list []string) {
 	s.Helper()
-	projects := project.New(sqlstore.NewTenantStore(s.open(t.ID), nil), noSealer{}, t.Account, nil, nil, time.Now)
+	projects := project.New(sqlstore.NewTenantStore(s.open(t.ID), nil), noSealer{}, t.Account, nil, time.Now)
 	cursor := ""
 	for {
 		page, next, err := projects.List(s.Context(), ident.Actor{Account: t.Account}, project.Query{Limit: 100, Cursor: cursor})
@@ -345,6 +345,12 @@ func TestRestoreAnEarlierSchema(t *testing.T) {
 			home := s.newTenant()
 			db := s.open(home.ID)
 			s.must(sqlstore.Remake(t.Context(), db, 1))
+			long := strings.Repeat("kept before anybody counted ", 50)
+			s.must(db.Write(t.Context(), func(tx *sqlstore.Tx) error {
+				return tx.Commit(func(b *sqlstore.Batch) {
+					b.Exec(`INSERT INTO systems (hash, body, created_at) VALUES ('h', ?, 0)`, long)
+				})
+			}))
 			old := s.digest(db)
 			newest, err := sqlstore.NewestSchema(sqlstore.Tenant)
 			s.must(err)
@@ -365,6 +371,12 @@ func TestRestoreAnEarlierSchema(t *testing.T) {
 				t.Errorf("it is at version %d of %d", v, newest)
 			}
 			into.write(home, "life goes on")
+			// What was kept before anybody counted is counted.
+			kept, err := sqlstore.NewTenantStore(into.open(home.ID), nil).Used(t.Context())
+			into.must(err)
+			if least := int64(len(long) + len("life goes on")); kept.Bytes < least {
+				t.Errorf("%+v is counted, at least %d bytes are there", kept, least)
+			}
 		})
 	}
 }

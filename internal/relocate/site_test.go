@@ -129,7 +129,7 @@ func (s *site) write(t tenant.Tenant, texts ...string) {
 }
 
 func writeTo(ctx context.Context, db *sqlstore.DB, t tenant.Tenant, text string) error {
-	projects := project.New(sqlstore.NewTenantStore(db, nil), noSealer{}, t.Account, []string{"scripted"}, nil, time.Now)
+	projects := project.New(sqlstore.NewTenantStore(db, nil), noSealer{}, t.Account, []string{"scripted"}, time.Now)
 	_, err := projects.Create(ctx, ident.Actor{Account: t.Account}, project.CreateInput{Details: project.Details{Name: "P", Instructions: text}})
 	return err
 }

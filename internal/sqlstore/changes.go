@@ -52,6 +52,14 @@ func appendChange(b *Batch, ch event.Change, head *event.Seq) {
 		b.Exec(`INSERT INTO idempotency (scope, key, fingerprint, result, expires_at) VALUES (?, ?, ?, ?, ?)`,
 			o.Scope, o.Key, notNull(o.Fingerprint), notNull(o.Result), ident.Micros(o.ExpiresAt))
 	}
+	appendEvents(b, ch, head)
+	if entry, ok := audit.Derive(ch); ok {
+		appendAudit(b, entry)
+	}
+}
+
+// appendEvents queues the events of a change alone; for appendChange, and for what another database's trail has.
+func appendEvents(b *Batch, ch event.Change, head *event.Seq) {
 	n := len(ch.Events)
 	if n == 0 {
 		return
@@ -62,12 +70,9 @@ func appendChange(b *Batch, ch event.Change, head *event.Seq) {
 			SELECT seq - ?, ?, ?, ?, ?, ?, ?, ? FROM log_head WHERE one = 1`,
 			n-1-i, e.ID, e.Type, e.Subject, e.Actor.ID, e.Actor.Name, ident.Micros(e.CreatedAt), object(e.Data))
 	}
-	if entry, ok := audit.Derive(ch); ok {
-		appendAudit(b, entry)
-	}
 }
 
-// appendAudit queues an entry of the trail. Only appendChange and what is no change call it.
+// appendAudit queues an entry of the trail. Only appendChange, Tell and what is no change call it.
 func appendAudit(b *Batch, e audit.Entry) {
 	b.Exec(`INSERT INTO audit (id, at, action, subject, outcome, actor_id, actor_name, session_id, address, request_id,
 		detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,

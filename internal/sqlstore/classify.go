@@ -55,6 +55,17 @@ func sqlState(err error) string {
 	return ""
 }
 
+// notNullOf is the name of the constraint that a column is not NULL, as PostgreSQL gives it from version 18 on.
+func notNullOf(table, column string) string { return table + "_" + column + "_not_null" }
+
+// constraintOf is the name of the violated constraint; versions before 18 do not name those that a column is not NULL.
+func constraintOf(e *pgconn.PgError) string {
+	if e.Code == "23502" && e.ConstraintName == "" {
+		return notNullOf(e.TableName, e.ColumnName)
+	}
+	return e.ConstraintName
+}
+
 func retryable(err error) bool {
 	d, ok := errors.AsType[*driverError](err)
 	return ok && d.again
@@ -195,7 +206,7 @@ func sqliteFault(op string, code sqlite3.ExtendedErrorCode, name, detail string)
 
 // postgresFault classifies an SQLSTATE.
 func postgresFault(op string, e *pgconn.PgError) *fault.Error {
-	cause := &driverError{engine: "postgres", code: e.Code, name: e.ConstraintName}
+	cause := &driverError{engine: "postgres", code: e.Code, name: constraintOf(e)}
 	class := ""
 	if len(e.Code) == 5 {
 		class = e.Code[:2]

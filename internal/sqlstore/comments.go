@@ -136,6 +136,11 @@ var explanations = [...]explanation{
 		{"result", "The answer, encrypted by the server."},
 		{"expires_at", "Until when it is kept, in microseconds since 1970 in UTC."},
 	}},
+	{"usage", "How much is kept, in one row.", []columnText{
+		{"one", "Always 1: there is one row."},
+		{"messages", "How many messages there are."},
+		{"bytes", "How many bytes of text: projects, conversations, complete messages, and system prompts."},
+	}},
 	{"message_words", "The index of words of messages, for the search of the server. It can be made again from messages.", nil},
 	{"title_words", "The index of words of titles, for the search of the server. It can be made again from conversations.", nil},
 	{"schema_migrations", "Which versions of this schema there were, and when.", nil},

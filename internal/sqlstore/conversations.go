@@ -72,7 +72,7 @@ func (s *TenantStore) InsertConversation(ctx context.Context, c conversation.Con
 				c.ImportanceLevel, tags, c.System, c.Provider, c.Model, object(c.Settings), c.Creator.ID, c.Creator.Name,
 				c.Version, ident.Micros(c.CreatedAt), ident.Micros(c.UpdatedAt), moment(c.LastMessageAt))
 			indexTitle(b, tx.Dialect(), c.ID, c.Title)
-			addUsage(b, 0, bytesOfConversation(c, tags))
+			s.count(b, ch, 0, bytesOfConversation(c, tags))
 			appendChange(b, ch, head)
 		})
 	}))
@@ -131,7 +131,7 @@ func (s *TenantStore) UpdateConversation(ctx context.Context, id ident.Conversat
 			if c.Title != before.Title {
 				indexTitle(b, tx.Dialect(), id, c.Title)
 			}
-			addUsage(b, 0, bytesOfConversation(c, tags)-bytesOfConversation(before, tagsBefore))
+			s.count(b, ch, 0, bytesOfConversation(c, tags)-bytesOfConversation(before, tagsBefore))
 			appendChange(b, ch, head)
 		}))
 	})

@@ -77,6 +77,7 @@ func (s *MasterStore) InsertDatabase(ctx context.Context, d tenant.Database, ch 
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		return tx.Commit(func(b *Batch) {
 			insertDatabase(b, d)
+			toTell(b, d.Tenant, ch)
 			appendChange(b, ch, head)
 		})
 	})
@@ -109,6 +110,7 @@ func (s *MasterStore) UpdateDatabase(ctx context.Context, of ident.TenantID, id 
 			if start != nil {
 				insertJob(b, *start)
 			}
+			toTell(b, of, ch)
 			appendChange(b, ch, head)
 		})
 	})
@@ -148,6 +150,7 @@ func (s *MasterStore) DeleteDatabase(ctx context.Context, of ident.TenantID, id 
 		}
 		return tx.Commit(func(b *Batch) {
 			b.Exec(`DELETE FROM databases WHERE id = ?`, id)
+			toTell(b, of, ch)
 			appendChange(b, ch, head)
 		})
 	})
@@ -173,6 +176,7 @@ func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by 
 			updateDatabase(b, to)
 			b.Exec(`UPDATE tenants SET database_id = ?, schema_version = ?, schema_problem = '', schema_at = ? WHERE id = ?`,
 				to.ID(), to.Facts.SchemaVersion, ident.Micros(ch.At), of)
+			toTell(b, of, ch)
 			appendChange(b, ch, head)
 		})
 	})

@@ -49,6 +49,15 @@ func (d *DB) RoundTrips() int64 { return d.trips.Load() }
 // Close waits for running work and closes the database. A pool that was handed in stays open.
 func (d *DB) Close() error { return d.on.Load().engine.close() }
 
+// Scrub makes sure that nothing of what was deleted is left in the files, as far as the engine lets us. It is busy while
+// somebody reads what was there before.
+func (d *DB) Scrub(ctx context.Context) error {
+	if e, ok := d.on.Load().engine.(*sqliteEngine); ok {
+		return e.scrub(ctx)
+	}
+	return nil
+}
+
 // Read runs what fill queues in one read transaction, so that all statements see one snapshot. It is one round trip.
 // It waits while the database is switched to another engine.
 func (d *DB) Read(ctx context.Context, fill func(b *Batch)) error {

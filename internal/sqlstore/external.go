@@ -328,8 +328,8 @@ func (h *external) censored(e *pgconn.PgError) *pgconn.PgError {
 	if len(e.Code) == 5 && strings.Trim(e.Code, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
 		c.Code = e.Code
 	}
-	if identifier.MatchString(e.ConstraintName) && (h.password == "" || !strings.Contains(e.ConstraintName, h.password.Reveal())) {
-		c.ConstraintName = e.ConstraintName
+	if name := constraintOf(e); identifier.MatchString(name) && (h.password == "" || !strings.Contains(name, h.password.Reveal())) {
+		c.ConstraintName = name
 	}
 	return c
 }

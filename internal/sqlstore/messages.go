@@ -119,7 +119,7 @@ func (s *TenantStore) Append(ctx context.Context, id ident.ConversationID, w con
 			for _, m := range entry.Messages {
 				bytes += bytesOfMessage(m)
 			}
-			addUsage(b, len(entry.Messages), bytes)
+			s.count(b, ch, len(entry.Messages), bytes)
 			appendChange(b, ch, head)
 		})
 	})
@@ -155,7 +155,6 @@ func findFork(tx *Tx, id ident.ConversationID, w conversation.Where) (fork, erro
 	var settings *string
 	if err := tx.Run(func(b *Batch) {
 		selectConversation(b, &rows, id, tx.Dialect().ForUpdate())
-		readUsage(b, &spot.Used)
 		b.One([]any{&spot.Instructions, &spot.ProjectProvider, &spot.ProjectModel, &settings},
 			`SELECT instructions, provider, model, settings FROM projects
 			WHERE id = (SELECT project_id FROM conversations WHERE id = ?)`, id)

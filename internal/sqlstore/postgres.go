@@ -401,12 +401,12 @@ func (s *postgresSession) failure(ctx context.Context, err error, commit, atComm
 		// Nothing was sent. Of a connection that broke while it waited for an answer pgconn says the same, wrongly.
 		return connecting(ctx, "sqlstore", err)
 	case commit && s.begun:
-		code := "connection"
+		how := "connection"
 		if over != nil && !errors.Is(context.Cause(ctx), errSilent) {
-			code = abandoned
+			how = abandoned
 		}
 		return unavailable("sqlstore", "outcome_unknown", "the database did not answer whether it stored this",
-			&driverError{engine: "postgres", code: code})
+			&driverError{engine: "postgres", code: how})
 	case over != nil:
 		return over
 	}

@@ -44,7 +44,7 @@ func (s *TenantStore) InsertProject(ctx context.Context, p project.Project, ch e
 				p.ID, p.Name, folded(p.Name), p.Description, p.Instructions, p.Status, p.Priority, p.Color, p.Icon,
 				tags, p.Provider, p.Model, object(p.Settings), moment(p.Deadline), p.Owner.ID, p.Owner.Name, p.Version,
 				ident.Micros(p.CreatedAt), ident.Micros(p.UpdatedAt))
-			addUsage(b, 0, bytesOfProject(p, tags))
+			s.count(b, ch, 0, bytesOfProject(p, tags))
 			appendChange(b, ch, head)
 		})
 	})
@@ -155,7 +155,7 @@ func (s *TenantStore) UpdateProject(ctx context.Context, id ident.ProjectID,
 				p.Name, folded(p.Name), p.Description, p.Instructions, p.Status, p.Priority, p.Color, p.Icon, tags,
 				p.Provider, p.Model, object(p.Settings), moment(p.Deadline), p.Owner.ID, p.Owner.Name, p.Version,
 				ident.Micros(p.UpdatedAt), id)
-			addUsage(b, 0, bytesOfProject(p, tags)-bytesOfProject(list[0], tagsBefore))
+			s.count(b, ch, 0, bytesOfProject(p, tags)-bytesOfProject(list[0], tagsBefore))
 			appendChange(b, ch, head)
 		})
 	})

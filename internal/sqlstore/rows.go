@@ -46,7 +46,7 @@ type Row []any
 // The tables of each line that hold what must not be lost. What a table refers to comes before it.
 var (
 	masterTables = [...]string{"accounts", "tenants", "databases", "sessions", "spent_tokens", "sign_in_failures", "hints", "facts",
-		"log_head", "events", "audit", "idempotency", "jobs", "erasures"}
+		"log_head", "events", "audit", "idempotency", "jobs", "erasures", "news"}
 	tenantTables = [...]string{"projects", "conversations", "branches", "messages", "turns", "systems", "log_head", "events",
 		"audit", "idempotency", "usage"}
 )

@@ -144,11 +144,16 @@ func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
 			return nil, unavailable(op, "tenant_unreadable", "the database cannot be read", err)
 		}
 	}
+	secure := setting{"secure_delete", "FAST", "2"}
+	if o.Key == nil {
+		// What is deleted from a file that everybody can read is overwritten, free pages too.
+		secure = setting{"secure_delete", "ON", "1"}
+	}
 	for _, p := range append([]setting{
 		{"journal_mode", "WAL", "wal"},
 		{"synchronous", o.Synchronous, syncLevels[o.Synchronous]},
 		{"foreign_keys", "ON", "1"},
-		{"secure_delete", "FAST", "2"},
+		secure,
 		{"wal_autocheckpoint", strconv.Itoa(walPages), strconv.Itoa(walPages)},
 		{"journal_size_limit", strconv.Itoa(walKeep), strconv.Itoa(walKeep)},
 	}, readSettings()...) {
@@ -394,7 +399,7 @@ func (c *sqliteConn) said(op string, err error) error {
 	return sqliteFault(op, onDisk(err, c.path), "", "")
 }
 
-// failure classifies what a statement reported, and finds the name of a violated unique index.
+// failure classifies what a statement reported, and finds the name of what was violated.
 func (c *sqliteConn) failure(err error) error {
 	e, ok := errors.AsType[*sqlite3.Error](err)
 	if !ok {
@@ -402,7 +407,7 @@ func (c *sqliteConn) failure(err error) error {
 	}
 	name := ""
 	switch e.ExtendedCode() {
-	case sqlite3.CONSTRAINT_UNIQUE, sqlite3.CONSTRAINT_PRIMARYKEY, sqlite3.CONSTRAINT_ROWID:
+	case sqlite3.CONSTRAINT_UNIQUE, sqlite3.CONSTRAINT_PRIMARYKEY, sqlite3.CONSTRAINT_ROWID, sqlite3.CONSTRAINT_NOTNULL:
 		name = c.violated(e)
 	}
 	return sqliteFault("sqlstore", onDisk(err, c.path), name, "")
@@ -610,6 +615,25 @@ func (e *sqliteEngine) begin(ctx context.Context) (session, error) {
 		}
 	}
 	return &sqliteSession{engine: e, conn: e.write}, nil
+}
+
+// scrub folds the log into the file and empties it: it still has the pages as they were before they were overwritten.
+func (e *sqliteEngine) scrub(ctx context.Context) error {
+	const op = "sqlstore.Scrub"
+	s, err := e.begin(ctx)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	defer s.end()
+	b, left := &Batch{}, int64(1)
+	b.One([]any{&left}, `PRAGMA wal_checkpoint(TRUNCATE)`)
+	if err := e.write.exec(b); err != nil {
+		return fault.Wrap(op, err)
+	}
+	if left != 0 {
+		return unavailable(op, "busy", "somebody reads the database for long", nil)
+	}
+	return nil
 }
 
 // openWriter opens the writing connection. The caller is the writer. Who reads a still file must be done first, and

@@ -15,12 +15,14 @@ import (
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/tenant"
 )
 
 // TenantStore keeps what one tenant wrote, in a database of its own: it cannot reach another one's.
 type TenantStore struct {
 	db       *DB
 	onCommit func(event.Seq)
+	limits   func() tenant.Limits // what may be kept at the moment; nil: everything
 }
 
 var (
@@ -36,6 +38,14 @@ func NewTenantStore(db *DB, onCommit func(event.Seq)) *TenantStore {
 	return &TenantStore{db: db, onCommit: onCommit}
 }
 
+// Within bounds what people may add, by the limits of the moment, and returns s. What there is no room for is
+// fault.Forbidden, code "quota_messages" or "quota_storage". The system itself is never refused: an answer that was paid
+// for is kept.
+func (s *TenantStore) Within(limits func() tenant.Limits) *TenantStore {
+	s.limits = limits
+	return s
+}
+
 // FindOnce implements event.Onces for projects and conversations alike.
 func (s *TenantStore) FindOnce(ctx context.Context, scope, key string) (event.Once, error) {
 	return findOnce(ctx, s.db, scope, key, time.Now())
@@ -47,7 +57,7 @@ func (s *TenantStore) SweepOnces(ctx context.Context, now time.Time) (int64, err
 }
 
 func (s *TenantStore) change(ctx context.Context, fn func(tx *Tx, head *event.Seq) error) error {
-	return s.db.change(ctx, s.onCommit, fn)
+	return s.full(ctx, s.db.change(ctx, s.onCommit, fn))
 }
 
 // folded is the form in which names and titles are compared and sorted. Go folds, not the engine: SQLite knows the case

@@ -204,6 +204,9 @@ func (s *MasterStore) EraseTenant(ctx context.Context, e tenant.Erasure, but ide
 	})
 }
 
+// Scrub makes sure that nothing of what was erased is left in this database's files: see DB.Scrub.
+func (s *MasterStore) Scrub(ctx context.Context) error { return s.db.Scrub(ctx) }
+
 func putErasure(b *Batch, e tenant.Erasure) {
 	b.Exec(`INSERT INTO erasures (tenant_id, account_id, erased_at) VALUES (?, ?, ?) ON CONFLICT (tenant_id) DO NOTHING`,
 		e.Tenant, e.Account, ident.Micros(e.At))

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/tenant"
 )
@@ -19,7 +20,7 @@ const (
 		octet_length(settings) + octet_length(tags)), 0) AS BIGINT) FROM conversations`
 )
 
-// readUsage queues the reading of the row into u. On PostgreSQL others may change it until the transaction's end.
+// readUsage queues the reading of the row into u.
 func readUsage(b *Batch, u *tenant.Usage) {
 	b.One([]any{&u.Messages, &u.Bytes}, `SELECT messages, bytes FROM usage WHERE one = 1`)
 }
@@ -31,7 +32,48 @@ func addUsage(b *Batch, messages int, bytes int) {
 	}
 }
 
-// Used implements conversation.Store and project.Store.
+// count is addUsage for what people do: what they add must have room. The row itself decides, under its lock and after
+// whoever came first, so that two at once cannot both take the last place; and it decides in the batch that commits, so
+// that nobody asks before. A column that may not be NULL undoes the transaction.
+func (s *TenantStore) count(b *Batch, ch event.Change, messages, bytes int) {
+	var l tenant.Limits
+	if s.limits != nil && !ch.Actor.System {
+		l = s.limits()
+	}
+	if messages <= 0 {
+		l.Messages = 0
+		if bytes <= 0 {
+			l.Bytes = 0
+		}
+	}
+	if l.Messages <= 0 && l.Bytes <= 0 {
+		addUsage(b, messages, bytes)
+		return
+	}
+	// Who adds a message without text asks for an answer, which needs room too.
+	b.Exec(`UPDATE usage SET
+		messages = CASE WHEN ?3 > 0 AND messages + ?1 > ?3 THEN NULL ELSE messages + ?1 END,
+		bytes = CASE WHEN ?4 > 0 AND bytes + ?5 > ?4 THEN NULL ELSE bytes + ?2 END WHERE one = 1`,
+		messages, bytes, l.Messages, l.Bytes, max(bytes, 1))
+}
+
+// full says which limit was in the way of a change, and how much is kept.
+func (s *TenantStore) full(ctx context.Context, err error) error {
+	messages, bytes := violates(err, "usage_messages_not_null"), violates(err, "usage_bytes_not_null")
+	if !messages && !bytes {
+		return err
+	}
+	used, uerr := s.Used(ctx)
+	switch {
+	case uerr != nil:
+		return uerr
+	case messages:
+		return s.limits().NoMessages("sqlstore.Change", used)
+	}
+	return s.limits().NoBytes("sqlstore.Change", used)
+}
+
+// Used is how much the tenant keeps. One round trip, however much it is.
 func (s *TenantStore) Used(ctx context.Context) (tenant.Usage, error) {
 	var u tenant.Usage
 	err := s.db.Read(ctx, func(b *Batch) { readUsage(b, &u) })

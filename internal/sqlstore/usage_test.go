@@ -6,6 +6,7 @@ import (
 
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/tenant"
@@ -99,16 +100,13 @@ func followUsage(t *testing.T, db *DB) {
 		t.Helper()
 		turn := conversation.Turn{ID: ident.New[ident.TurnID](), Conversation: c.ID, State: conversation.Streaming, Node: "n",
 			AssistantMessage: ident.New[ident.MessageID](), UserMessage: ident.New[ident.MessageID](), SystemHash: "hash"}
-		_, _, err := s.Append(ctx, c.ID, conversation.Where{}, func(sp conversation.Spot) (conversation.Entry, event.Change, error) {
+		_, _, err := s.Append(ctx, c.ID, conversation.Where{}, func(conversation.Spot) (conversation.Entry, event.Change, error) {
 			e := conversation.Entry{Messages: []conversation.Message{{ID: turn.UserMessage, Role: conversation.User, Content: "hello",
 				Blocks: []byte(`[{"type":"text"}]`), State: conversation.Completed}}, System: "system!"}
 			if answer {
 				e.Turn = &turn
 				e.Messages = append(e.Messages, conversation.Message{ID: turn.AssistantMessage, Turn: turn.ID, Role: conversation.Assistant,
 					State: conversation.Streaming})
-			}
-			if kept, _ := keptAndAdded(t, db); sp.Used != kept {
-				t.Errorf("the spot says %+v, the row %+v", sp.Used, kept)
 			}
 			return e, change("message.created"), nil
 		})
@@ -153,6 +151,102 @@ func followUsage(t *testing.T, db *DB) {
 	check(0, 0)
 	must(s.InsertProject(ctx, p, change("project.created")))
 	check(0, 2+5+rest)
+}
+
+// TestTwoAtTheLimit lets many add at once what there is room for a few times only. None is let in too many, and who is
+// refused leaves nothing behind.
+func TestTwoAtTheLimit(t *testing.T) {
+	for engine, db := range engines(t) {
+		t.Run(engine, func(t *testing.T) {
+			limits := tenant.Limits{Messages: 5}
+			s := NewTenantStore(db, nil).Within(func() tenant.Limits { return limits })
+			change := func(actor ident.Actor, kind string) event.Change {
+				ch := event.NewChange(actor, noon(0))
+				ch.Add(kind, "subject", map[string]any{})
+				return ch
+			}
+			ada := ident.Actor{Account: "usr_ada"}
+			start := func(title string) (conversation.Conversation, error) {
+				c := conversation.Conversation{ID: ident.New[ident.ConversationID](), Version: 1, Details: conversation.Details{Title: title}}
+				return c, s.InsertConversation(t.Context(), c, change(ada, "conversation.created"))
+			}
+			say := func(c conversation.Conversation) error {
+				_, _, err := s.Append(t.Context(), c.ID, conversation.Where{}, func(conversation.Spot) (conversation.Entry, event.Change, error) {
+					return conversation.Entry{Messages: []conversation.Message{{ID: ident.New[ident.MessageID](), Role: conversation.User,
+						Content: "hello", State: conversation.Completed}}}, change(ada, "message.created"), nil
+				})
+				return err
+			}
+			const writers = 12
+			race := func(code string, do func(i int) error) (admitted int) {
+				t.Helper()
+				results := make(chan error, writers)
+				for i := range writers {
+					go func() { results <- do(i) }()
+				}
+				for range writers {
+					switch err := <-results; {
+					case err == nil:
+						admitted++
+					case fault.CodeOf(err) != code || !fault.Is(err, fault.Forbidden):
+						t.Errorf("refused with %v, want %s", err, code)
+					}
+				}
+				return admitted
+			}
+			var talks []conversation.Conversation
+			for range writers {
+				c, err := start("T")
+				if err != nil {
+					t.Fatal(err)
+				}
+				talks = append(talks, c)
+			}
+			if n := race("quota_messages", func(i int) error { return say(talks[i]) }); n != 5 {
+				t.Errorf("%d messages were admitted, want 5", n)
+			}
+			kept, added := keptAndAdded(t, db)
+			if kept != added || kept.Messages != 5 {
+				t.Errorf("counted %+v, there %+v", kept, added)
+			}
+
+			// Room for three conversations of 14 bytes: ten of title, four of settings and tags.
+			limits = tenant.Limits{Bytes: kept.Bytes + 3*14}
+			if n := race("quota_storage", func(int) error { _, err := start("ten bytes!"); return err }); n != 3 {
+				t.Errorf("%d conversations were admitted, want 3", n)
+			}
+			full, added := keptAndAdded(t, db)
+			if full != added || full.Bytes != limits.Bytes {
+				t.Errorf("counted %+v, there %+v, want %d bytes", full, added, limits.Bytes)
+			}
+
+			// What grows is refused, what shrinks is not, and the system is not.
+			retitle := func(actor ident.Actor, title string) error {
+				_, err := s.UpdateConversation(t.Context(), talks[0].ID, func(c conversation.Conversation) (conversation.Conversation, event.Change, error) {
+					c.Title = title
+					return c, change(actor, "conversation.updated"), nil
+				})
+				return err
+			}
+			if err := retitle(ada, "longer"); fault.CodeOf(err) != "quota_storage" {
+				t.Errorf("a longer title: %v", err)
+			}
+			for _, err := range []error{retitle(ident.System(""), "longer"), retitle(ada, "long"), retitle(ada, "gone")} {
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			trips := db.RoundTrips()
+			if err := retitle(ada, ""); err != nil || db.RoundTrips() != trips+2 {
+				t.Errorf("%v in %d round trips, want 2", err, db.RoundTrips()-trips)
+			}
+			limits = tenant.Limits{Bytes: 1 << 20, Messages: 1 << 20}
+			trips = db.RoundTrips()
+			if err := say(talks[0]); err != nil || db.RoundTrips() != trips+2 {
+				t.Errorf("%v in %d round trips, want 2", err, db.RoundTrips()-trips)
+			}
+		})
+	}
 }
 
 // TestUsageOfOlderDatabases counts what was kept before anybody counted.

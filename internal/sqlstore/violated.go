@@ -8,10 +8,14 @@ import (
 	"github.com/ncruces/go-sqlite3"
 )
 
-// violated finds the name of the unique index behind a violation. SQLite's code says that one was violated, only its
-// text says which columns: "UNIQUE constraint failed: projects.owner, projects.name". The class of the error never
-// depends on this.
+// violated finds the name of the unique index, or of the column that may not be NULL, behind a violation. SQLite's code
+// says that one was violated, only its text says which columns: "UNIQUE constraint failed: projects.owner, projects.name".
+// The class of the error never depends on this.
 func (c *sqliteConn) violated(e *sqlite3.Error) string {
+	if _, place, ok := strings.Cut(e.Error(), "NOT NULL constraint failed: "); ok {
+		table, column, _ := strings.Cut(place, ".")
+		return notNullOf(table, column)
+	}
 	_, list, ok := strings.Cut(e.Error(), "UNIQUE constraint failed: ")
 	if !ok {
 		return ""

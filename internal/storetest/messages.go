@@ -174,11 +174,6 @@ func spot(t *testing.T, h Harness) {
 	r.say(active, "second")
 	seen, err := r.Talk.FindConversation(t.Context(), c.ID)
 	must(t, err)
-	used, err := r.Talk.Used(t.Context())
-	must(t, err)
-	if used.Messages != 2 || used.Bytes == 0 {
-		t.Errorf("used %+v", used)
-	}
 	_, _, err = r.Talk.Append(t.Context(), c.ID, under(first),
 		func(s conversation.Spot) (conversation.Entry, event.Change, error) {
 			want := first
@@ -187,7 +182,7 @@ func spot(t *testing.T, h Harness) {
 			same(t, "conversation", s.Conversation, seen)
 			s.Parent = nil
 			same(t, "project", s, conversation.Spot{Conversation: seen, Instructions: "be brief", ProjectProvider: "n8n",
-				ProjectModel: "m-2", ProjectSettings: p.Settings, Used: used})
+				ProjectModel: "m-2", ProjectSettings: p.Settings})
 			return conversation.Entry{Messages: []conversation.Message{plainMessage("x")}}, happens(9, "m", "m"), nil
 		})
 	must(t, err)

@@ -76,18 +76,16 @@ func (l Limits) Or(defaults Limits) Limits {
 	return Limits{Bytes: pick(l.Bytes, defaults.Bytes), Messages: pick(l.Messages, defaults.Messages)}
 }
 
-// Admit refuses what the limits have no room for, beside what is kept already: Forbidden, code "quota_messages" or
-// "quota_storage". Limits of 0 or less are none.
-func (l Limits) Admit(op string, used, more Usage) error {
-	if l.Messages > 0 && more.Messages > 0 && used.Messages+more.Messages > l.Messages {
-		return fault.New(fault.Forbidden, op, "quota_messages", fmt.Sprintf("this account may keep %d messages and has %d: "+
-			"delete conversations that are not needed, or ask the operator for more", l.Messages, used.Messages))
-	}
-	if l.Bytes > 0 && used.Bytes+more.Bytes >= l.Bytes {
-		return fault.New(fault.Forbidden, op, "quota_storage", fmt.Sprintf("this account may keep %d bytes and has %d: "+
-			"delete conversations that are not needed, or ask the operator for more", l.Bytes, used.Bytes))
-	}
-	return nil
+// NoMessages is the refusal of more messages: Forbidden, code "quota_messages".
+func (l Limits) NoMessages(op string, used Usage) error {
+	return fault.New(fault.Forbidden, op, "quota_messages", fmt.Sprintf("this account may keep %d messages and has %d: "+
+		"delete conversations that are not needed, or ask the operator for more", l.Messages, used.Messages))
+}
+
+// NoBytes is the refusal of more text: Forbidden, code "quota_storage".
+func (l Limits) NoBytes(op string, used Usage) error {
+	return fault.New(fault.Forbidden, op, "quota_storage", fmt.Sprintf("this account may keep %d bytes and has %d: "+
+		"delete conversations that are not needed, or ask the operator for more", l.Bytes, used.Bytes))
 }
 
 // Tenant is where one account's data lives.

@@ -57,9 +57,11 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer due.Stop()
 	defer idle.Stop()
 	defer once.Stop()
-	var spooling sync.WaitGroup
-	defer spooling.Wait()
-	spooling.Go(func() { p.followSpool(ctx) })
+	// What may wait for a tenant's database stands in nobody's way.
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { p.followSpool(ctx) })
+	beside.Go(func() { p.followNews(ctx) })
 	for {
 		select {
 		case <-ctx.Done():

@@ -25,6 +25,7 @@ type Config struct {
 	Directory  tenant.Directory
 	Notes      Notes     // nil: what is seen of schemas is kept nowhere
 	Master     event.Log // the master database's log, which tells of tenants that moved or changed; nil: nobody else changes them
+	News       News      // what tenants have not been told of their databases; nil: nobody tells them
 	Hints      tenant.Hints
 	Trail      audit.Store // the master database's
 	Placements *Placements
@@ -346,16 +347,16 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	if err == nil {
 		e.store = sqlstore.NewTenantStore(e.db, func(seq event.Seq) {
 			p.Bus.Publish(context.Background(), event.Signal{Topic: string(e.id), Kind: event.Committed, Seq: seq})
-		})
+		}).Within(e.limits)
 		e.ws = Workspace{
-			Projects:      project.New(e.store, p.Sealer, t.Account, p.Providers, e.Limits, p.Now),
+			Projects:      project.New(e.store, p.Sealer, t.Account, p.Providers, p.Now),
 			Conversations: conversation.New(e.store, p.Engine, p.Sealer, t.Account, e),
 			Audit:         audit.New(e.store.Trail(), p.Trail, t.Account),
 			Events:        e.store,
 		}
 		// Turns that lost their owner while nobody looked are marked before anybody can read them. What may not be
-		// changed stays as it is.
-		if _, err = e.ws.Conversations.Sweep(ctx); err != nil && e.refuses(e.tenant) != nil {
+		// changed, or on a disk without room cannot, stays as it is.
+		if _, err = e.ws.Conversations.Sweep(ctx); err != nil && (e.refuses(e.tenant) != nil || conversation.Unwritable(err)) {
 			err = nil
 		}
 		if p := e.tenant.Schema.Problem; p != "" && p != tenant.SchemaHeld {
@@ -426,8 +427,8 @@ func (e *entry) Retain() (release func()) {
 	return sync.OnceFunc(func() { e.pool.release(e) })
 }
 
-// Limits are what the tenant may keep at the moment.
-func (e *entry) Limits() tenant.Limits {
+// limits are what the tenant may keep at the moment.
+func (e *entry) limits() tenant.Limits {
 	e.pool.mu.Lock()
 	defer e.pool.mu.Unlock()
 	return e.tenant.Limits.Or(e.pool.Config.Limits)
@@ -439,7 +440,7 @@ func (w *Workspace) Usage(ctx context.Context) (tenant.Usage, tenant.Limits, err
 	if err != nil && w.Tenant.Schema.Problem != "" {
 		err = refusal(tenant.Quarantined) // its schema is from before the counting
 	}
-	return u, w.entry.Limits(), fault.Wrap("workspace.Usage", err)
+	return u, w.entry.limits(), fault.Wrap("workspace.Usage", err)
 }
 
 // Spool implements conversation.TenantPart.
