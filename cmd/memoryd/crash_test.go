@@ -28,7 +28,7 @@ const (
 )
 
 func TestCrash(t *testing.T) {
-	binary := buildServer(t)
+	binary := binary(t)
 	rounds := crashRounds
 	if testing.Short() {
 		rounds = 2

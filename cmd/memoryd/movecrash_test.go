@@ -22,7 +22,7 @@ const moveRounds = 10
 func TestMoveCrash(t *testing.T) {
 	rounds := fromEnv(t, "CRASH_ROUNDS", moveRounds)
 	seed := fromEnv(t, "CRASH_SEED", int(time.Now().UnixNano()%1e9))
-	w := &movers{t: t, ctx: t.Context(), binary: buildServer(t), dir: t.TempDir(), dice: rand.New(rand.NewPCG(uint64(seed), 1)),
+	w := &movers{t: t, ctx: t.Context(), binary: binary(t), dir: t.TempDir(), dice: rand.New(rand.NewPCG(uint64(seed), 1)),
 		acked: map[string]string{}}
 	w.env = []string{"STORAGE_PATH=" + filepath.Join(w.dir, "storage"), "OUTBOUND_ALLOW=127.0.0.0/8,::1/128"}
 	t.Cleanup(func() {

@@ -195,10 +195,11 @@ func shown(t *testing.T, dir, word string) (files int, found []string) {
 }
 
 func TestAnswersOutliveOutages(t *testing.T) {
-	binary := buildServer(t)
+	binary := binary(t)
 	breaks := map[string]func(*toxic.Link){"cut": (*toxic.Link).Cut, "silent": (*toxic.Link).Hang}
 	for how, away := range breaks {
 		t.Run("the server goes on, the network is "+how, func(t *testing.T) {
+			t.Parallel() // they wait more than they work
 			o := newOutage(t, binary)
 			away(o.link)
 			o.until("all of it was told", func() bool { seen, _ := o.told(); return seen == tale.Text })
@@ -218,6 +219,7 @@ func TestAnswersOutliveOutages(t *testing.T) {
 		})
 	}
 	t.Run("the server is killed after the end", func(t *testing.T) {
+		t.Parallel() // they wait more than they work
 		o := newOutage(t, binary)
 		o.link.Cut()
 		o.until("all of it was told", func() bool { seen, _ := o.told(); return seen == tale.Text })
@@ -241,6 +243,7 @@ func TestAnswersOutliveOutages(t *testing.T) {
 		o.completes(t, "completed", "", len(tale.Text))
 	})
 	t.Run("the server is killed in the middle", func(t *testing.T) {
+		t.Parallel() // they wait more than they work
 		o := newOutage(t, binary)
 		o.link.Cut()
 		before, _ := o.told()
@@ -257,6 +260,7 @@ func TestAnswersOutliveOutages(t *testing.T) {
 		}
 	})
 	t.Run("without a spool the rest is lost", func(t *testing.T) {
+		t.Parallel() // they wait more than they work
 		o := newOutage(t, binary, func(storage string) { // a file in the place of its folder
 			if err := os.MkdirAll(storage, 0o700); err != nil {
 				t.Fatal(err)
@@ -294,7 +298,7 @@ func (o *outage) completes(t *testing.T, state, code string, least int) (text st
 
 // A server that is silent concerns its own tenants only, and each of them for less than two seconds.
 func TestAnUnreachableServerConcernsItsTenantsOnly(t *testing.T) {
-	binary := buildServer(t)
+	binary := binary(t)
 	near, link := toxic.Slow(t, pgtest.URL(t), 0)
 	server, err := lab.Start(binary, t.TempDir(), "TENANT_DATABASE_URLS="+near+","+pgtest.URL(t))
 	if err != nil {

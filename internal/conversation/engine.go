@@ -208,6 +208,7 @@ func (e *Engine) forget(id ident.TurnID) {
 // start runs a registered job whose turn is committed.
 func (e *Engine) start(j *job, actor ident.Actor, conv Conversation, x Exchange) {
 	j.actor, j.conv, j.x = actor, conv, x
+	j.knows(x)
 	release := j.service.tenant.Retain()
 	stop := e.bus.Subscribe(stopTopic(j.turn), 1)
 	go func() {

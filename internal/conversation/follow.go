@@ -36,6 +36,9 @@ func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.Conversa
 		case <-ctx.Done():
 			return Turn{}, fault.Wrap(op, ctx.Err())
 		}
+		if x, ok := j.exchange(); ok && x.Turn.State.Final() {
+			return *x.Turn, nil
+		}
 	} else {
 		x, err := s.exchange(ctx, id, turn)
 		if err != nil || x.Turn.State.Final() {
@@ -75,10 +78,7 @@ func waitEnded(ctx context.Context, sub *event.Subscription, patience time.Durat
 
 // Await waits for the end of a turn and returns it with its messages.
 func (s *Service) Await(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Exchange, error) {
-	if err := s.Follow(ctx, actor, id, turn, idMessage, func(Moment) error { return nil }); err != nil {
-		return Exchange{}, err
-	}
-	return s.Turn(ctx, actor, id, turn)
+	return s.follow(ctx, actor, id, turn, idMessage, func(Moment) error { return nil })
 }
 
 // Follow tells of a turn from its start, or from just after lastID, up to its end: no gap, no repeat, wherever the
@@ -87,20 +87,38 @@ func (s *Service) Await(ctx context.Context, actor ident.Actor, id ident.Convers
 func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastID string,
 	emit func(Moment) error,
 ) error {
+	_, err := s.follow(ctx, actor, id, turn, lastID, emit)
+	return err
+}
+
+// follow is Follow; it returns the turn as it ended.
+func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastID string,
+	emit func(Moment) error,
+) (x Exchange, err error) {
 	const op = "conversation.Follow"
 	if err := s.allow(op, actor); err != nil {
-		return err
+		return x, err
 	}
 	sub := s.engine.bus.Subscribe(string(turn), 256)
 	defer sub.Close()
-	x, err := s.exchange(ctx, id, turn)
-	if err != nil {
-		return fault.Wrap(op, err)
+	// Of a turn that runs here this process knows all that the database does: a client far from it need not wait.
+	j := s.engine.running(turn)
+	local := func() (x Exchange, ok bool) {
+		if j == nil || j.service != s || j.id != id {
+			return x, false
+		}
+		return j.exchange()
+	}
+	x, ok := local()
+	if !ok {
+		if x, err = s.exchange(ctx, id, turn); err != nil {
+			return x, fault.Wrap(op, err)
+		}
 	}
 	f := &follower{emit: emit, message: x.Assistant.ID}
 	switch {
 	case lastID == idEnd:
-		return nil
+		return x, nil
 	case lastID == idMessage:
 		f.quiet = true
 	default:
@@ -112,7 +130,7 @@ func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.Conver
 			first := *x.Turn
 			first.State, first.FinishedAt, first.ErrorCode, first.ErrorDetail = Streaming, nil, "", ""
 			if err := emit(Moment{ID: idStart, Type: MomentStarted, Turn: &first, User: &x.User, Assistant: &stub}); err != nil {
-				return err
+				return x, err
 			}
 		}
 		f.have = n
@@ -121,16 +139,16 @@ func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.Conver
 	defer look.Stop()
 	for {
 		if x.Turn.State.Final() {
-			return f.end(x)
+			return x, f.end(x)
 		}
 		if err := f.upTo(s.textSoFar(x)); err != nil {
-			return err
+			return x, err
 		}
 		again, ended := false, false
 		for !again {
 			select {
 			case <-ctx.Done():
-				return fault.Wrap(op, ctx.Err())
+				return x, fault.Wrap(op, ctx.Err())
 			case <-look.C:
 				again = s.engine.running(turn) == nil
 			case sig := <-sub.C:
@@ -138,10 +156,14 @@ func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.Conver
 				again = sub.Lost() || ended || !f.quiet && sig.Offset > f.have
 				if !again && sig.Kind == event.Delta {
 					if err := f.piece(sig.Offset, sig.Text); err != nil {
-						return err
+						return x, err
 					}
 				}
 			}
+		}
+		if now, ok := local(); ok && now.Turn.State.Final() {
+			x = now
+			continue
 		}
 		if !ended && s.engine.running(turn) != nil {
 			continue // the database knows no more than this process
@@ -153,7 +175,7 @@ func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.Conver
 		case fault.Is(err, fault.Unavailable) && s.holds(turn):
 			// All of it was said, and its end is in the spool: it comes when the database is back.
 		default:
-			return fault.Wrap(op, err)
+			return x, fault.Wrap(op, err)
 		}
 	}
 }

@@ -41,14 +41,31 @@ type Frequencies struct {
 	Titles   int64   // the same of titles
 }
 
+// Question is what the index is asked at once.
+type Question struct {
+	// Count asks for the frequencies of Clauses. What is looked for without Before is then not newer than the newest
+	// that they know.
+	Count   bool
+	Clauses []words.Clause
+	// Messages are looked for one after the other, until as many are found as the first one's Limit.
+	Messages []Candidates
+	Titles   *Candidates // nil: none are looked for
+}
+
+// Findings are the answer. Messages come in the order of the question, newest first each.
+type Findings struct {
+	Frequencies
+	Found       []Doc
+	FoundTitles []Doc
+}
+
 // Index finds messages and titles by their words. Both engines return the same documents for the same question.
 type Index interface {
-	// Frequencies tells how common clauses are. It is exact while there are no more than 2,000 messages; among
-	// more, what is common is estimated from the newest.
-	Frequencies(ctx context.Context, clauses []words.Clause) (Frequencies, error)
-	// FindMessages returns messages that match, newest first, bounded by Limit; its cost is bounded too, however
-	// common the words are.
-	FindMessages(ctx context.Context, c Candidates) ([]Doc, error)
-	// FindTitles is the same for titles of conversations.
-	FindTitles(ctx context.Context, c Candidates) ([]Doc, error)
+	// Ask answers a question. Its cost is bounded, however common the words are.
+	//
+	// Frequencies are exact while there are no more than 2,000 messages; among more, what is common is estimated from
+	// the newest.
+	//
+	// One round trip on PostgreSQL, but for texts of many megabytes and histories of hundreds of thousands of messages.
+	Ask(ctx context.Context, q Question) (Findings, error)
 }

@@ -53,6 +53,7 @@ type job struct {
 	units int       // the length of text in UTF-16 code units
 	first time.Time // when the first piece came
 	wake  chan struct{}
+	known *Exchange // as the database has it: when the turn began, and how it ended; nil before that is committed
 }
 
 // prepare chooses provider and model and renders the system prompt; it completes the turn.
@@ -125,6 +126,23 @@ func (j *job) say(piece string) {
 	}
 }
 
+// knows notes what was committed of the turn.
+func (j *job) knows(x Exchange) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.known = &x
+}
+
+// exchange returns the turn as it began or, if that is stored, as it ended, without asking the database.
+func (j *job) exchange() (x Exchange, ok bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.known == nil {
+		return Exchange{}, false
+	}
+	return *j.known, true
+}
+
 // soFar returns the text that has arrived.
 func (j *job) soFar() string {
 	j.mu.Lock()
@@ -190,6 +208,7 @@ func (j *job) finish(o *outcome, away bool) {
 		e.Log.Error("end of turn not stored", "code", fault.CodeOf(err), "turn", j.turn)
 		return
 	}
+	j.knows(Exchange{User: j.x.User, Assistant: &done.Message, Turn: &done.Turn})
 	e.told(done, changed)
 	if done.Turn.State == Completed {
 		e.title(j.service, j.conv, j.x.User)

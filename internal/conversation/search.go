@@ -25,8 +25,7 @@ const (
 	candidatesMax  = 2_000
 	titlesMax      = 500
 	candidatesText = 8 << 20 // bytes: where messages are long, fewer are read
-	looseRounds    = 3
-	titleWeight    = 1.5 // a title says what a whole conversation is about
+	titleWeight    = 1.5     // a title says what a whole conversation is about
 	// replyWeight is the part of a message's score that its children get besides their own: an answer seldom repeats
 	// the words of what it answers.
 	replyWeight    = 0.5
@@ -169,18 +168,9 @@ func order(a, b bool) int {
 
 func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 	p := s.from
-	if s.in.Cursor == "" {
-		f, err := s.idx.Frequencies(ctx, s.query.Any)
-		if err != nil {
-			return nil, "", err
-		}
-		p.Counts, p.Total, p.Messages, p.Titles = f.Clauses, f.Total, f.Messages, f.Titles
-		// Words that say nothing count as if every message had them: they find, but last, and hardly rank.
-		for i, tells := range s.query.Telling() {
-			if !tells {
-				p.Counts[i] = max(p.Counts[i], p.Total)
-			}
-		}
+	docs, err := s.whole(ctx, &p)
+	if err != nil {
+		return nil, "", err
 	}
 	scorer := words.NewScorer(s.query.Any, p.Counts, p.Total)
 	var list []found
@@ -212,18 +202,11 @@ func (s *searcher) byRelevance(ctx context.Context) ([]Hit, string, error) {
 		slices.SortFunc(list[start:], rank)
 	}
 	whole := map[int64]bool{} // messages, and titles as negative numbers, that have all the words
-	full := false
-	if s.in.Mode != MatchAny {
-		docs, err := s.whole(ctx, p)
-		if err != nil {
-			return nil, "", err
-		}
-		for _, d := range docs {
-			whole[d.key()] = true
-		}
-		full = len(docs) >= candidatesMax
-		more(docs, false, nil)
+	for _, d := range docs {
+		whole[d.key()] = true
 	}
+	full := len(docs) >= candidatesMax
+	more(docs, false, nil)
 	// With one word, what has any has all. With more candidates than are read, nobody gets to the rest either.
 	if s.in.Mode == MatchAny || s.in.Mode == MatchAuto && s.differs() && !full && len(list) <= s.in.Limit {
 		docs, err := s.loose(ctx, p)
@@ -262,35 +245,51 @@ func (f found) key() int64 {
 	return f.N
 }
 
-// whole reads what has all the words.
-func (s *searcher) whole(ctx context.Context, p searchPlace) ([]found, error) {
-	c := s.candidates(words.Match{All: s.query.All})
-	var docs []found
-	if !slices.Contains(p.Counts, 0) { // otherwise no message has all
-		var err error
-		if docs, err = s.read(ctx, s.idx.FindMessages, c, p.Messages, candidatesMax); err != nil {
-			return nil, err
+// whole reads what has all the words, and on the first page the figures that ranking goes by.
+func (s *searcher) whole(ctx context.Context, p *searchPlace) ([]found, error) {
+	first := s.in.Cursor == ""
+	q := Question{Count: first, Clauses: s.query.Any}
+	if s.in.Mode != MatchAny {
+		c := s.candidates(words.Match{All: s.query.All})
+		if first || p.Messages > 0 {
+			q.Messages = []Candidates{s.upTo(p.Messages, candidatesMax, c)}
+		}
+		if first || p.Titles > 0 {
+			q.Titles = s.titles(p.Titles, c)
 		}
 	}
-	titles, err := s.titles(ctx, c, p.Titles)
-	return append(docs, titles...), err
+	f, err := s.idx.Ask(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if first {
+		p.Counts, p.Total, p.Messages, p.Titles = f.Clauses, f.Total, f.Messages, f.Titles
+		// Words that say nothing count as if every message had them: they find, but last, and hardly rank.
+		for i, tells := range s.query.Telling() {
+			if !tells {
+				p.Counts[i] = max(p.Counts[i], p.Total)
+			}
+		}
+	}
+	return f.all(), nil
 }
 
 // loose reads what has any of the words, rarest words first: what has none but common ones is hardly an answer.
 func (s *searcher) loose(ctx context.Context, p searchPlace) (out []found, err error) {
 	left := make([]int, 0, len(s.query.Any))
 	for i := range s.query.Any {
-		if p.Counts[i] > 0 {
+		if p.Counts[i] > 0 && p.Messages > 0 {
 			left = append(left, i)
 		}
 	}
 	slices.SortStableFunc(left, func(a, b int) int { return cmp.Compare(p.Counts[a], p.Counts[b]) })
 	var done []words.Clause
-	for round := 1; len(left) > 0 && len(out) < candidatesMax; round++ {
-		room := int64(candidatesMax - len(out))
+	room := int64(candidatesMax)
+	// round chooses the next words to look for.
+	round := func(last bool) Candidates {
 		n := 1
 		for sum := p.Counts[left[0]]; n < len(left); n++ {
-			if sum += p.Counts[left[n]]; sum > room && round < looseRounds {
+			if sum += p.Counts[left[n]]; sum > room && !last {
 				break
 			}
 		}
@@ -299,40 +298,65 @@ func (s *searcher) loose(ctx context.Context, p searchPlace) (out []found, err e
 			now = append(now, s.query.Any[i])
 		}
 		// Leaving out what the rounds before looked for, they do not meet the same documents again.
-		docs, err := s.read(ctx, s.idx.FindMessages, s.candidates(words.Match{Any: now, Not: done}), p.Messages, int(room))
+		c := s.candidates(words.Match{Any: now, Not: done})
+		done, left = append(done, now...), left[n:]
+		return s.upTo(p.Messages, int(room), c)
+	}
+	// The first round tells how much room there is for the second; how much that one leaves for the third, the index
+	// finds out by itself. So they are asked together.
+	q := Question{}
+	if len(left) > 0 {
+		q.Messages = append(q.Messages, round(false))
+	}
+	if p.Titles > 0 {
+		q.Titles = s.titles(p.Titles, s.candidates(words.Match{Any: s.query.Any}))
+	}
+	f, err := s.idx.Ask(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if room -= int64(len(f.Found)); room > 0 && len(left) > 0 {
+		q := Question{Messages: []Candidates{round(false)}}
+		if len(left) > 0 {
+			q.Messages = append(q.Messages, round(true))
+		}
+		more, err := s.idx.Ask(ctx, q)
 		if err != nil {
 			return nil, err
 		}
-		out, done, left = append(out, docs...), append(done, now...), left[n:]
+		f.Found = append(f.Found, more.Found...)
 	}
-	titles, err := s.titles(ctx, s.candidates(words.Match{Any: s.query.Any}), p.Titles)
-	return append(out, titles...), err
+	return f.all(), nil
 }
 
-func (s *searcher) titles(ctx context.Context, c Candidates, newest int64) ([]found, error) {
+// all are messages and titles.
+func (f Findings) all() []found {
+	out := make([]found, 0, len(f.Found)+len(f.FoundTitles))
+	for _, d := range f.Found {
+		out = append(out, found{Doc: d})
+	}
+	for _, d := range f.FoundTitles {
+		out = append(out, found{Doc: d, title: true})
+	}
+	return out
+}
+
+// titles narrows c to titles up to the newest; nil when none may be found.
+func (s *searcher) titles(newest int64, c Candidates) *Candidates {
 	if s.in.Role != "" {
-		return nil, nil
+		return nil
 	}
-	docs, err := s.read(ctx, s.idx.FindTitles, c, newest, titlesMax)
-	for i := range docs {
-		docs[i].title = true
-	}
-	return docs, err
+	c = s.upTo(newest, titlesMax, c)
+	return &c
 }
 
-// read takes the newest documents up to newest.
-func (s *searcher) read(ctx context.Context, find func(context.Context, Candidates) ([]Doc, error), c Candidates,
-	newest int64, limit int) ([]found, error) {
-	if newest == 0 { // there was none when the search began
-		return nil, nil
+// upTo narrows c to the newest documents up to newest; 0 is up to those that are counted in the same question.
+func (s *searcher) upTo(newest int64, limit int, c Candidates) Candidates {
+	if newest > 0 {
+		c.Before = newest + 1
 	}
-	c.Before, c.Limit, c.Text = newest+1, limit, candidatesText
-	docs, err := find(ctx, c)
-	out := make([]found, len(docs))
-	for i, d := range docs {
-		out[i].Doc = d
-	}
-	return out, err
+	c.Limit, c.Text = limit, candidatesText
+	return c
 }
 
 // byAge merges messages and titles, newest first. In auto mode it shows what has all the words, or, when nothing has,
@@ -375,17 +399,16 @@ func (s *searcher) byAge(ctx context.Context) ([]Hit, string, error) {
 func (s *searcher) newest(ctx context.Context, m words.Match, p searchPlace) ([]found, error) {
 	c := s.candidates(m)
 	c.Limit, c.Before = s.in.Limit+1, p.Messages
-	messages, err := s.idx.FindMessages(ctx, c)
+	q := Question{Messages: []Candidates{c}}
+	if s.in.Role == "" {
+		c.Before = p.Titles
+		q.Titles = &c
+	}
+	f, err := s.idx.Ask(ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	c.Before = p.Titles
-	var titles []Doc
-	if s.in.Role == "" {
-		if titles, err = s.idx.FindTitles(ctx, c); err != nil {
-			return nil, err
-		}
-	}
+	messages, titles := f.Found, f.FoundTitles
 	var out []found
 	for len(messages)+len(titles) > 0 && len(out) <= s.in.Limit {
 		// Each list keeps its own order, even where times do not follow it, as after an import.

@@ -18,6 +18,7 @@ import (
 type shelf struct {
 	messages, titles []Doc
 	asked            []Candidates // of messages
+	trips            int
 }
 
 func (s *shelf) say(texts ...string) {
@@ -50,7 +51,23 @@ func (s *shelf) find(docs []Doc, c Candidates) (out []Doc) {
 	return out
 }
 
-func (s *shelf) Frequencies(_ context.Context, clauses []words.Clause) (Frequencies, error) {
+func (s *shelf) Ask(_ context.Context, q Question) (f Findings, err error) {
+	s.trips++
+	if q.Count {
+		f.Frequencies = s.frequencies(q.Clauses)
+	}
+	for _, c := range q.Messages {
+		s.asked = append(s.asked, c)
+		c.Limit = q.Messages[0].Limit - len(f.Found)
+		f.Found = append(f.Found, s.find(s.messages, c)...)
+	}
+	if q.Titles != nil {
+		f.FoundTitles = s.find(s.titles, *q.Titles)
+	}
+	return f, nil
+}
+
+func (s *shelf) frequencies(clauses []words.Clause) Frequencies {
 	f := Frequencies{Total: int64(len(s.messages)), Messages: int64(len(s.messages)), Titles: int64(len(s.titles))}
 	for _, c := range clauses {
 		n := int64(0)
@@ -61,16 +78,7 @@ func (s *shelf) Frequencies(_ context.Context, clauses []words.Clause) (Frequenc
 		}
 		f.Clauses = append(f.Clauses, n)
 	}
-	return f, nil
-}
-
-func (s *shelf) FindMessages(_ context.Context, c Candidates) ([]Doc, error) {
-	s.asked = append(s.asked, c)
-	return s.find(s.messages, c), nil
-}
-
-func (s *shelf) FindTitles(_ context.Context, c Candidates) ([]Doc, error) {
-	return s.find(s.titles, c), nil
+	return f
 }
 
 // names lists what was found: messages by their identifier, titles by that of their conversation.
@@ -197,5 +205,33 @@ func TestSearchReadsABoundedNumberOfDocuments(t *testing.T) {
 	}
 	if read > 2*candidatesMax || len(s.asked) != 2 || len(s.asked[0].Match.Any) != 1 || s.asked[0].Match.Any[0][0].Text != "rare" {
 		t.Errorf("asked %d times for %d messages", len(s.asked), read)
+	}
+}
+
+// The index may be far away. What looks for most has all the words, then those with few messages, those with more, and
+// the rest.
+func TestSearchAsksThreeTimesAtMost(t *testing.T) {
+	s := &shelf{}
+	for i := range 3000 {
+		text := "common"
+		if i%3 > 0 {
+			text += " usual"
+		}
+		if i%300 == 1 {
+			text += " rare"
+		}
+		s.say(text)
+	}
+	hits, _, err := search(t.Context(), s, SearchInput{Text: "common usual rare giraffe", Limit: 200})
+	if err != nil || len(hits) != searchLimitMax || hits[9].Snippet != "<mark>common</mark> <mark>usual</mark> <mark>rare</mark>" ||
+		hits[10].Snippet != "<mark>common</mark> <mark>usual</mark>" {
+		t.Errorf("%d hits, %v", len(hits), err)
+	}
+	if s.trips != 3 || len(s.asked) != 4 {
+		t.Errorf("%d questions, %d for messages", s.trips, len(s.asked))
+	}
+	s.trips = 0
+	if _, _, err := search(t.Context(), s, SearchInput{Text: "rare giraffe", Newest: true}); err != nil || s.trips != 2 {
+		t.Errorf("by time: %d questions, %v", s.trips, err)
 	}
 }

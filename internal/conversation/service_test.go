@@ -19,7 +19,6 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
-	"claude-memory-backend/internal/words"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -103,7 +102,7 @@ type counted struct {
 	now, max int
 }
 
-func (c *counted) Frequencies(ctx context.Context, clauses []words.Clause) (conversation.Frequencies, error) {
+func (c *counted) Ask(ctx context.Context, q conversation.Question) (conversation.Findings, error) {
 	c.mu.Lock()
 	c.now++
 	c.max = max(c.max, c.now)
@@ -113,7 +112,7 @@ func (c *counted) Frequencies(ctx context.Context, clauses []words.Clause) (conv
 	c.mu.Lock()
 	c.now--
 	c.mu.Unlock()
-	return c.Store.Frequencies(ctx, clauses)
+	return c.Store.Ask(ctx, q)
 }
 
 func TestSearchesTakeTurns(t *testing.T) {

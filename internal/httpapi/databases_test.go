@@ -13,7 +13,7 @@ import (
 )
 
 // ownDatabase is a fresh PostgreSQL database as a user has one, and the password in its address.
-func ownDatabase(t *testing.T, raw string) (address, secret string) {
+func ownDatabase(t testing.TB, raw string) (address, secret string) {
 	t.Helper()
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -62,6 +62,19 @@ func (h *house) hosted(as string) string {
 	}
 	h.t.Fatalf("no hosted database: %s", a.Text)
 	return ""
+}
+
+// toOwn moves somebody's data to a database of their own, and returns its id.
+func (h *house) toOwn(as, address string) string {
+	h.t.Helper()
+	h.work()
+	own, _ := ownDatabase(h.t, address)
+	id := h.make(as, "/api/v1/database", `{"name":"Mine","url":"`+own+`"}`)
+	job := h.do(call{as: as, method: "POST", path: "/api/v1/database/" + id + "/activate"}).is(202).text("id")
+	if a := h.ended(as, job); a.text("state") != "completed" {
+		h.t.Fatalf("%s", a.Text)
+	}
+	return id
 }
 
 func TestMovingToADatabaseOfOnesOwn(t *testing.T) {
@@ -358,14 +371,8 @@ func TestListsOfDatabasesAndJobsArePaged(t *testing.T) {
 
 func TestDatabasesAndJobsAreThereWhileTheDataIsNot(t *testing.T) {
 	h := newHouse(t)
-	h.work()
 	raw, link := toxic.Slow(t, pgtest.URL(t), 0)
-	own, _ := ownDatabase(t, raw)
-	id := h.make("ada", "/api/v1/database", `{"name":"Mine","url":"`+own+`"}`)
-	moved := h.ended("ada", h.do(call{as: "ada", method: "POST", path: "/api/v1/database/" + id + "/activate"}).is(202).text("id"))
-	if moved.text("state") != "completed" {
-		t.Fatalf("%s", moved.Text)
-	}
+	id := h.toOwn("ada", raw)
 	h.do(call{as: "ada", method: "GET", path: "/api/v1/conversations"}).is(200)
 	link.Hang() // the worst case: it neither answers nor refuses
 	h.do(call{as: "ada", method: "GET", path: "/api/v1/conversations"}).is(503)

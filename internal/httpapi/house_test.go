@@ -39,7 +39,7 @@ import (
 
 // house is a door on real services over SQLite files, with people that need no master database.
 type house struct {
-	t      *testing.T
+	t      testing.TB
 	server *Server
 	people *people
 	log    *lockedBuffer
@@ -47,6 +47,7 @@ type house struct {
 	store  *sqlstore.MasterStore
 	whole  *relocate.Service
 	jobs   *job.Runner
+	pool   *workspace.Pool
 }
 
 type lockedBuffer struct {
@@ -67,7 +68,14 @@ func (l *lockedBuffer) String() string {
 }
 
 // newHouse opens a door; changes adapt its configuration.
-func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
+func newHouse(t testing.TB, changes ...func(*Config, *Deps)) *house {
+	t.Helper()
+	return newHouseAt(t, "", nil, changes...)
+}
+
+// newHouseAt is newHouse with tenants in the PostgreSQL server at an address, unless that is empty, and with one more
+// provider, "other", unless that is nil.
+func newHouseAt(t testing.TB, address string, other conversation.Model, changes ...func(*Config, *Deps)) *house {
 	t.Helper()
 	keys, err := seal.NewKeyring(seal.Secret("a master key of more than 32 bytes, for tests only"))
 	if err != nil {
@@ -88,8 +96,17 @@ func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
 	dialer := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
 	externals := sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed})
 	t.Cleanup(externals.Close)
+	hosts := map[string]*sqlstore.LazyHost{}
+	if address != "" {
+		lazy, err := sqlstore.NewLazyHost(seal.Secret(address), sqlstore.PostgresHostOptions{MaxConns: 4, RuntimePassword: "of the tests' own login"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(lazy.Close)
+		hosts["here"] = lazy
+	}
 	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(dir, "tenants"),
-		Synchronous: "NORMAL", Keys: keys, Externals: externals})
+		Synchronous: "NORMAL", Keys: keys, Externals: externals, Hosts: hosts})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,10 +115,13 @@ func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
 	p.add(t, "bob", ident.Member)
 	p.add(t, "root", ident.Admin)
 	bus := event.NewLocalBus()
+	models := map[string]conversation.Model{"scripted": claude.NewScripted(claude.ScriptedConfig{
+		WordDelay: time.Millisecond, SlowDelay: 100 * time.Millisecond})}
+	if other != nil {
+		models["other"] = other
+	}
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: bus, Default: "scripted",
-		Known: []string{"anthropic", "n8n", "scripted"}, FlushAge: 10 * time.Millisecond,
-		Models: map[string]conversation.Model{"scripted": claude.NewScripted(claude.ScriptedConfig{
-			WordDelay: time.Millisecond, SlowDelay: 100 * time.Millisecond})}})
+		Known: []string{"anthropic", "n8n", "other", "scripted"}, FlushAge: 10 * time.Millisecond, Models: models})
 	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, Hints: store, Trail: store.Trail(),
 		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true})
 	t.Cleanup(func() {
@@ -136,7 +156,7 @@ func newHouse(t *testing.T, changes ...func(*Config, *Deps)) *house {
 	for _, change := range changes {
 		change(&cfg, &deps)
 	}
-	h := &house{t: t, people: p, log: log, store: store, whole: whole, jobs: jobs}
+	h := &house{t: t, people: p, log: log, store: store, whole: whole, jobs: jobs, pool: pool}
 	if h.server, err = NewServer(cfg, deps); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +173,7 @@ func (h *house) work() {
 	h.t.Cleanup(func() { cancel(); <-ended })
 }
 
-func routerOf(t *testing.T, s *Server) routers.Router {
+func routerOf(t testing.TB, s *Server) routers.Router {
 	t.Helper()
 	doc, err := openapi3.NewLoader().LoadFromData(s.spec.json)
 	if err != nil {
@@ -177,7 +197,7 @@ type call struct {
 
 // answer is what came back.
 type answer struct {
-	t      *testing.T
+	t      testing.TB
 	Status int
 	Header http.Header
 	Text   string
@@ -242,7 +262,7 @@ func (h *house) check(r *http.Request, a answer) {
 }
 
 // checkProblem asserts the shape of an error.
-func checkProblem(t *testing.T, a answer) {
+func checkProblem(t testing.TB, a answer) {
 	t.Helper()
 	if got := a.Header.Get("Content-Type"); got != problemType {
 		t.Errorf("an error of type %q: %s", got, a.Text)
@@ -343,7 +363,7 @@ type people struct {
 
 const password = "a harbour at night"
 
-func (p *people) add(t *testing.T, name string, role ident.Role) {
+func (p *people) add(t testing.TB, name string, role ident.Role) {
 	t.Helper()
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	a := account.Account{ID: ident.New[ident.AccountID](), Email: name + "@example.org", Role: role, State: account.Active,
@@ -463,7 +483,7 @@ func (h *house) live() *httptest.Server {
 type sseEvent struct{ id, kind, data string }
 
 // readEvents reads a whole stream.
-func readEvents(t *testing.T, r io.Reader) []sseEvent {
+func readEvents(t testing.TB, r io.Reader) []sseEvent {
 	t.Helper()
 	raw, err := io.ReadAll(r)
 	if err != nil {

@@ -166,11 +166,9 @@ func (s *site) words(t tenant.Tenant) (list []string) {
 		q, err := words.ParseQuery(text)
 		s.must(err)
 		c := conversation.Candidates{Match: words.Match{All: q.All}, Limit: 1000}
-		messages, err := store.FindMessages(s.Context(), c)
+		found, err := store.Ask(s.Context(), conversation.Question{Messages: []conversation.Candidates{c}, Titles: &c})
 		s.must(err)
-		titles, err := store.FindTitles(s.Context(), c)
-		s.must(err)
-		for _, d := range slices.Concat(messages, titles) {
+		for _, d := range slices.Concat(found.Found, found.FoundTitles) {
 			list = append(list, fmt.Sprint(text, d.N, d.ConversationID, d.MessageID))
 		}
 	}

@@ -2,12 +2,14 @@ package sqlstore
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/sony/gobreaker/v2"
@@ -41,11 +43,13 @@ const (
 // connections away, silence. An answer, whatever it says, proves the way; the end of a caller's patience says nothing.
 //
 // Silence is no byte from the server on any connection, so a slow statement or a lock that somebody holds is none: the
-// server is asked on a connection of its own, and what it answers counts as a sign of life for all who wait.
+// server is asked on a connection of its own, and what it answers counts as a sign of life for all who wait. A pooler in
+// front of it lets us in by itself, whatever the server does: then only what follows a sign-in counts (decision 0041).
 type link struct {
 	circuit *gobreaker.TwoStepCircuitBreaker[struct{}]
 	ask     func(ctx context.Context) // makes the server say something
 	heard   atomic.Int64              // when the last byte came, in Unix nanoseconds
+	pooled  atomic.Bool               // there is a pooler between
 
 	mu     sync.Mutex
 	asking bool // a question is under way
@@ -79,9 +83,16 @@ func newLink(config *pgxpool.Config) *link {
 	l.attach(config)
 	direct := config.ConnConfig.Copy()
 	l.ask = func(ctx context.Context) {
-		if conn, err := pgconn.ConnectConfig(ctx, &direct.Config); err == nil {
-			_ = conn.Close(ctx) // what counts has been heard
+		conn, err := pgconn.ConnectConfig(ctx, &direct.Config)
+		if err != nil {
+			return
 		}
+		// What counts has been heard by now, unless it was a pooler.
+		if l.pooled.Load() {
+			admitted(conn)
+			_, _ = conn.Exec(ctx, "SELECT 1").ReadAll()
+		}
+		_ = conn.Close(ctx)
 	}
 	return l
 }
@@ -94,7 +105,11 @@ func (l *link) attach(config *pgxpool.Config) {
 		if err != nil {
 			return nil, err
 		}
-		return &listening{conn, &l.heard}, nil
+		return &listening{Conn: conn, link: l}, nil
+	}
+	config.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+		admitted(conn.PgConn())
+		return nil
 	}
 	config.ShouldPing = func(_ context.Context, p pgxpool.ShouldPingParams) bool {
 		if p.IdleDuration < unlooked {
@@ -121,15 +136,27 @@ func (l *link) up() bool { return l.circuit.State() == gobreaker.StateClosed }
 // listening is a connection that notes when something came.
 type listening struct {
 	net.Conn
-	heard *atomic.Int64
+	link     *link
+	admitted atomic.Bool
 }
 
 func (c *listening) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if n > 0 {
-		c.heard.Store(time.Now().UnixNano())
+	if n > 0 && (c.admitted.Load() || !c.link.pooled.Load()) {
+		c.link.heard.Store(time.Now().UnixNano())
 	}
 	return n, err
+}
+
+// admitted notes that what comes on a connection from now on comes from the server, whoever let us in.
+func admitted(conn *pgconn.PgConn) {
+	under := conn.Conn()
+	if t, ok := under.(*tls.Conn); ok {
+		under = t.NetConn()
+	}
+	if c, ok := under.(*listening); ok {
+		c.admitted.Store(true)
+	}
 }
 
 // disproves reports whether an error says that the server cannot be reached, takes nobody or says nothing.

@@ -97,12 +97,10 @@ func questions(t *testing.T, db *DB) (reads func() int64, wrong func() []string)
 					return
 				default:
 				}
-				found, err := s.FindMessages(t.Context(), conversation.Candidates{Match: words.Match{All: q.All}, Limit: 1000})
-				if err != nil || !slices.ContainsFunc(found, func(d conversation.Doc) bool { return d.MessageID == "m1" }) {
-					complain(err, len(found))
-				}
-				if _, err = s.Frequencies(t.Context(), q.All); err != nil {
-					complain(err)
+				found, err := s.Ask(t.Context(), conversation.Question{Count: true, Clauses: q.All,
+					Messages: []conversation.Candidates{{Match: words.Match{All: q.All}, Limit: 1000}}})
+				if err != nil || !slices.ContainsFunc(found.Found, func(d conversation.Doc) bool { return d.MessageID == "m1" }) {
+					complain(err, len(found.Found))
 				}
 				list, _, err := s.ListMessages(t.Context(), "c1", conversation.MessageQuery{Limit: 5, All: true, Ascending: true})
 				if err != nil || len(list) == 0 || list[0].ID != "m1" {

@@ -63,7 +63,7 @@ func OpenPostgresHost(ctx context.Context, url seal.Secret, o PostgresHostOption
 	adminConfig.MinConns, adminConfig.MaxConns = 0, 2 // provisioning is rare
 	h.link = newLink(adminConfig)
 	h.link.attach(config)
-	if h.admin, err = openPool(ctx, adminConfig); err != nil {
+	if h.admin, err = openPool(ctx, adminConfig, h.link); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
 	var me login
@@ -86,7 +86,7 @@ func OpenPostgresHost(ctx context.Context, url seal.Secret, o PostgresHostOption
 	} else {
 		h.login = me.name
 	}
-	if h.runtime, err = openPool(ctx, config); err != nil {
+	if h.runtime, err = openPool(ctx, config, h.link); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
 	return h, fault.Wrap(op, h.check(ctx))

@@ -108,21 +108,26 @@ func ask(t *testing.T, db *DB, query string, loose bool, c conversation.Candidat
 	if c.Limit == 0 {
 		c.Limit = 100
 	}
-	s := NewTenantStore(db, nil)
-	found, err := s.FindMessages(t.Context(), c)
+	found, err := NewTenantStore(db, nil).Ask(t.Context(), conversation.Question{Messages: []conversation.Candidates{c}, Titles: &c})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range found {
+	for _, d := range found.Found {
 		messages += " " + string(d.MessageID)
 	}
-	if found, err = s.FindTitles(t.Context(), c); err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range found {
+	for _, d := range found.FoundTitles {
 		titles += " " + string(d.ConversationID)
 	}
 	return strings.TrimSpace(messages), strings.TrimSpace(titles)
+}
+
+func frequencies(t *testing.T, db *DB, clauses []words.Clause) conversation.Frequencies {
+	t.Helper()
+	f, err := NewTenantStore(db, nil).Ask(t.Context(), conversation.Question{Count: true, Clauses: clauses})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.Frequencies
 }
 
 func TestBothEnginesFindTheSame(t *testing.T) {
@@ -215,14 +220,45 @@ func TestBothEnginesFindTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, db := range dbs {
-			got, err := NewTenantStore(db, nil).Frequencies(t.Context(), q.Any)
-			if err != nil {
-				t.Fatal(err)
-			}
+			got := frequencies(t, db, q.Any)
 			want := conversation.Frequencies{Clauses: []int64{3, 2, 5, 1, 1, 0, 1}, Total: 20, Messages: 20, Titles: 2}
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("%s: %s", name, d)
 			}
+		}
+	})
+	t.Run("several questions at once", func(t *testing.T) {
+		clause := func(text string) words.Clause { return words.Clause{{Text: text, Stem: text}} }
+		for _, limit := range []int{1, 2, 3, 4, 100} {
+			for _, text := range []int64{1, 60, 120, 200, 1 << 20} {
+				q := conversation.Question{Count: true, Clauses: []words.Clause{clause("fox"), clause("dog")}, Messages: []conversation.Candidates{
+					{Match: words.Match{Any: []words.Clause{clause("fox")}}, Limit: limit, Text: text},
+					{Match: words.Match{Any: []words.Clause{clause("run"), clause("the")}, Not: []words.Clause{clause("fox")}}, Limit: 7, Text: text},
+				}, Titles: &conversation.Candidates{Match: words.Match{Any: []words.Clause{clause("fox")}}, Limit: 5}}
+				got := map[string]conversation.Findings{}
+				for name, db := range dbs {
+					f, err := NewTenantStore(db, nil).Ask(t.Context(), q)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got[name] = f
+				}
+				if d := cmp.Diff(got["sqlite"], got["postgres"]); d != "" || len(got["sqlite"].Found) == 0 {
+					t.Errorf("%d messages of %d bytes: %s", limit, text, d)
+				}
+			}
+		}
+	})
+	t.Run("what looked common and is rare", func(t *testing.T) {
+		f := newFinding(conversation.Candidates{Match: words.Match{All: []words.Clause{{{Text: "fox", Stem: "fox"}}}}, Limit: 2}, messageWords(""))
+		f.way, f.low = wayWalk, scanMax // as after a walk through the newest, had there been so many
+		for f.settle(); !f.done; f.settle() {
+			if err := dbs["postgres"].Read(t.Context(), func(b *Batch) { f.walk(b, 1) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if docs := f.ended(); !f.deep || len(docs) != 2 || docs[0].MessageID != "m11" || docs[1].MessageID != "m2" {
+			t.Errorf("%+v", docs)
 		}
 	})
 	t.Run("answers of the service", func(t *testing.T) {
@@ -288,11 +324,7 @@ func TestBothEnginesFindTheSameAmongMany(t *testing.T) {
 		}
 		var got []conversation.Frequencies
 		for _, name := range []string{"sqlite", "postgres"} {
-			f, err := NewTenantStore(dbs[name], nil).Frequencies(t.Context(), clauses)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got = append(got, f)
+			got = append(got, frequencies(t, dbs[name], clauses))
 		}
 		if d := cmp.Diff(got[0], got[1]); d != "" || !slices.IsSortedFunc(got[0].Clauses, func(a, b int64) int { return int(b - a) }) {
 			t.Errorf("%v: %s", got[0], d)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"claude-memory-backend/internal/conversation"
@@ -20,96 +21,194 @@ const (
 	countWindow = 2_000
 	countRare   = 40
 	countMax    = 20_000
-	// PostgreSQL walks backwards through this many rows at first, and at most through walkMax at once. With other
-	// filters, it walks on unless no more than ginMax hits are expected of the GIN index, which knows no order.
-	walkFirst = 4_000
-	walkMax   = 50_000
+	// PostgreSQL looks at this many of the newest rows, and walks on from there unless the GIN index, which knows no
+	// order, is the better way: with other filters, when no more than ginMax hits are expected of it.
+	lookFirst = 4_000
 	ginMax    = 20_000
 )
 
-// Frequencies implements conversation.Index. Numbers are given out one after the other, so the newest one is also how
-// many messages there are, but for what was deleted.
-func (s *TenantStore) Frequencies(ctx context.Context, clauses []words.Clause) (conversation.Frequencies, error) {
-	f := conversation.Frequencies{Clauses: make([]int64, len(clauses))}
-	express := func(b *Batch, c words.Clause) string {
-		return expression(b.Dialect(), words.Match{All: []words.Clause{c}}, "")
-	}
-	err := s.db.Read(ctx, func(b *Batch) {
-		b.One([]any{&f.Messages}, `SELECT coalesce(max(n), 0) FROM messages`)
-		b.One([]any{&f.Titles}, `SELECT coalesce(max(n), 0) FROM conversations`)
-		exprs := make([]string, len(clauses))
-		for i, c := range clauses {
-			exprs[i] = express(b, c)
+// Ask implements conversation.Index. Of words that very many messages have, only the newest 200,000 are looked at for
+// those of a project or a time; a role is part of the index and bounded by nothing.
+func (s *TenantStore) Ask(ctx context.Context, q conversation.Question) (f conversation.Findings, err error) {
+	// Whoever finds the database on another engine than it began with begins again: the answer there is the same.
+	for moved := true; moved; {
+		ask := s.askNear
+		if s.db.Dialect() == Postgres {
+			ask = s.askFar
 		}
-		countNewest(b, exprs, f.Clauses)
+		if f, moved, err = ask(ctx, q); err != nil {
+			return conversation.Findings{}, err
+		}
+	}
+	return f, nil
+}
+
+// askNear asks SQLite, one thing after the other: a statement costs nothing but its work there.
+func (s *TenantStore) askNear(ctx context.Context, q conversation.Question) (f conversation.Findings, moved bool, err error) {
+	if q.Count {
+		if f.Frequencies, moved, err = s.frequencies(ctx, q.Clauses); err != nil || moved {
+			return f, moved, err
+		}
+	}
+	one := func(c conversation.Candidates, newest int64, t wordTable) ([]conversation.Doc, error) {
+		if q.Count && c.Before <= 0 {
+			c.Before = newest + 1
+		}
+		find := newFinding(c, t)
+		moved, err = find.stream(ctx, s.db)
+		return find.ended(), err
+	}
+	for _, c := range q.Messages {
+		if c.Limit = q.Messages[0].Limit - len(f.Found); c.Limit <= 0 {
+			break
+		}
+		docs, err := one(c, f.Messages, messageWords(c.Role))
+		if err != nil || moved {
+			return f, moved, err
+		}
+		f.Found = append(f.Found, docs...)
+	}
+	if q.Titles != nil {
+		f.FoundTitles, err = one(*q.Titles, f.Titles, titleWords())
+	}
+	return f, moved, err
+}
+
+// frequencies counts on SQLite. Numbers are given out one after the other, so the newest one is also how many messages
+// there are, but for what was deleted.
+func (s *TenantStore) frequencies(ctx context.Context, clauses []words.Clause) (f conversation.Frequencies, moved bool, err error) {
+	f.Clauses = make([]int64, len(clauses))
+	read := func(fill func(b *Batch)) error {
+		return s.db.Read(ctx, func(b *Batch) {
+			if moved = b.Dialect() != SQLite; !moved {
+				fill(b)
+			}
+		})
+	}
+	err = read(func(b *Batch) {
+		countAll(b, &f)
+		for i, c := range clauses {
+			b.One([]any{&f.Clauses[i]}, `SELECT count(*) FROM message_words WHERE message_words MATCH ?
+				AND rowid > (SELECT coalesce(max(n), 0) - ? FROM messages)`, clauseText(SQLite, c), countWindow)
+		}
 	})
 	f.Total = f.Messages
-	if err != nil || f.Total <= countWindow {
-		return f, err
+	if err != nil || moved || f.Total <= countWindow {
+		return f, moved, err
 	}
-	err = s.db.Read(ctx, func(b *Batch) {
+	err = read(func(b *Batch) {
 		for i, c := range clauses {
 			if f.Clauses[i] >= countRare {
 				f.Clauses[i] = f.Clauses[i] * f.Total / countWindow
 				continue
 			}
-			b.One([]any{&f.Clauses[i]}, b.Dialect().Pick(
-				`SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ? LIMIT ?)`,
-				`SELECT count(*) FROM (SELECT 1 FROM message_words WHERE words @@ CAST(? AS tsquery) LIMIT ?) w`),
-				express(b, c), countMax)
+			b.One([]any{&f.Clauses[i]}, `SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ? LIMIT ?)`,
+				clauseText(SQLite, c), countMax)
 		}
 	})
-	return f, err
+	return f, moved, err
 }
 
-// countNewest counts for each expression the hits among the newest messages.
-func countNewest(b *Batch, exprs []string, counts []int64) {
-	const newest = `(SELECT coalesce(max(n), 0) - ? FROM messages)`
-	if b.Dialect() == SQLite {
-		for i, e := range exprs {
-			b.One([]any{&counts[i]}, `SELECT count(*) FROM message_words WHERE message_words MATCH ? AND rowid > `+newest,
-				e, countWindow)
-		}
+func countAll(b *Batch, f *conversation.Frequencies) {
+	b.One([]any{&f.Messages}, `SELECT coalesce(max(n), 0) FROM messages`)
+	b.One([]any{&f.Titles}, `SELECT coalesce(max(n), 0) FROM conversations`)
+}
+
+// countFar counts on PostgreSQL, in one pass over the newest rows for all clauses. What is rare among these is counted in
+// all by the same statement: exact has that, where it was necessary.
+func countFar(b *Batch, clauses []words.Clause, newest []int64, exact []*int64) {
+	if len(clauses) == 0 {
 		return
 	}
-	// One pass over the rows for all expressions.
-	var dest, args []any
-	for i, e := range exprs {
-		dest, args = append(dest, &counts[i]), append(args, e)
+	var a arguments
+	var counts, rare []string
+	var dest []any
+	for i, c := range clauses {
+		hit := `words @@ CAST(` + a.add(clauseText(Postgres, c)) + ` AS tsquery)`
+		name := `c` + strconv.Itoa(i)
+		counts = append(counts, `count(*) FILTER (WHERE `+hit+`) AS `+name)
+		rare = append(rare, name+`, CASE WHEN `+name+` < `+a.add(countRare)+` AND (SELECT coalesce(max(n), 0) FROM messages) > `+
+			a.add(countWindow)+` THEN (SELECT count(*) FROM (SELECT 1 FROM message_words WHERE `+hit+` LIMIT `+a.add(countMax)+`) w) END`)
+		dest = append(dest, &newest[i], &exact[i])
 	}
-	if len(exprs) > 0 {
-		b.One(dest, `SELECT count(*) FILTER (WHERE words @@ CAST(? AS tsquery))`+
-			strings.Repeat(`, count(*) FILTER (WHERE words @@ CAST(? AS tsquery))`, len(exprs)-1)+`
-			FROM message_words WHERE n > `+newest, append(args, countWindow)...)
-	}
+	b.One(dest, `WITH newest AS MATERIALIZED (SELECT `+strings.Join(counts, ", ")+` FROM message_words
+		WHERE n > (SELECT coalesce(max(n), 0) - `+a.add(countWindow)+` FROM messages))
+		SELECT `+strings.Join(rare, ", ")+` FROM newest`, a.list...)
 }
 
-// FindMessages implements conversation.Index. Of words that very many messages have, only the newest 200,000 are
-// looked at for those of a project or a time; a role is part of the index and bounded by nothing.
-func (s *TenantStore) FindMessages(ctx context.Context, c conversation.Candidates) ([]conversation.Doc, error) {
-	return s.find(ctx, c, wordTable{
-		name: "message_words",
-		role: c.Role,
-		rows: `SELECT m.n, m.conversation_id, c.title, c.project_id, m.id, m.parent_id, m.role, m.content, m.created_at`,
-		lite: ` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
-		post: ` CROSS JOIN LATERAL (SELECT * FROM messages WHERE messages.n = x.n LIMIT 1) m
-			CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.id = m.conversation_id LIMIT 1) c WHERE true`,
-		time: `m.created_at`, length: `m.content_length`,
-	})
+// arguments are those of a statement that names them by number, so that one may stand in it twice.
+type arguments struct{ list []any }
+
+func (a *arguments) add(v any) string {
+	a.list = append(a.list, v)
+	return "?" + strconv.Itoa(len(a.list))
 }
 
-// FindTitles implements conversation.Index.
-func (s *TenantStore) FindTitles(ctx context.Context, c conversation.Candidates) ([]conversation.Doc, error) {
-	if c.Role != "" {
-		return nil, nil
+// askFar asks PostgreSQL, all at once: it may be far away.
+func (s *TenantStore) askFar(ctx context.Context, q conversation.Question) (f conversation.Findings, moved bool, err error) {
+	var messages []*finding
+	for _, c := range q.Messages {
+		c.Limit = q.Messages[0].Limit
+		messages = append(messages, newFinding(c, messageWords(c.Role)))
 	}
-	return s.find(ctx, c, wordTable{
-		name: "title_words",
-		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', '', c.title AS text, c.created_at`,
-		lite: ` CROSS JOIN conversations c WHERE c.n = x.n`,
-		post: ` CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.n = x.n LIMIT 1) c WHERE true`,
-		time: `c.created_at`, length: `length(c.title)`,
-	})
+	all := messages
+	titles := newFinding(conversation.Candidates{}, titleWords())
+	if q.Titles != nil {
+		titles = newFinding(*q.Titles, titleWords())
+		all = append(slices.Clip(all), titles)
+	}
+	f.Frequencies.Clauses = make([]int64, len(q.Clauses))
+	exact := make([]*int64, len(q.Clauses))
+	for first := true; ; first = false {
+		open := slices.DeleteFunc(slices.Clone(all), func(f *finding) bool { return f.done })
+		count := first && q.Count
+		if !count && len(open) == 0 {
+			break
+		}
+		err = s.db.Read(ctx, func(b *Batch) {
+			if moved = b.Dialect() != Postgres; moved {
+				return
+			}
+			// A statement here has ways that it does not go. By what they would cost, the server would think it worth its
+			// while to compile all of it.
+			b.Exec(`SET LOCAL jit = off`)
+			if count {
+				countAll(b, &f.Frequencies)
+				countFar(b, q.Clauses, f.Frequencies.Clauses, exact)
+			}
+			for _, one := range open {
+				one.walk(b, int64(len(open)))
+			}
+		})
+		if err != nil || moved {
+			return f, moved, err
+		}
+		had := 0
+		for _, one := range messages {
+			one.settle()
+			// What comes later gets the room that is left.
+			one.Limit = max(0, q.Messages[0].Limit-had)
+			one.done = one.done || len(one.docs) >= one.Limit
+			had += len(one.docs)
+		}
+		titles.settle()
+	}
+	f.Total = f.Messages
+	for i := range q.Clauses {
+		switch {
+		case !q.Count || f.Total <= countWindow:
+		case exact[i] != nil:
+			f.Frequencies.Clauses[i] = *exact[i]
+		default:
+			f.Frequencies.Clauses[i] = f.Frequencies.Clauses[i] * f.Total / countWindow
+		}
+	}
+	for _, one := range messages {
+		docs := one.ended()
+		f.Found = append(f.Found, docs[:min(len(docs), max(0, q.Messages[0].Limit-len(f.Found)))]...)
+	}
+	f.FoundTitles = titles.ended()
+	return f, false, nil
 }
 
 // wordTable is one of the two tables of the index, with what leads from its rows to documents: on PostgreSQL by LATERAL
@@ -124,60 +223,66 @@ type wordTable struct {
 	length string
 }
 
-// filters are the conditions besides the words, each with a leading AND.
-func (t wordTable) filters(c conversation.Candidates) (sql string, args []any) {
-	if c.Project != "" {
-		sql, args = sql+` AND c.project_id = ?`, append(args, c.Project)
+func messageWords(role conversation.Role) wordTable {
+	return wordTable{
+		name: "message_words",
+		role: role,
+		rows: `SELECT m.n, m.conversation_id, c.title, c.project_id, m.id, m.parent_id, m.role, m.content, m.created_at`,
+		lite: ` CROSS JOIN messages m CROSS JOIN conversations c WHERE m.n = x.n AND c.id = m.conversation_id`,
+		post: ` CROSS JOIN LATERAL (SELECT * FROM messages WHERE messages.n = x.n LIMIT 1) m
+			CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.id = m.conversation_id LIMIT 1) c WHERE true`,
+		time: `m.created_at`, length: `m.content_length`,
 	}
-	if !c.From.IsZero() {
-		sql, args = sql+` AND `+t.time+` >= ?`, append(args, ident.Micros(c.From))
-	}
-	if !c.To.IsZero() {
-		sql, args = sql+` AND `+t.time+` < ?`, append(args, ident.Micros(c.To))
-	}
-	return sql, args
 }
 
-func (s *TenantStore) find(ctx context.Context, c conversation.Candidates, t wordTable) ([]conversation.Doc, error) {
+func titleWords() wordTable {
+	return wordTable{
+		name: "title_words",
+		rows: `SELECT c.n, c.id, c.title, c.project_id, '', '', '', c.title AS text, c.created_at`,
+		lite: ` CROSS JOIN conversations c WHERE c.n = x.n`,
+		post: ` CROSS JOIN LATERAL (SELECT * FROM conversations WHERE conversations.n = x.n LIMIT 1) c WHERE true`,
+		time: `c.created_at`, length: `length(c.title)`,
+	}
+}
+
+// filters are the conditions besides the words, each with a leading AND. Their places are named by place.
+func (t wordTable) filters(c conversation.Candidates, place func(v any) string) (sql string) {
+	if c.Project != "" {
+		sql += ` AND c.project_id = ` + place(c.Project)
+	}
+	if !c.From.IsZero() {
+		sql += ` AND ` + t.time + ` >= ` + place(ident.Micros(c.From))
+	}
+	if !c.To.IsZero() {
+		sql += ` AND ` + t.time + ` < ` + place(ident.Micros(c.To))
+	}
+	return sql
+}
+
+// finding is one search for documents on its way.
+type finding struct {
+	conversation.Candidates
+	wordTable
+	docs []conversation.Doc
+	size int64 // of their texts
+
+	// On PostgreSQL.
+	done  bool
+	share int64 // how much text the last question asked for
+	upto  int64 // and how much there was, in UTF-16 code units
+	low   int64 // the last of the rows that were looked at
+	way   int64 // and how it went on from there
+	deep  bool  // by the GIN index alone
+}
+
+func newFinding(c conversation.Candidates, t wordTable) *finding {
 	if c.Before <= 0 {
 		c.Before = math.MaxInt64
 	}
 	if c.Text <= 0 {
 		c.Text = math.MaxInt64
 	}
-	f := finding{db: s.db, Candidates: c, wordTable: t}
-	f.where, f.args = t.filters(c)
-	for f.moved = true; f.moved; {
-		f.moved = false
-		run := f.stream
-		if s.db.Dialect() == Postgres {
-			run = f.walk
-		}
-		if err := run(ctx); err != nil {
-			return nil, err
-		}
-	}
-	slices.SortFunc(f.docs, func(a, b conversation.Doc) int { return cmp.Compare(b.N, a.N) })
-	size := int64(0)
-	for i, d := range f.docs {
-		if size > c.Text {
-			return f.docs[:i], nil
-		}
-		size += int64(len(d.Text))
-	}
-	return f.docs, nil
-}
-
-// finding is one question on its way.
-type finding struct {
-	conversation.Candidates
-	wordTable
-	db    *DB
-	moved bool   // the database is on another engine now: what is missing is found there
-	where string // conditions besides the words
-	args  []any  // of where
-	docs  []conversation.Doc
-	size  int64 // of their texts
+	return &finding{Candidates: c, wordTable: t, done: c.Limit <= 0 || t.name == "title_words" && c.Role != ""}
 }
 
 func (f *finding) read(r Scanner) error {
@@ -185,9 +290,13 @@ func (f *finding) read(r Scanner) error {
 	var at int64
 	err := r.Scan(&d.N, &d.ConversationID, &d.ConversationTitle, &d.ProjectID, &d.MessageID, &d.ParentID, &d.Role, &d.Text, &at)
 	d.CreatedAt = ident.Time(at)
+	f.take(d)
+	return err
+}
+
+func (f *finding) take(d conversation.Doc) {
 	f.docs = append(f.docs, d)
 	f.size += int64(len(d.Text))
-	return err
 }
 
 // room is how many documents are still wanted.
@@ -198,104 +307,151 @@ func (f *finding) room() int {
 	return f.Limit - len(f.docs)
 }
 
-// batch queues the next part of a question that is asked in the way of engine d, unless the database has moved away
-// from it.
-func (f *finding) batch(ctx context.Context, d Dialect, fill func(b *Batch, expr string)) error {
-	return f.db.Read(ctx, func(b *Batch) {
-		if f.moved = b.Dialect() != d; !f.moved {
-			fill(b, expression(d, f.Match, f.role))
+// ended is what was found, newest first.
+func (f *finding) ended() []conversation.Doc {
+	slices.SortFunc(f.docs, func(a, b conversation.Doc) int { return cmp.Compare(b.N, a.N) })
+	size := int64(0)
+	for i, d := range f.docs {
+		if size > f.Text {
+			return f.docs[:i]
 		}
-	})
+		size += int64(len(d.Text))
+	}
+	return f.docs
 }
 
 // stream finds newest first on SQLite: FTS5 delivers in this order, and the join stops it when there are enough. It
-// reads in portions, since the text of a thousand messages may be a lot or very little.
-func (f *finding) stream(ctx context.Context) error {
+// reads in portions, since the text of a thousand messages may be a lot or very little. moved is true when the database
+// is on another engine now.
+func (f *finding) stream(ctx context.Context, db *DB) (moved bool, err error) {
+	var filters []any
+	where := f.filters(f.Candidates, func(v any) string { filters = append(filters, v); return "?" })
 	sql := f.rows + ` FROM (SELECT rowid AS n FROM ` + f.name + ` WHERE ` + f.name + ` MATCH ? AND rowid < ?
-		ORDER BY rowid DESC LIMIT ?) x` + f.lite + f.where + ` LIMIT ?`
-	for portion := 128; f.room() > 0; {
+		ORDER BY rowid DESC LIMIT ?) x` + f.lite + where + ` LIMIT ?`
+	for portion := 128; !f.done && f.room() > 0; {
 		portion = min(portion, f.room())
 		hits := portion
-		if f.where != "" {
+		if where != "" {
 			hits = scanMax
 		}
 		before := len(f.docs)
-		err := f.batch(ctx, SQLite, func(b *Batch, expr string) {
-			b.Query(f.read, sql, append([]any{expr, f.Before, hits}, append(f.args, portion)...)...)
+		err := db.Read(ctx, func(b *Batch) {
+			if moved = b.Dialect() != SQLite; !moved {
+				args := append([]any{expression(SQLite, f.Match, f.role), f.Before, hits}, filters...)
+				b.Query(f.read, sql, append(args, portion)...)
+			}
 		})
-		if err != nil || len(f.docs)-before < portion {
-			return err
+		if err != nil || moved || len(f.docs)-before < portion {
+			return moved, err
 		}
 		f.Before = f.docs[len(f.docs)-1].N
 		usual := f.size/int64(len(f.docs)) + 1
 		portion = int(max(16, min(1000, (f.Text-f.size)/usual)))
 	}
-	return nil
+	return false, nil
 }
 
-// walk finds newest first on PostgreSQL, where an index of words has no order: common words are met soon on a walk
-// backwards through the rows, and of rare words the index has few hits to sort. A look at the newest rows tells which
-// it is; the planner's statistics could not, they lag behind and know the most common thousand words only.
-func (f *finding) walk(ctx context.Context) error {
+// The ways on from the newest rows.
+const (
+	wayNone = iota // there is nothing more, or enough is found
+	wayGIN
+	wayWalk
+)
+
+// walk queues the search on PostgreSQL, newest first, for a part of the text that is still wanted.
+//
+// An index of words has no order there: common words are met soon on a walk backwards through the rows, and of rare
+// words the index has few hits to sort. A look at the newest rows tells which it is; the planner's statistics could not,
+// they lag behind and know the most common thousand words only. One statement looks and goes on, so that nobody has to
+// wait for the way to the database twice: what hangs on (SELECT way FROM way) does not run when it is not that way.
+func (f *finding) walk(b *Batch, part int64) {
+	f.share, f.upto, f.low, f.way = f.Text-f.size, 0, 0, wayNone
+	f.share = max(1, f.share/part)
+	var a arguments
+	hit := `words @@ CAST(` + a.add(expression(Postgres, f.Match, f.role)) + ` AS tsquery)`
+	before, room, share := a.add(f.Before), a.add(f.room()), a.add(f.share)
+	where := f.filters(f.Candidates, a.add)
 	// How much text there is, PostgreSQL adds up before it reads the text.
-	rows := ` SELECT * FROM (` + f.rows + `, sum(` + f.length + `) OVER (ORDER BY x.n DESC) - ` + f.length + ` AS above
-		FROM (SELECT n FROM hits ORDER BY n DESC LIMIT ?) x` + f.post + f.where + ` ORDER BY x.n DESC LIMIT ?) y WHERE above <= ?`
-	narrow := func(args ...any) []any {
-		room, hits := f.room(), f.room()
-		if f.where != "" {
-			hits = scanMax
-		}
-		return append(append(append(args, hits), f.args...), room, f.Text-f.size)
+	docs := func(hits, had, room string) string {
+		return `SELECT * FROM (` + f.rows + `, CAST(` + had + ` + sum(` + f.length + `) OVER (ORDER BY x.n DESC) AS BIGINT) AS upto,
+			` + f.length + ` AS own FROM (` + hits + `) x` + f.post + where + ` ORDER BY x.n DESC LIMIT ` + room + `) y
+			WHERE upto - own <= ` + share
 	}
-	read := func(r Scanner) error { return f.read(beside{r}) }
-	for step, scanned := int64(walkFirst), int64(0); f.room() > 0; {
-		var seen, low, hits int64
-		err := f.batch(ctx, Postgres, func(b *Batch, expr string) {
-			b.One([]any{&seen, &low, &hits}, `SELECT count(*), coalesce(min(n), 0),
-				count(*) FILTER (WHERE words @@ CAST(? AS tsquery))
-				FROM (SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w`, expr, f.Before, step)
-			b.Query(read, `WITH hits AS MATERIALIZED (SELECT n FROM
-				(SELECT n, words FROM `+f.name+` WHERE n < ? ORDER BY n DESC LIMIT ?) w
-				WHERE words @@ CAST(? AS tsquery))`+rows, narrow(f.Before, step, expr)...)
-		})
-		if err != nil || seen < step || f.room() <= 0 {
-			return err
-		}
-		f.Before = low
-		scanned += seen
-		share := float64(hits) / float64(seen)
-		if f.rare(share, float64(low)) {
-			return f.batch(ctx, Postgres, func(b *Batch, expr string) {
-				b.Query(read, `WITH hits AS MATERIALIZED (SELECT n FROM `+f.name+`
-					WHERE words @@ CAST(? AS tsquery) AND n < ?)`+rows, narrow(expr, f.Before)...)
-			})
-		}
-		if scanned >= scanMax {
-			return nil
-		}
-		step = walkMax
-		if f.where == "" {
-			step = min(walkMax, max(walkFirst, int64(1.5*float64(f.room())/share)))
-		}
+	if f.deep {
+		b.Query(f.far, docs(`SELECT n FROM `+f.name+` WHERE `+hit+` AND n < `+before+` ORDER BY n DESC LIMIT `+room, `0`, room), a.list...)
+		return
 	}
+	// Each hit of the index must be fetched before the newest are known, at about five times the price of a row on the
+	// walk, which meets a hit for each hits/seen of its rows.
+	const left = `(SELECT room FROM way)`
+	many, rare := left, `hits = 0 OR 5 * CAST(hits AS DOUBLE PRECISION) * hits * low <= room * CAST(seen AS DOUBLE PRECISION) * seen`
+	if where != "" {
+		many = a.add(scanMax)
+		rare = `CAST(hits AS DOUBLE PRECISION) * low <= ` + a.add(ginMax) + ` * CAST(seen AS DOUBLE PRECISION)`
+	}
+	first, walked := a.add(lookFirst), a.add(scanMax-lookFirst)
+	b.Query(f.far, `WITH head AS MATERIALIZED (SELECT n, `+hit+` AS hit
+			FROM (SELECT n, words FROM `+f.name+` WHERE n < `+before+` ORDER BY n DESC LIMIT `+first+`) w),
+		near AS MATERIALIZED (`+docs(`SELECT n FROM head WHERE hit ORDER BY n DESC`, `0`, room)+`),
+		way AS MATERIALIZED (SELECT low, greatest(room, 0) AS room, upto,
+			CASE WHEN seen < `+first+` OR room <= 0 OR upto > `+share+` THEN 0 WHEN `+rare+` THEN 1 ELSE 2 END AS way
+			FROM (SELECT seen, low, hits, `+room+` - docs AS room, upto
+				FROM (SELECT count(*) AS seen, coalesce(min(n), 0) AS low, count(*) FILTER (WHERE hit) AS hits FROM head) h,
+				(SELECT count(*) AS docs, coalesce(max(upto), 0) AS upto FROM near) d) k)
+		SELECT low, '', '', '', '', '', '', '', CAST(way AS BIGINT), CAST(0 AS BIGINT), 0 FROM way
+		UNION ALL SELECT * FROM near
+		UNION ALL (`+docs(`SELECT n FROM `+f.name+` WHERE (SELECT way FROM way) = 1 AND `+hit+` AND n < (SELECT low FROM way)
+			ORDER BY n DESC LIMIT `+many, `(SELECT upto FROM way)`, left)+`)
+		UNION ALL (`+docs(`SELECT n FROM (SELECT n, words FROM `+f.name+` WHERE (SELECT way FROM way) = 2
+			AND n < (SELECT low FROM way) ORDER BY n DESC LIMIT `+walked+`) w WHERE `+hit+` ORDER BY n DESC LIMIT `+many,
+		`(SELECT upto FROM way)`, left)+`)`, a.list...)
+}
+
+// far reads a row of walk: a document, or the one without a conversation that tells the way.
+func (f *finding) far(r Scanner) error {
+	var d conversation.Doc
+	var at, upto, own int64
+	if err := r.Scan(&d.N, &d.ConversationID, &d.ConversationTitle, &d.ProjectID, &d.MessageID, &d.ParentID, &d.Role, &d.Text,
+		&at, &upto, &own); err != nil {
+		return err
+	}
+	if d.ConversationID == "" {
+		f.low, f.way = d.N, at
+		return nil
+	}
+	d.CreatedAt = ident.Time(at)
+	f.take(d)
+	f.upto = max(f.upto, upto)
 	return nil
 }
 
-// rare reports whether the index is the better way to the rest, below low, of what has this share: each of its hits
-// must be fetched, before the newest are known, at about five times the price of a row on the walk.
-func (f *finding) rare(share, low float64) bool {
-	if f.where != "" {
-		return share*low <= ginMax
+// settle decides after a walk whether there is more to find.
+func (f *finding) settle() {
+	if f.done {
+		return
 	}
-	return 5*share*low <= float64(f.room())/share // also when the share is 0
+	switch {
+	case f.room() <= 0:
+		f.done = true
+	case f.upto > f.share: // only a part of the text was asked for
+	case f.way == wayWalk && f.unfiltered() && f.low > scanMax-lookFirst:
+		// The newest 200,000 rows do not have enough of what looked common: the rest is for the index.
+		f.deep = true
+	default:
+		f.done = true
+	}
+	for _, d := range f.docs {
+		f.Before = min(f.Before, d.N)
+	}
 }
 
-// beside scans rows that have one column more than is asked for.
-type beside struct{ Scanner }
+func (f *finding) unfiltered() bool {
+	return f.filters(f.Candidates, func(any) string { return "" }) == ""
+}
 
-func (s beside) Scan(dest ...any) error {
-	var other any
-	return s.Scanner.Scan(append(dest, &other)...)
+// clauseText is the expression for one clause.
+func clauseText(d Dialect, c words.Clause) string {
+	return expression(d, words.Match{All: []words.Clause{c}}, "")
 }
 
 // expression is the text in which the engine takes a match: for FTS5 or for tsquery.

@@ -31,7 +31,7 @@ func NewPostgresPool(ctx context.Context, url seal.Secret, maxConns int) (*pgxpo
 	if err != nil {
 		return nil, err
 	}
-	return openPool(ctx, config)
+	return openPool(ctx, config, nil)
 }
 
 // ConnectPostgres opens a database at an operator's address, behind a circuit breaker and a watch on the server's silence:
@@ -43,7 +43,7 @@ func ConnectPostgres(ctx context.Context, url seal.Secret, maxConns int, o Postg
 		return nil, nil, err
 	}
 	l := newLink(config)
-	pool, err := openPool(ctx, config)
+	pool, err := openPool(ctx, config, l)
 	if err != nil {
 		l.close()
 		return nil, nil, err
@@ -78,33 +78,45 @@ func poolConfig(url seal.Secret, maxConns int) (*pgxpool.Config, error) {
 	return config, nil
 }
 
-func openPool(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
+// openPool connects, and tells the link, which may be nil, whether there is a pooler on the way.
+func openPool(ctx context.Context, config *pgxpool.Config, l *link) (*pgxpool.Pool, error) {
 	const op = "sqlstore.NewPostgresPool"
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, connecting(ctx, op, err)
 	}
-	if err := assertDurable(ctx, pool); err != nil {
+	pooled, err := assertDurable(ctx, pool)
+	if err != nil {
 		pool.Close()
 		return nil, err
+	}
+	if l != nil && pooled {
+		l.pooled.Store(true)
 	}
 	return pool, nil
 }
 
-// assertDurable reads back that an acknowledged commit is on the server's disk. Every value but off waits for it.
-func assertDurable(ctx context.Context, pool *pgxpool.Pool) error {
+// assertDurable reads back that an acknowledged commit is on the server's disk. Every value but off waits for it. pooled
+// reports whether whoever let us in is another process than the one that answered: a pooler.
+func assertDurable(ctx context.Context, pool *pgxpool.Pool) (pooled bool, err error) {
 	const op = "sqlstore.NewPostgresPool"
 	var commit string
+	var process uint32
 	b := &Batch{}
-	b.One([]any{&commit}, "SELECT current_setting('synchronous_commit')")
-	if err := (&postgresEngine{pool: pool, texts: &texts{}}).read(ctx, b); err != nil {
-		return fault.Wrap(op, err)
+	b.One([]any{&commit, &process}, "SELECT current_setting('synchronous_commit'), pg_backend_pid()")
+	s, err := (&postgresEngine{pool: pool, texts: &texts{}}).acquire(ctx)
+	if err != nil {
+		return false, fault.Wrap(op, err)
+	}
+	defer s.end()
+	if err := s.send(ctx, beginSnapshot, b, true); err != nil {
+		return false, fault.Wrap(op, err)
 	}
 	if commit == "off" {
-		return fault.New(fault.Unavailable, op, "commits_not_durable",
+		return false, fault.New(fault.Unavailable, op, "commits_not_durable",
 			"the PostgreSQL server has synchronous_commit=off, which loses acknowledged writes")
 	}
-	return nil
+	return s.loan.pg().PID() != process, nil
 }
 
 // PostgresOptions says as whom and where statements run: both are set inside every transaction.
