@@ -15,9 +15,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"claude-memory-backend/internal/blob"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/outbound"
+	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/workspace"
@@ -32,7 +34,8 @@ type install struct {
 	placements *workspace.Placements
 	hosts      map[string]*sqlstore.LazyHost
 	externals  *sqlstore.Externals
-	sole       bool // this process alone works on these databases
+	snapshots  *relocate.Snapshots // what tenants held before their schemas were changed
+	sole       bool                // this process alone works on these databases
 	where      string
 	closers    []func() error
 }
@@ -76,9 +79,12 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	}
 	in.openExternals(s, own)
 	_, spare := maxOpen(s)
+	in.snapshots = relocate.NewSnapshots(func(ctx context.Context) (blob.Store, error) {
+		return blob.Open(ctx, s.storage("snapshots"))
+	}, in.keys)
 	in.placements, err = workspace.NewPlacements(ctx, workspace.PlacementsConfig{Root: s.storage("tenants"),
 		Synchronous: s.text("SQLITE_SYNCHRONOUS"), Spare: sqlstore.NewSpare(spare), Keys: in.keys, Hosts: in.hosts,
-		Externals: in.externals})
+		Externals: in.externals, Keep: in.snapshots.Keep})
 	if err != nil {
 		return nil, err
 	}

@@ -28,12 +28,16 @@ const (
 	exitFine   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	// Of commands about many tenants: all were seen to, and some failed; it ended before all were seen to.
+	exitSome   = 3
+	exitPaused = 4
 )
 
 // commands is the command line. A field is a command; its doc is its help.
 type commands struct {
 	Serve   serveCmd   `cmd:"" help:"Run the server."`
-	Migrate migrateCmd `cmd:"" help:"Bring the master database, and with --all every tenant's, up to date."`
+	Migrate migrateCmd `cmd:"" help:"Bring the master database, and with --all every tenant's, up to date; or one command back."`
+	Keys    keysCmd    `cmd:"" help:"Seal everything under a new master key."`
 	Backup  backupCmd  `cmd:"" help:"Back up everything, beside a running server; list, verify and remove backups."`
 	Restore restoreCmd `cmd:"" help:"Restore everything, one tenant, or one account beside the present one."`
 	Config  configCmd  `cmd:"" help:"Show every setting, its value and where it comes from; secrets are masked."`
@@ -52,6 +56,12 @@ type program struct {
 
 // usageError is a mistake in how the program was called or configured.
 type usageError struct{ error }
+
+// codedError ends the program with a code of its own.
+type codedError struct {
+	error
+	code int
+}
 
 // run is the program: tests call it with arguments, an environment and streams of their own.
 func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
@@ -90,6 +100,9 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	fmt.Fprintf(stderr, "memoryd: %s\n", told(err))
 	if _, wrong := errors.AsType[usageError](err); wrong {
 		return exitUsage
+	}
+	if coded, ok := errors.AsType[codedError](err); ok {
+		return coded.code
 	}
 	return exitFailed
 }

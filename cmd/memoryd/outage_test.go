@@ -260,7 +260,7 @@ func TestAnswersOutliveOutages(t *testing.T) {
 		}
 	})
 	t.Run("without a spool the rest is lost", func(t *testing.T) {
-		t.Parallel() // they wait more than they work
+		t.Parallel()                                     // they wait more than they work
 		o := newOutage(t, binary, func(storage string) { // a file in the place of its folder
 			if err := os.MkdirAll(storage, 0o700); err != nil {
 				t.Fatal(err)

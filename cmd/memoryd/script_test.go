@@ -23,6 +23,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"claude-memory-backend/internal/pgtest"
+	"claude-memory-backend/internal/steptest"
 )
 
 // Stories: testdata/script/*.txtar, told twice on the real binary, once on each engine, PostgreSQL behind a PgBouncer in
@@ -38,6 +39,8 @@ import (
 //	lines FILE N                 the file (or stdout) has N lines
 //	take NAME FILE REGEXP        puts what matches in the file into $NAME
 //	logged [@NAME] REGEXP        waits until the server's log has a match
+//	upgrade, downgrade           from here on memoryd is its next version, with one more step of the tenants' schema, which
+//	                             an account with two conversations of one title is in the way of; and this version again
 //	digest FILE FOLDER           writes size, time of change and hash of every database file below the folder into FILE
 //	holds FOLDER TEXT            some file below the folder has the text in its bytes or its name; ! holds: none has
 //	places FILE                  writes the names of tenants' files, and of all schemas where tenants live, into FILE
@@ -219,6 +222,13 @@ func storyCommands() map[string]func(*testscript.TestScript, bool, []string) {
 					ts.Fatalf("the log has no %s", rest[0])
 				}
 			}
+		},
+		"upgrade": func(ts *testscript.TestScript, _ bool, _ []string) {
+			ts.Check(buildNext())
+			ts.Setenv("PATH", filepath.Dir(nextBuilt)+string(os.PathListSeparator)+ts.Getenv("PATH"))
+		},
+		"downgrade": func(ts *testscript.TestScript, _ bool, _ []string) {
+			ts.Setenv("PATH", filepath.Dir(built)+string(os.PathListSeparator)+ts.Getenv("PATH"))
 		},
 		"digest": func(ts *testscript.TestScript, _ bool, args []string) {
 			if len(args) != 2 {
@@ -443,13 +453,15 @@ func binaryIn(ts *testscript.TestScript) string {
 	return filepath.Join(first, "memoryd")
 }
 
-// built is where the one binary of these tests lies; TestMain removes it.
-var built string
+// built and nextBuilt are where the binaries of these tests lie; TestMain removes them.
+var built, nextBuilt string
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if built != "" {
-		_ = os.RemoveAll(filepath.Dir(built))
+	for _, path := range []string{built, nextBuilt} {
+		if path != "" {
+			_ = os.RemoveAll(filepath.Dir(path))
+		}
 	}
 	os.Exit(code)
 }
@@ -466,6 +478,19 @@ var build = sync.OnceValue(func() error {
 	}
 	return nil
 })
+
+// buildNext makes the next version of it, for stories about upgrading.
+var buildNext = sync.OnceValue(func() error {
+	dir, err := os.MkdirTemp("", "memoryd-next-")
+	if err != nil {
+		return err
+	}
+	nextBuilt = filepath.Join(dir, "memoryd")
+	return steptest.Build(nextBuilt, nextStep)
+})
+
+const nextStep = `ALTER TABLE conversations ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm';
+CREATE UNIQUE INDEX one_title ON conversations (title);`
 
 // binary returns the path of the real memoryd.
 func binary(t testing.TB) string {

@@ -125,6 +125,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	background.Go(func() error { return accounts.Run(work) })
 	background.Go(func() error { return jobs.Run(work) })
 	background.Go(func() error { rewrap(work, s, log, tenants); return nil })
+	background.Go(func() error { tidy(work, in, log); return nil })
 	err = group.Wait()
 	stopWork()
 	warn(log, "background work", background.Wait())

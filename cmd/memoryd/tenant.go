@@ -49,6 +49,10 @@ func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
 	in, err := openInstall(ctx, p.settings, log, bus, true)
 	alone := err == nil && in.sole
 	if errors.Is(err, errFolderTaken) {
+		// The schema of the master database must not change under a server of a former version.
+		if pending, perr := masterPending(ctx, p.settings); perr == nil && len(pending) > 0 {
+			return fmt.Errorf("%w with a former version of this program: stop it, and run memoryd migrate", errFolderTaken)
+		}
 		in, err = openInstall(ctx, p.settings, log, bus, false)
 	}
 	if err != nil {
@@ -86,33 +90,64 @@ func (w *whole) find(ctx context.Context, who string) (tenant.Tenant, error) {
 	return t, err
 }
 
-// follow brings a job to its end: here when no server runs, else by looking at it. Interrupting the command leaves a
-// server's job running.
+// serverPatience is how long a job waits for a server where nobody can tell whether one runs: on PostgreSQL.
+const serverPatience = 3 * time.Second
+
+// follow brings a job to its end: in a server that works beside this command, else here. Interrupting the command leaves
+// a server's job running. One that runs here is left to whoever calls again, or, when it is about many tenants, ends with
+// what was done.
 func (w *whole) follow(ctx context.Context, p *program, j job.Job) (job.Job, error) {
 	shown := newProgress(p.stderr)
 	defer shown.end()
-	if w.alone {
-		done, err := w.jobs.Do(ctx, j.ID)
-		if err != nil {
-			return done, err
-		}
-		return done, outcome(done)
+	doing, many := ctx, j.Kind == relocate.KindFleet || j.Kind == relocate.KindBack
+	var patience time.Duration
+	switch {
+	case many:
+		doing = context.WithoutCancel(ctx)
+	case !w.alone && j.Kind != relocate.KindRewrap:
+		patience = serverPatience
 	}
+	asked, interrupted := time.Now(), ctx.Done()
+	var ended chan error // while it is done here
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		now, err := w.in.store.FindJob(ctx, j.ID)
+		now, err := w.in.store.FindJob(context.WithoutCancel(ctx), j.ID)
 		if err != nil {
 			return now, err
 		}
 		shown.show(now.Progress.Done, now.Progress.Total, now.Progress.Unit)
-		if now.State.Final() {
+		if now.State.Final() && ended == nil {
 			return now, outcome(now)
 		}
+		free := w.alone || !w.in.sole && (now.State == job.Queued || now.Lease.Before(time.Now()))
+		if free && ended == nil && time.Since(asked) >= patience && ctx.Err() == nil {
+			ended = make(chan error, 1)
+			go func() {
+				_, err := w.jobs.Do(doing, j.ID)
+				ended <- err
+			}()
+		}
 		select {
+		case err := <-ended:
+			ended = nil
+			if err != nil && fault.CodeOf(err) != "job_elsewhere" {
+				return now, err
+			}
 		case <-tick.C:
-		case <-ctx.Done():
-			return now, fmt.Errorf("job %s goes on in the server", j.ID)
+		case <-interrupted:
+			switch {
+			case ended == nil:
+				return now, fmt.Errorf("job %s goes on in the server", j.ID)
+			case many:
+				if _, err := w.svc.CancelJob(doing, asOperator(), j.ID); err != nil {
+					return now, err
+				}
+			}
+			interrupted = nil
+		}
+		if ended == nil && ctx.Err() != nil && !many {
+			return now, fmt.Errorf("job %s is not finished: the next server, or command, goes on with it", j.ID)
 		}
 	}
 }
@@ -128,8 +163,9 @@ func outcome(j job.Job) error {
 }
 
 type tenantListCmd struct {
-	State string `help:"Only those in this state."`
-	JSON  bool   `name:"json" help:"One JSON object per line."`
+	State   string `help:"Only those in this state."`
+	Problem bool   `help:"Only those whose schema is not as it should be."`
+	JSON    bool   `name:"json" help:"One JSON object per line."`
 }
 
 // Run lists all tenants.
@@ -146,7 +182,7 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 			}
 			for _, t := range page {
 				after = t.ID
-				if c.State != "" && string(t.Shown()) != c.State {
+				if c.State != "" && string(t.Shown()) != c.State || c.Problem && t.Schema.Problem == "" {
 					continue
 				}
 				size := w.size(ctx, t)
@@ -157,7 +193,7 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 				if c.JSON {
 					raw, err := json.Marshal(map[string]any{"tenant": t.ID, "account": t.Account, "state": t.Shown(),
 						"kind": relocate.KindName(t.Placement.Kind), "database": t.Placement.Database, "schema_version": t.Schema.Version,
-						"schema_problem": t.Schema.Problem, "size_bytes": size})
+						"schema_problem": t.Schema.Problem, "schema_at": t.Schema.At, "size_bytes": size})
 					if err != nil {
 						return err
 					}
@@ -193,8 +229,11 @@ func (c tenantShowCmd) Run(ctx context.Context, p *program) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(p.stdout, "tenant:  %s\naccount: %s\nstate:   %s\nschema:  %d %s\nmay keep: %s\n", t.ID, t.Account, t.Shown(), t.Schema.Version,
-			t.Schema.Problem, limitsAsText(t.Limits, defaultLimits(p.settings)))
+		fmt.Fprintf(p.stdout, "tenant:  %s\naccount: %s\nstate:   %s\n", t.ID, t.Account, t.Shown())
+		if err := w.showSchema(ctx, p, t); err != nil {
+			return err
+		}
+		fmt.Fprintf(p.stdout, "may keep: %s\n", limitsAsText(t.Limits, defaultLimits(p.settings)))
 		if t.Job != "" {
 			fmt.Fprintf(p.stdout, "job:     %s\n", t.Job)
 		}
@@ -209,6 +248,27 @@ func (c tenantShowCmd) Run(ctx context.Context, p *program) error {
 		}
 		return out.Flush()
 	})
+}
+
+// showSchema says how far a tenant's schema is, what is wrong with it, and what it can go back to.
+func (w *whole) showSchema(ctx context.Context, p *program, t tenant.Tenant) error {
+	fmt.Fprintf(p.stdout, "schema:  version %d of %d", t.Schema.Version, w.in.placements.Newest())
+	if !t.Schema.At.IsZero() {
+		fmt.Fprintf(p.stdout, ", as of %s", t.Schema.At.Format(time.RFC3339))
+	}
+	fmt.Fprintln(p.stdout)
+	if t.Schema.Problem != "" {
+		fmt.Fprintf(p.stdout, "problem: %s: %s\n", t.Schema.Problem, relocate.Remedy(t.Schema.Problem))
+	}
+	snap, err := w.in.snapshots.Find(ctx, t.ID)
+	if fault.CodeOf(err) == "snapshot_missing" {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "kept:    version %d, as of %s (memoryd migrate --back)\n", snap.Schema(), snap.At().Format(time.RFC3339))
+	return nil
 }
 
 type tenantMoveCmd struct {

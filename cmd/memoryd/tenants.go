@@ -7,6 +7,7 @@ import (
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/workspace"
 )
@@ -14,7 +15,7 @@ import (
 // newTenants builds the service for whole tenants: moving, erasing, keys. node names this process.
 func newTenants(in *install, log *slog.Logger, bus event.Bus, pool *workspace.Pool, node string) *relocate.Service {
 	return relocate.New(relocate.Config{Store: in.store, Places: in.placements, Pool: pool, Probe: in.externals, Keys: in.keys,
-		Lasting: in.lasting, Bus: bus, Log: log, Node: node, Sole: in.sole})
+		Lasting: in.lasting, Bus: bus, Log: log, Node: node, Sole: in.sole, Snapshots: in.snapshots})
 }
 
 // How long a rewrap that failed waits before it goes on.
@@ -22,6 +23,29 @@ const (
 	rewrapPause   = 10 * time.Second
 	rewrapLongest = 10 * time.Minute
 )
+
+// tidyEvery is how often snapshots are looked at that may be too old.
+const tidyEvery = 24 * time.Hour
+
+// tidy removes what was kept before migrations, when it is too old or its tenant is gone: at the start, and daily.
+func tidy(ctx context.Context, in *install, log *slog.Logger) {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for {
+		warn(log, "snapshots of before migrations", in.snapshots.Tidy(ctx, func(ctx context.Context, id ident.TenantID) (bool, error) {
+			_, err := in.store.FindTenant(ctx, id)
+			if fault.Is(err, fault.NotFound) {
+				return false, nil
+			}
+			return err == nil, err
+		}))
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
 
 // rewrap seals under MASTER_KEY whatever is sealed under MASTER_KEY_PREVIOUS, beside everything else that goes on: no
 // data is touched. It goes on until it finds nothing more.
@@ -31,15 +55,12 @@ func rewrap(ctx context.Context, s *settings, log *slog.Logger, tenants *relocat
 	}
 	total, pause := 0, rewrapPause
 	for ctx.Err() == nil {
-		n, err := tenants.Rewrap(ctx)
-		total += n
-		switch {
-		case err == nil && n == 0:
+		r, err := tenants.RewrapAll(ctx)
+		total += r.Resealed
+		if err == nil {
 			log.Info("everything stored is sealed under MASTER_KEY: files and databases do not need MASTER_KEY_PREVIOUS any more, "+
 				"repeats of requests made before now do, for 24 hours", "resealed", total)
 			return
-		case err == nil:
-			continue // once more, to see that nothing was sealed under the old key meanwhile
 		}
 		log.Warn("not everything is sealed under MASTER_KEY yet: keep MASTER_KEY_PREVIOUS", "resealed", total, "code", fault.CodeOf(err))
 		select {

@@ -152,6 +152,8 @@ func Codes() []Explanation {
 		Explanation{"spool_full", "There is no room for answers whose database is away", "The operator has to make room."},
 		Explanation{"owner_gone", "The server that wrote this answer went away", "Continue the turn, or retry it."},
 		Explanation{"newer_writes", "Something was written since", "Going back loses it: say that it may be lost."},
+		Explanation{"version_differs", "The server is of another version", "Start the server and the command from the same program."},
+		Explanation{"key_differs", "The server has another master key", "Start the server with the new `MASTER_KEY`, and the old one as `MASTER_KEY_PREVIOUS`."},
 		Explanation{"fleet_busy", "A migration of all tenants is at work", "Wait for its end."},
 		Explanation{"tenant_unknown", "There is no such tenant", "List the tenants."})
 	// What is wrong with an account's database is the operator's to mend; clients see that it is not available.

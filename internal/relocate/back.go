@@ -26,10 +26,12 @@ type BackInput struct {
 	Tenants  []ident.TenantID `json:"tenants,omitempty"` // only these; empty: all that can
 	Parallel int              `json:"parallel,omitempty"`
 	Lose     bool             `json:"lose,omitempty"` // what was written since may be lost
+	Plan     bool             `json:"plan,omitempty"` // only look
 }
 
 // BackReport is what going back did.
 type BackReport struct {
+	Plan     bool           `json:"plan,omitempty"`
 	Tenants  int64          `json:"tenants"` // that have something to go back to
 	Back     int64          `json:"back"`    // and are what they were
 	Without  int64          `json:"without"` // that have nothing to go back to
@@ -77,7 +79,7 @@ func (s *Service) GoBack(ctx context.Context, in BackInput, told Progress) (*Bac
 	if told == nil {
 		told = func(int64, int64, string) {}
 	}
-	b := &backRun{Service: s, BackInput: in, told: told, report: &BackReport{}}
+	b := &backRun{Service: s, BackInput: in, told: told, report: &BackReport{Plan: in.Plan}}
 	err := b.run(ctx)
 	r := b.report
 	for _, one := range b.list {
@@ -113,6 +115,9 @@ type returner struct {
 func (b *backRun) run(ctx context.Context) error {
 	if err := b.look(ctx); err != nil {
 		return err
+	}
+	if b.Plan {
+		return nil
 	}
 	if b.report.Newer > 0 && !b.Lose {
 		return fault.New(fault.Conflict, "relocate.GoBack", "newer_writes", fmt.Sprintf(

@@ -232,11 +232,11 @@ func TestRewrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	svc := rotated(t, h, true)
-	if n, err := svc.Rewrap(t.Context()); err != nil || n != len(list) {
-		t.Fatalf("%d, %v", n, err)
+	if r, err := svc.Rewrap(t.Context()); err != nil || r.Resealed != len(list) || r.Databases != len(list) {
+		t.Fatalf("%+v, %v", r, err)
 	}
-	if n, err := svc.Rewrap(t.Context()); err != nil || n != 0 {
-		t.Errorf("again: %d, %v", n, err)
+	if r, err := svc.RewrapAll(t.Context()); err != nil || r.Resealed != 0 || r.Databases != len(list) {
+		t.Errorf("again: %+v, %v", r, err)
 	}
 	alone := rotated(t, h, false)
 	now, err := h.store.FindTenant(t.Context(), ten.ID)

@@ -27,7 +27,9 @@ type FleetInput struct {
 	Tenants     []ident.TenantID `json:"tenants,omitempty"` // only these; empty: all
 	Canary      int              `json:"canary,omitempty"`  // so many go first, one after the other; the first failure ends it
 	Parallel    int              `json:"parallel,omitempty"`
-	MaxFailures float64          `json:"max_failures"` // the share of failures that ends it; 1 is any
+	MaxFailures float64          `json:"max_failures"`         // more than this share of failures ends it; 1 is any
+	MaxFailed   int64            `json:"max_failed,omitempty"` // and so do more failures than this; 0 is any
+	Target      int64            `json:"target,omitempty"`     // the newest version that whoever asks knows; 0: whatever the process that does it knows
 }
 
 // FleetReport is what bringing many schemas up to date did.
@@ -77,6 +79,10 @@ func (s *Service) fleet(ctx context.Context, run *job.Run) (any, error) {
 	var in FleetInput
 	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
 		return nil, fault.Wrap(op, err)
+	}
+	if newest := s.Places.Newest(); in.Target != 0 && in.Target != newest {
+		return nil, fault.New(fault.Conflict, op, "version_differs", fmt.Sprintf(
+			"the server that is at work knows version %d of the schema, and who asks knows %d: start the server with the same program", newest, in.Target))
 	}
 	report, err := s.MigrateFleet(ctx, in, run.Progress)
 	return ended(ctx, report, err)
@@ -274,11 +280,15 @@ func (f *fleetRun) paused(total int64) bool {
 	if f.report.Paused != "" {
 		return true
 	}
-	if f.Plan || f.MaxFailures >= 1 || f.fresh == 0 || float64(f.fresh) <= f.MaxFailures*float64(max(f.done, min(sampleSize, total))) {
+	switch {
+	case f.Plan || f.fresh == 0:
 		return false
+	case f.MaxFailed > 0 && f.fresh > f.MaxFailed:
+		f.report.Paused = fmt.Sprintf("%d tenants failed, more than %d", f.fresh, f.MaxFailed)
+	case f.MaxFailures < 1 && float64(f.fresh) > f.MaxFailures*float64(max(f.done, min(sampleSize, total))):
+		f.report.Paused = fmt.Sprintf("%d of %d tenants failed, more than %g %%", f.fresh, f.done, 100*f.MaxFailures)
 	}
-	f.report.Paused = fmt.Sprintf("%d of %d tenants failed, more than %g %%", f.fresh, f.done, 100*f.MaxFailures)
-	return true
+	return f.report.Paused != ""
 }
 
 // one brings one tenant up to date, or looks at it. Its own failure is noted; the error is about everybody.
@@ -305,8 +315,10 @@ func (f *fleetRun) one(ctx context.Context, id ident.TenantID, known bool) error
 	if err != nil && ctx.Err() != nil {
 		return err // it was interrupted, and is as it was
 	}
-	if nerr := f.noteSeen(ctx, t, m.Seen); nerr != nil {
-		return nerr
+	if !f.Plan {
+		if nerr := f.noteSeen(ctx, t, m.Seen); nerr != nil {
+			return nerr
+		}
 	}
 	f.count(func() {
 		f.versions[m.Seen.Version]++
@@ -354,7 +366,7 @@ func (f *fleetRun) fail(what FleetFailure) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.report.Failures) < mostFailures {
-		what.Do = remedy(what.Code)
+		what.Do = Remedy(what.Code)
 		f.report.Failures = append(f.report.Failures, what)
 	}
 }
@@ -404,8 +416,8 @@ func detailOf(err error) string {
 	return "something went wrong on the server"
 }
 
-// remedy is what an operator can do about a tenant that was not migrated.
-func remedy(code string) string {
+// Remedy is what an operator can do about a tenant whose schema has the problem of that code.
+func Remedy(code string) string {
 	switch code {
 	case "migration_failed":
 		return "it can be read, and not be written: mend what is in the way, or install a version whose step is mended, and migrate again"

@@ -2,6 +2,7 @@ package relocate
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 
 	"claude-memory-backend/internal/event"
@@ -153,18 +154,32 @@ func (s *Service) update(ctx context.Context, op string, actor ident.Actor, id i
 	return t, fault.Wrap(op, err)
 }
 
-// Rewrap seals under the current master key whatever the master database holds that is sealed under an earlier one:
-// keys of files and of snapshots, and passwords of users' databases. No data is touched. It returns how many were sealed anew; 0 without
-// an error means that nothing here needs an earlier master key any more. What does not open is left and named in the
-// log, and is an error at the end.
-func (s *Service) Rewrap(ctx context.Context) (int, error) {
+// RewrapReport is what sealing anew did.
+type RewrapReport struct {
+	Databases int      `json:"databases"`          // that hold something sealed: keys of files, passwords of users' databases
+	Resealed  int      `json:"resealed"`           // of these, and of the keys of snapshots, under an earlier master key until now
+	Unopened  []string `json:"unopened,omitempty"` // databases whose secrets no master key that is configured opens
+}
+
+// rewrapInput says which master key whoever asks means.
+type rewrapInput struct {
+	Key string `json:"key"` // its id
+}
+
+// Rewrap seals under the current master key whatever is sealed under an earlier one: keys of files and of snapshots, and
+// passwords of users' databases. No data is touched. Nothing resealed without an error means that nothing of this needs
+// an earlier master key any more. What does not open is left and named, and is an error at the end.
+func (s *Service) Rewrap(ctx context.Context) (RewrapReport, error) {
 	const op = "relocate.Rewrap"
-	n, broken := 0, error(nil)
+	var r RewrapReport
+	var broken error
 	err := s.Store.EachSealed(ctx, func(d tenant.Database) error {
+		r.Databases++
 		fresh, changed, err := s.Places.Reseal(d.Placement)
 		if err != nil {
 			s.Log.Error("a sealed value does not open", "code", fault.CodeOf(err), "tenant", d.Tenant, "database", d.ID())
 			broken = err
+			r.Unopened = append(r.Unopened, string(d.ID()))
 			return nil
 		}
 		if !changed {
@@ -172,16 +187,61 @@ func (s *Service) Rewrap(ctx context.Context) (int, error) {
 		}
 		// One that somebody replaced meanwhile is met again by the next call.
 		_, err = s.Store.Reseal(ctx, d.Placement, fresh)
-		n++
+		r.Resealed++
 		return err
 	})
 	if err == nil && s.Snapshots != nil {
 		var more int
 		more, err = s.Snapshots.Rewrap(ctx)
-		n += more
+		r.Resealed += more
 	}
 	if err == nil {
 		err = broken
 	}
-	return n, fault.Wrap(op, err)
+	return r, fault.Wrap(op, err)
+}
+
+// RewrapAll is Rewrap until nothing more is found: what was sealed under an earlier key while it went on is met too.
+func (s *Service) RewrapAll(ctx context.Context) (RewrapReport, error) {
+	total := 0
+	for {
+		r, err := s.Rewrap(ctx)
+		total += r.Resealed
+		if err != nil || r.Resealed == 0 {
+			r.Resealed = total
+			return r, err
+		}
+	}
+}
+
+// StartRewrap starts the job that does so: whoever serves must hold the same master key as whoever asks, or nothing that
+// was sealed anew would open there.
+func (s *Service) StartRewrap(ctx context.Context, actor ident.Actor) (job.Job, error) {
+	const op = "relocate.StartRewrap"
+	j, err := s.newJob(KindRewrap, tenant.Tenant{}, rewrapInput{Key: s.Keys.ID()})
+	if err != nil {
+		return job.Job{}, err
+	}
+	ch := event.NewChange(actor, j.CreatedAt)
+	ch.Add(KindRewrap+"_started", string(j.ID), map[string]any{})
+	if err := s.Store.InsertJob(ctx, j, ch); err != nil {
+		return job.Job{}, fault.Wrap(op, err)
+	}
+	s.wake()
+	return j, nil
+}
+
+// rewrap is the job.
+func (s *Service) rewrap(ctx context.Context, run *job.Run) (any, error) {
+	const op = "relocate.Rewrap"
+	var in rewrapInput
+	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	if in.Key != s.Keys.ID() {
+		return nil, fault.New(fault.Conflict, op, "key_differs",
+			"the server that is at work has another MASTER_KEY: start it with the new one, and the old one as MASTER_KEY_PREVIOUS")
+	}
+	r, err := s.RewrapAll(ctx)
+	return r, err
 }

@@ -69,12 +69,14 @@ const (
 	KindEmpty = "data.erase"
 	KindFleet = "fleet.migrate"
 	KindBack  = "fleet.back"
+	// KindRewrap seals secrets anew under the current master key.
+	KindRewrap = "keys.rewrap"
 )
 
 // Work is what the runner needs to run this package's jobs.
 func (s *Service) Work() map[string]job.Work {
 	return map[string]job.Work{KindMove: s.move, KindErase: s.erase, KindEmpty: s.empty,
-		KindFleet: s.fleet, KindBack: s.back}
+		KindFleet: s.fleet, KindBack: s.back, KindRewrap: s.rewrap}
 }
 
 // asker is who asked for a job, as its input keeps it.

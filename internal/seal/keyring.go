@@ -5,6 +5,7 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -98,6 +99,9 @@ func (k *Keyring) Rewrap(purpose string, sealed, aad []byte) (newSealed []byte, 
 	}
 	return k.Seal(purpose, plain, aad), true, nil
 }
+
+// ID names the current master key. It is no secret: everything sealed under the key carries it.
+func (k *Keyring) ID() string { return hex.EncodeToString(k.keys[0].id[:]) }
 
 // Derive returns the current master key's key for a purpose: the same one at every start, another after a rotation.
 func (k *Keyring) Derive(purpose string) Key {

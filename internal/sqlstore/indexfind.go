@@ -363,7 +363,9 @@ const (
 // An index of words has no order there: common words are met soon on a walk backwards through the rows, and of rare
 // words the index has few hits to sort. A look at the newest rows tells which it is; the planner's statistics could not,
 // they lag behind and know the most common thousand words only. One statement looks and goes on, so that nobody has to
-// wait for the way to the database twice: what hangs on (SELECT way FROM way) does not run when it is not that way.
+// wait for the way to the database twice: what hangs on (SELECT way FROM way) does not run when it is not that way. The hits of
+// the index are materialized before anything is asked of their numbers: for the sake of these the planner would go through
+// all rows.
 func (f *finding) walk(b *Batch, part int64) {
 	f.share, f.upto, f.low, f.way = f.Text-f.size, 0, 0, wayNone
 	f.share = max(1, f.share/part)
@@ -378,7 +380,8 @@ func (f *finding) walk(b *Batch, part int64) {
 			WHERE upto - own <= ` + share
 	}
 	if f.deep {
-		b.Query(f.far, docs(`SELECT n FROM `+f.name+` WHERE `+hit+` AND n < `+before+` ORDER BY n DESC LIMIT `+room, `0`, room), a.list...)
+		b.Query(f.far, `WITH hits AS MATERIALIZED (SELECT n FROM `+f.name+` WHERE `+hit+`)
+			`+docs(`SELECT n FROM hits WHERE n < `+before+` ORDER BY n DESC LIMIT `+room, `0`, room), a.list...)
 		return
 	}
 	// Each hit of the index must be fetched before the newest are known, at about five times the price of a row on the
@@ -397,11 +400,11 @@ func (f *finding) walk(b *Batch, part int64) {
 			CASE WHEN seen < `+first+` OR room <= 0 OR upto > `+share+` THEN 0 WHEN `+rare+` THEN 1 ELSE 2 END AS way
 			FROM (SELECT seen, low, hits, `+room+` - docs AS room, upto
 				FROM (SELECT count(*) AS seen, coalesce(min(n), 0) AS low, count(*) FILTER (WHERE hit) AS hits FROM head) h,
-				(SELECT count(*) AS docs, coalesce(max(upto), 0) AS upto FROM near) d) k)
+				(SELECT count(*) AS docs, coalesce(max(upto), 0) AS upto FROM near) d) k),
+		hits AS MATERIALIZED (SELECT n FROM `+f.name+` WHERE (SELECT way FROM way) = 1 AND `+hit+`)
 		SELECT low, '', '', '', '', '', '', '', CAST(way AS BIGINT), CAST(0 AS BIGINT), 0 FROM way
 		UNION ALL SELECT * FROM near
-		UNION ALL (`+docs(`SELECT n FROM `+f.name+` WHERE (SELECT way FROM way) = 1 AND `+hit+` AND n < (SELECT low FROM way)
-			ORDER BY n DESC LIMIT `+many, `(SELECT upto FROM way)`, left)+`)
+		UNION ALL (`+docs(`SELECT n FROM hits WHERE n < (SELECT low FROM way) ORDER BY n DESC LIMIT `+many, `(SELECT upto FROM way)`, left)+`)
 		UNION ALL (`+docs(`SELECT n FROM (SELECT n, words FROM `+f.name+` WHERE (SELECT way FROM way) = 2
 			AND n < (SELECT low FROM way) ORDER BY n DESC LIMIT `+walked+`) w WHERE `+hit+` ORDER BY n DESC LIMIT `+many,
 		`(SELECT upto FROM way)`, left)+`)`, a.list...)

@@ -4,9 +4,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"claude-memory-backend/internal/pgtest"
-	"claude-memory-backend/internal/seal"
 )
 
 // search are the tables that the engines' own full-text machinery dictates: virtual tables with shadows in SQLite,
@@ -87,6 +84,11 @@ func liteShape(t *testing.T, line Line) shape {
 	if _, err := Migrate(t.Context(), db, line); err != nil {
 		t.Fatal(err)
 	}
+	return liteShapeOf(t, db)
+}
+
+func liteShapeOf(t *testing.T, db *DB) shape {
+	t.Helper()
 	// INTEGER PRIMARY KEY AUTOINCREMENT is the other engine's identity: a number that is never NULL nor used again.
 	s := facts(t, db, `SELECT t.name, t.name || '.' || c.name || ' ' ||
 		CASE c.type WHEN 'INTEGER' THEN 'number' WHEN 'BIGINT' THEN 'number' WHEN 'TEXT' THEN 'text' WHEN 'BLOB' THEN 'bytes'
@@ -107,15 +109,15 @@ func liteShape(t *testing.T, line Line) shape {
 
 func postShape(t *testing.T, line Line) shape {
 	t.Helper()
-	pool, err := NewPostgresPool(t.Context(), seal.Secret(pgtest.URL(t)), 2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	db := OpenPostgres(pool, PostgresOptions{Schema: "memoryd"})
+	db := onPostgres(t)
 	if _, err := Migrate(t.Context(), db, line); err != nil {
 		t.Fatal(err)
 	}
+	return postShapeOf(t, db)
+}
+
+func postShapeOf(t *testing.T, db *DB) shape {
+	t.Helper()
 	// Text must also sort by bytes, as SQLite's does.
 	s := facts(t, db, `SELECT c.table_name, c.table_name || '.' || c.column_name || ' ' ||
 		CASE c.data_type WHEN 'bigint' THEN 'number' WHEN 'text' THEN 'text' WHEN 'bytea' THEN 'bytes' ELSE c.data_type END ||

@@ -29,10 +29,16 @@ func Next(more ...string) (*sqlstore.Steps, error) {
 		return nil, err
 	}
 	for i, sql := range more {
-		for _, engine := range []string{"sqlite", "postgres"} {
-			name := fmt.Sprintf("migrations/tenant/%04d_next.%s.sql", released.Newest(sqlstore.Tenant)+int64(i)+1, engine)
-			tree[name] = &fstest.MapFile{Data: []byte(sql)}
+		for _, engine := range engines {
+			tree[stepFile(released, i, engine)] = &fstest.MapFile{Data: []byte(sql)}
 		}
 	}
 	return sqlstore.LoadSteps(tree)
+}
+
+var engines = []string{"sqlite", "postgres"}
+
+// stepFile is the file of the i-th step after the released ones.
+func stepFile(released *sqlstore.Steps, i int, engine string) string {
+	return fmt.Sprintf("migrations/tenant/%04d_next.%s.sql", released.Newest(sqlstore.Tenant)+int64(i)+1, engine)
 }
