@@ -697,7 +697,8 @@ func (e *sqliteEngine) scrub(ctx context.Context) error {
 	}
 	defer s.end()
 	b, left := &Batch{}, int64(1)
-	b.One([]any{&left}, `PRAGMA wal_checkpoint(TRUNCATE)`)
+	var pages, folded int64
+	b.One([]any{&left, &pages, &folded}, `PRAGMA wal_checkpoint(TRUNCATE)`)
 	if err := e.write.exec(b); err != nil {
 		return fault.Wrap(op, err)
 	}
