@@ -569,6 +569,8 @@ func (e *sqliteEngine) borrowWriter() (c *sqliteConn, back func(fine bool)) {
 // the writer no longer.
 func (e *sqliteEngine) lend() (c *sqliteConn, back func(fine bool)) {
 	if err := e.write.Exec("PRAGMA query_only = ON"); err != nil {
+		_ = e.write.close() // kept, it would refuse every reader; whoever needs one opens another
+		e.write = nil
 		<-e.writer
 		return nil, nil // a reader will say what is wrong
 	}
