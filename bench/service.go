@@ -27,6 +27,7 @@ type kept struct{}
 func (kept) Retain() func()                        { return func() {} }
 func (kept) Hint(context.Context, time.Time) error { return nil }
 func (kept) Spool() conversation.Spool             { return nil }
+func (kept) Near() bool                            { return true }
 
 // service runs turns without HTTP: what a turn costs beside the model, and how that grows with the conversation. With
 // the prompt as it is configured, and with one that holds ten messages in either conversation.

@@ -72,7 +72,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 			"scripted": claude.ScriptedModel},
 		Weigh:  func(blocks []json.RawMessage) int { return prices.EstimateBlocks("", blocks) },
 		Window: prices.ContextWindow, Settings: claude.ValidateSettings, Observe: meters.observe,
-		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"),
+		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"), SearchShare: searchShare(s),
 	})
 	kept := openSpool(s, log, in.lasting)
 	if kept != nil {

@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,6 +44,14 @@ func spareFor(files uint64, open int) int {
 func filesOfTenants(files uint64) uint64 {
 	const reserve = 1024
 	return files - min(reserve, files/4)
+}
+
+// searchShare is how much of one processor the searches of a tenant may take for long: a twentieth of what there is.
+func searchShare(s *settings) float64 {
+	if !s.on("RATE_LIMIT") {
+		return 0
+	}
+	return float64(runtime.GOMAXPROCS(0)) / 20
 }
 
 // memory is how much of it this process may use, in bytes: of what the machine has and what control groups allow, the

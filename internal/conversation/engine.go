@@ -39,6 +39,8 @@ type Config struct {
 	Weigh     func(blocks []json.RawMessage) int
 	PerTenant int // turns that may run at once in one open tenant (default 100)
 	Running   int // turns that may run at once in this process (default 2,000)
+	// SearchShare is how much of one processor the searches of an open tenant may take for long; 0: no bound.
+	SearchShare float64
 }
 
 // Engine runs turns. One exists per process; it needs no client, only the tenant's store.

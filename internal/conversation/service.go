@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -22,6 +24,7 @@ type Service struct {
 	// searching holds one place: searches of one tenant take turns, however many are asked for at once. They are the
 	// dearest that one may ask for, and all tenants share the machine.
 	searching chan struct{}
+	budget    *rate.Limiter // of time that searches may take, in microseconds; nil: no bound
 }
 
 // TenantPart is what a service needs of the place where its tenant is open.
@@ -33,6 +36,8 @@ type TenantPart interface {
 	Hint(ctx context.Context, due time.Time) error
 	// Spool is where turns leave what the database does not take; nil: nowhere.
 	Spool() Spool
+	// Near reports whether the database works with this machine's processors, which all tenants share.
+	Near() bool
 }
 
 // New builds the service of the tenant that owner owns.
@@ -41,6 +46,9 @@ func New(store Store, engine *Engine, sealer event.Sealer, owner ident.AccountID
 		searching: make(chan struct{}, 1)}
 	if tenant != nil {
 		s.spool = tenant.Spool()
+	}
+	if engine != nil && engine.SearchShare > 0 {
+		s.budget = rate.NewLimiter(rate.Limit(engine.SearchShare*1e6), int(searchBurst.Microseconds()))
 	}
 	return s
 }
@@ -310,8 +318,31 @@ func (s *Service) Search(ctx context.Context, actor ident.Actor, in SearchInput)
 	case <-ctx.Done():
 		return nil, "", fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
 	}
+	charge, err := s.afford(ctx)
+	if err != nil {
+		return nil, "", fault.New(fault.Canceled, op, "", "the request ended").With(err)
+	}
+	defer charge()
 	hits, next, err := search(ctx, s.store, in)
 	return hits, next, fault.Wrap(op, err)
+}
+
+// searchBurst is how long the searches of a tenant may take before they are held to their share of a processor. Who
+// searches now and then notices nothing of it; who searches without a pause gets slower, not everybody else.
+const searchBurst = 500 * time.Millisecond
+
+// afford waits until earlier searches are paid for; charge is called after the next one. The caller has the turn.
+func (s *Service) afford(ctx context.Context) (charge func(), err error) {
+	if s.budget == nil || !s.tenant.Near() {
+		return func() {}, nil
+	}
+	if err := s.budget.Wait(ctx); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	return func() {
+		s.budget.ReserveN(time.Now(), int(min(time.Since(began), searchBurst).Microseconds()))
+	}, nil
 }
 
 // ending makes the last state of a turn and the events that tell of it. Text, blocks, usage and the like are the

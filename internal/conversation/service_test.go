@@ -32,6 +32,8 @@ type part struct {
 
 func (*part) Retain() func() { return func() {} }
 
+func (*part) Near() bool { return true }
+
 func (p *part) Spool() conversation.Spool { return p.spool }
 
 func (p *part) Hint(_ context.Context, due time.Time) error {

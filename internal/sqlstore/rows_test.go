@@ -607,9 +607,12 @@ func TestPut(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, td := range d.Tables {
-					if want := map[string]int64{"log_head": 1}[td.Name]; td.Rows != want {
+					if want := map[string]int64{"log_head": 1, "usage": 1}[td.Name]; td.Rows != want {
 						t.Errorf("%s has %d rows", td.Name, td.Rows)
 					}
+				}
+				if u, err := NewTenantStore(db, nil).Used(t.Context()); err != nil || u.Messages != 0 || u.Bytes != 0 {
+					t.Errorf("it counts %+v, %v", u, err)
 				}
 				if after, err := NewTenantStore(db, nil).Head(t.Context()); err != nil || after != head {
 					t.Errorf("the log's head: %d after %d, %v", after, head, err)

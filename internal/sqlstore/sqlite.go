@@ -139,6 +139,7 @@ type sqliteEngine struct {
 // (the benchmarks in speed_test.go, interleaved).
 type sqliteConn struct {
 	*sqlite3.Conn
+	spare      bool // it holds a place in Spare
 	path       string
 	statements map[string]*sqlite3.Stmt
 }
@@ -667,11 +668,14 @@ func (e *sqliteEngine) reader() (c *sqliteConn, err error) {
 		e.options.Spare.give()
 		return nil, err
 	}
+	c.spare = true
 	return c, nil
 }
 
 func (e *sqliteEngine) closeReader(c *sqliteConn) error {
-	defer e.options.Spare.give()
+	if c.spare {
+		defer e.options.Spare.give()
+	}
 	return c.close()
 }
 

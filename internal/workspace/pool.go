@@ -451,6 +451,9 @@ func (e *entry) Spool() conversation.Spool {
 	return e.pool.Spool.Tenant(e.id)
 }
 
+// Near implements conversation.TenantPart.
+func (e *entry) Near() bool { return e.db.Dialect() == sqlstore.SQLite }
+
 // Hint stores that something is due in this tenant, unless an earlier hint is known to be stored.
 func (e *entry) Hint(ctx context.Context, due time.Time) error {
 	e.hintMu.Lock()
