@@ -7,9 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
@@ -21,7 +24,12 @@ func TestEraseAccount(t *testing.T) {
 	ten, actor := h.newTenant(tenant.SQLite)
 	other, otherActor := h.newTenant(tenant.SQLite)
 	h.fill(otherActor, other.ID, 2)
+	actor.Name, actor.Address = "Adelheid Seefahrer", "198.51.100.77"
 	h.fill(actor, ten.ID, 5)
+	if err := h.store.Refuse(t.Context(), account.Refusal{Actor: ident.Actor{Address: actor.Address}, At: time.Now(), Action: "session.refused",
+		Subject: string(actor.Account), Detail: json.RawMessage(`{}`)}); err != nil {
+		t.Fatal(err)
+	}
 	// It has lived in a file, in the operator's PostgreSQL and in its owner's.
 	h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.Postgres))
 	h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.External))
@@ -86,6 +94,22 @@ func TestEraseAccount(t *testing.T) {
 	}
 	ws := h.acquire(otherActor, other.ID) // nobody else noticed
 	ws.Release()
+	// The receipt says that names and addresses are removed: they are in none of the master's files.
+	h.node.end()
+	if err := h.store.Scrub(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"master.db", "master.db-wal"} {
+		raw, err := os.ReadFile(filepath.Join(h.dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, what := range []string{actor.Name, actor.Address} {
+			if bytes.Contains(raw, []byte(what)) {
+				t.Errorf("%s still knows %s", file, what)
+			}
+		}
+	}
 }
 
 // TestEraseData empties the tenant and leaves its owner an account that works. Not even the bytes of the file keep
@@ -130,6 +154,40 @@ func TestEraseData(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestEraseDataGoesOn: whoever erases is killed while the file is about to be changed for another one. What was begun is
+// taken back, and the data erased.
+func TestEraseDataGoesOn(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	h.node = h.startIdle("node-a", true)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 3)
+	j, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.leave(j)
+	half := h.half(ten.ID, tenant.SQLite)
+	ws := h.acquire(actor, ten.ID)
+	if err := sqlstore.StartCapture(t.Context(), ws.Database().Direct()); err != nil {
+		t.Fatal(err)
+	}
+	if err := sqlstore.Fence(t.Context(), ws.Database().Direct()); err != nil {
+		t.Fatal(err)
+	}
+	ws.Release()
+	h.node.end()
+	h.node = h.start("node-b", true)
+	if j = h.await(j.ID); j.State != job.Completed {
+		t.Fatalf("%+v", j.Failure)
+	}
+	h.fill(actor, ten.ID, 2).check2(t)
+	list, err := h.store.ListDatabases(t.Context(), ten.ID)
+	if err != nil || len(list) != 1 || list[0].ID() != half.ID() || list[0].State != tenant.InUse {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 
