@@ -18,7 +18,7 @@ import (
 
 // Work does what a kind of job is about. It returns a report, which is shown, and an error when it failed: it has then
 // left everything as it was. When ctx ends because somebody cancelled, it undoes what it did and returns
-// [ErrCancelled]; when it ends because the server stops, it may return whatever stands, and is called again later,
+// [ErrCancelled]; that may be so from the beginning, and an earlier process may have left something to be undone. When it ends because the server stops, it may return whatever stands, and is called again later,
 // with what it saved.
 type Work func(ctx context.Context, run *Run) (report any, err error)
 
@@ -47,13 +47,14 @@ func (r *Run) Progress(done, total int64, unit string) {
 	r.now = Progress{Done: done, Total: total, Unit: unit}
 }
 
-// Save stores what whoever goes on with this job must know. It returns when that is on disk.
+// Save stores what whoever goes on with this job must know. It returns when that is on disk: with [ErrCancelled] when
+// somebody wishes by then that the job stops, so that nothing is done against a wish that was stored before.
 func (r *Run) Save(ctx context.Context, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return fault.Wrap("job.Save", err)
 	}
-	held, _, err := r.runner.Store.RenewJob(ctx, r.Job.ID, r.runner.Node, r.runner.until(), r.progress(), raw)
+	held, cancel, err := r.runner.Store.RenewJob(ctx, r.Job.ID, r.runner.Node, r.runner.until(), r.progress(), raw)
 	switch {
 	case err != nil:
 		return err
@@ -61,6 +62,9 @@ func (r *Run) Save(ctx context.Context, v any) error {
 		return errLost
 	}
 	r.Job.Saved = raw
+	if cancel {
+		return ErrCancelled
+	}
 	return nil
 }
 
@@ -217,6 +221,9 @@ func (r *Runner) work(ctx context.Context, j Job) {
 	close(quit)
 	<-quiet
 	cause := context.Cause(doing)
+	if errors.Is(cause, ErrCancelled) && fault.Is(err, fault.Canceled) {
+		err = ErrCancelled // it is what became of the wish on the way
+	}
 	switch {
 	case errors.Is(cause, errLost):
 		r.Log.Warn("job lost to another server", "job", j.ID, "kind", j.Kind)

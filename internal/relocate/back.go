@@ -58,8 +58,27 @@ func (s *Service) back(ctx context.Context, run *job.Run) (any, error) {
 	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
+	if run.Again() && errors.Is(context.Cause(ctx), job.ErrCancelled) {
+		if err := s.reopenHeld(context.WithoutCancel(ctx), in); err != nil {
+			return nil, errors.Join(job.ErrAgain, err)
+		}
+	}
 	report, err := s.GoBack(ctx, in, run.Progress)
 	return ended(ctx, report, err)
+}
+
+// reopenHeld opens those again that a killed process closed to writers and did not take back.
+func (s *Service) reopenHeld(ctx context.Context, in BackInput) error {
+	if s.Snapshots == nil {
+		return nil
+	}
+	in.Parallel = fleetParallel
+	b := &backRun{Service: s, BackInput: in, report: &BackReport{}}
+	if err := b.look(ctx); err != nil {
+		return err
+	}
+	b.list = slices.DeleteFunc(b.list, func(r *returner) bool { return !r.left })
+	return b.letGo(ctx)
 }
 
 // GoBack makes tenants' databases what they were before their last migration: schema and rows. What was written since is
@@ -110,6 +129,7 @@ type returner struct {
 	snap   *StepSnapshot
 	detail BackDetail
 	stayed bool // it could not go
+	left   bool // a killed process had closed it already
 }
 
 func (b *backRun) run(ctx context.Context) error {
@@ -230,7 +250,12 @@ func (b *backRun) lookAt(ctx context.Context, id ident.TenantID) (*returner, err
 	if t.Job != "" {
 		return nil, fault.New(fault.Conflict, "relocate.GoBack", "tenant_busy", "a job works on the whole of it")
 	}
-	return &returner{tenant: t, snap: snap, detail: BackDetail{Tenant: id, From: version, To: snap.Schema(), At: snap.At(),
+	// Held although it has not gone back: nothing was wrong with it before.
+	left := t.Schema.Problem == tenant.SchemaHeld
+	if left {
+		t.Schema.Problem = ""
+	}
+	return &returner{tenant: t, left: left, snap: snap, detail: BackDetail{Tenant: id, From: version, To: snap.Schema(), At: snap.At(),
 		Newer: max(0, int64(head)-int64(snap.Head))}}, nil
 }
 
