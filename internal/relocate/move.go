@@ -110,6 +110,7 @@ type mover struct {
 	tenant tenant.Tenant
 	target tenant.Database
 	report MoveReport
+	saved  any // what the job saves in place of the report, when moving is only a part of it
 
 	lease    *workspace.Workspace
 	from, to *sqlstore.DB
@@ -439,7 +440,11 @@ func (m *mover) changeNow(ctx context.Context) (err error) {
 	if m.target.Facts.SchemaVersion, err = sqlstore.SchemaVersion(ctx, m.to); err != nil {
 		return err
 	}
-	if err := m.run.Save(ctx, m.report); err != nil {
+	var saved any = m.report
+	if m.saved != nil {
+		saved = m.saved
+	}
+	if err := m.run.Save(ctx, saved); err != nil {
 		return err
 	}
 	return m.commit(ctx)
