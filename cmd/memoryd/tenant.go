@@ -384,7 +384,7 @@ func (c tenantEraseCmd) Run(ctx context.Context, p *program) error {
 }
 
 type tenantReceiptCmd struct {
-	File string `arg:"" help:"The receipt." type:"existingfile"`
+	File string `arg:"" help:"The receipt, or the whole answer it came in." type:"existingfile"`
 }
 
 // Run checks a receipt.
@@ -393,9 +393,9 @@ func (c tenantReceiptCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	var r relocate.Receipt
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return errors.New("this is no receipt")
+	r, err := relocate.ReadReceipt(raw)
+	if err != nil {
+		return err
 	}
 	return withTenants(ctx, p, func(w *whole) error {
 		if !w.svc.Check(r) {

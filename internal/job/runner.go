@@ -232,6 +232,11 @@ func (r *Runner) work(ctx context.Context, j Job) {
 		return // it stays running, and is claimed again after the restart
 	case errors.Is(err, ErrAgain):
 		r.Log.Warn("job not finished, it will be tried again", "job", j.ID, "kind", j.Kind, "error", err)
+		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.Lease)
+		defer cancel()
+		if err := r.Store.NoteJob(noting, j.ID, r.Node, failureOf(err)); err != nil {
+			r.Log.Warn("trouble of job not stored", "code", fault.CodeOf(err), "job", j.ID)
+		}
 		return
 	}
 	r.finish(run, report, err)
@@ -276,7 +281,7 @@ func (r *Runner) renew(ctx context.Context, run *Run, stop context.CancelCauseFu
 
 func (r *Runner) finish(run *Run, report any, err error) {
 	j := run.Job
-	j.State, j.Progress = Completed, run.progress()
+	j.State, j.Progress, j.Failure = Completed, run.progress(), nil
 	now := r.Now().UTC().Truncate(time.Microsecond)
 	j.FinishedAt = &now
 	if report != nil {
@@ -291,11 +296,8 @@ func (r *Runner) finish(run *Run, report any, err error) {
 		j.State = Cancelled
 	case err != nil:
 		j.State = Failed
-		detail := "something went wrong on the server"
-		if f, ok := errors.AsType[*fault.Error](err); ok {
-			detail = f.Message
-		}
-		j.Failure = &Failure{Code: fault.CodeOf(err), Detail: detail}
+		f := failureOf(err)
+		j.Failure = &f
 		r.Log.Error("job failed", "job", j.ID, "kind", j.Kind, "error", err)
 	}
 	ch := event.NewChange(ident.System(""), now)
@@ -315,6 +317,15 @@ func (r *Runner) finish(run *Run, report any, err error) {
 	if r.Told != nil {
 		r.Told(j)
 	}
+}
+
+// failureOf is as much of an error as may be shown.
+func failureOf(err error) Failure {
+	detail := "something went wrong on the server"
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		detail = f.Message
+	}
+	return Failure{Code: fault.CodeOf(err), Detail: detail}
 }
 
 func (r *Runner) until() time.Time { return r.Now().Add(r.Lease) }

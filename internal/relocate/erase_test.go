@@ -2,15 +2,18 @@ package relocate
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
@@ -188,6 +191,125 @@ func TestEraseDataGoesOn(t *testing.T) {
 	list, err := h.store.ListDatabases(t.Context(), ten.ID)
 	if err != nil || len(list) != 1 || list[0].ID() != half.ID() || list[0].State != tenant.InUse {
 		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+// TestEraseDataFrozen: what the operator froze is not erased, whether that was before it was asked for or after.
+func TestEraseDataFrozen(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	h.node = h.startIdle("node-a", true)
+	ten, actor := h.newTenant(tenant.SQLite)
+	w := h.fill(actor, ten.ID, 2)
+	freeze := func(state tenant.State) {
+		t.Helper()
+		if _, err := h.svc.SetState(t.Context(), ident.System(""), ten.ID, state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	codes := map[tenant.State]string{tenant.ReadOnly: "tenant_read_only", tenant.Quarantined: "tenant_quarantined",
+		tenant.Suspended: "tenant_suspended"}
+	for state, code := range codes {
+		freeze(state)
+		_, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+		wantCode(t, err, code)
+		freeze(tenant.Active)
+		j, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData) // the refused one is not in the way
+		if err != nil {
+			t.Fatal(err)
+		}
+		freeze(state)
+		j, err = h.runner.Do(t.Context(), j.ID)
+		if err != nil || j.State != job.Failed || j.Failure.Code != code {
+			t.Errorf("%s: %+v, %+v, %v", state, j, j.Failure, err)
+		}
+	}
+	freeze(tenant.Active)
+	w.check2(t)
+}
+
+// TestEraseDataAway: data in a database that lets nobody in is not erased for as long, and says so. It does not keep
+// anybody from erasing the account.
+func TestEraseDataAway(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.External)
+	h.node.end()
+	h.node = h.startIdle("node-b", true)
+	if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, ten.Placement.Database, nil,
+		func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
+			now.Placement.Address.Port = 1
+			return now, event.Change{}, nil
+		}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err = h.runner.Do(t.Context(), data.ID); err != nil || data.State != job.Running || data.Failure == nil || data.Failure.Code == "" {
+		t.Fatalf("%+v, %+v, %v", data, data.Failure, err)
+	}
+	all, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseAccount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err = h.store.FindJob(t.Context(), data.ID); err != nil || data.State != job.Cancelled || data.Failure != nil {
+		t.Errorf("%+v, %+v, %v", data, data.Failure, err)
+	}
+	if all, err = h.runner.Do(t.Context(), all.ID); err != nil || all.State != job.Completed {
+		t.Fatalf("%+v, %+v, %v", all, all.Failure, err)
+	}
+	if _, err := h.store.FindTenant(t.Context(), ten.ID); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+}
+
+// TestReceiptsOfRetries: the receipt tells of what an earlier try did, and that of an account of what was done to its
+// data before.
+func TestReceiptsOfRetries(t *testing.T) {
+	for _, what := range []string{EraseData, EraseAccount} {
+		h := newHouse(t)
+		ten, actor := h.newTenant(tenant.SQLite)
+		h.fill(actor, ten.ID, 2)
+		h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.Postgres)) // the file stays as a copy
+		h.node.end()
+		h.node = h.startIdle("node-b", true)
+		h.svc.Spools = func(context.Context, ident.TenantID) error { return fault.New(fault.Unavailable, "test", "", "away") }
+		j, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if j, err = h.runner.Do(t.Context(), j.ID); err != nil || j.State != job.Running {
+			t.Fatalf("%+v, %v", j, err)
+		}
+		h.node.end()
+		h.node = h.startIdle("node-c", true)
+		if what == EraseAccount {
+			if j, err = h.svc.Erase(t.Context(), actor, ten.ID, what); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if j, err = h.runner.Do(t.Context(), j.ID); err != nil || j.State != job.Completed || j.Failure != nil {
+			t.Fatalf("%+v, %+v, %v", j, j.Failure, err)
+		}
+		answer, err := json.Marshal(map[string]any{"state": "completed", "receipt": j.Report})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range [][]byte{j.Report, answer} {
+			r, err := ReadReceipt(text)
+			if err != nil || r.What != what || !h.svc.Check(r) {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			for _, store := range []string{"hosted_sqlite", "hosted_postgres", "backups"} {
+				if !slices.ContainsFunc(r.Stores, func(s ErasedStore) bool { return s.Store == store && s.Outcome == outcomeErased }) {
+					t.Errorf("%s: nothing about %s in %+v", what, store, r.Stores)
+				}
+			}
+		}
+	}
+	if _, err := ReadReceipt([]byte(`{"state": "running", "receipt": {}}`)); err == nil {
+		t.Error("an answer without a receipt has one")
 	}
 }
 

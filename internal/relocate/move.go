@@ -120,6 +120,7 @@ type mover struct {
 	tenant tenant.Tenant
 	target tenant.Database
 	report MoveReport
+	saved  any // what the job saves in place of the report, when moving is only a part of it
 
 	lease    *workspace.Workspace
 	from, to *sqlstore.DB
@@ -474,8 +475,12 @@ func (m *mover) changeNow(ctx context.Context) (err error) {
 	if m.target.Facts.SchemaVersion, err = sqlstore.SchemaVersion(ctx, m.to); err != nil {
 		return err
 	}
+	var saved any = m.report
+	if m.saved != nil {
+		saved = m.saved
+	}
 	// It is also the last moment to hear that nobody wants it any more.
-	if err := m.run.Save(ctx, m.report); err != nil {
+	if err := m.run.Save(ctx, saved); err != nil {
 		return err
 	}
 	return m.commit(ctx)

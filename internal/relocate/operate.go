@@ -78,14 +78,14 @@ func (s *Service) Rekey(ctx context.Context, actor ident.Actor, id ident.TenantI
 	return s.start(ctx, actor, id, d.ID(), nil, true)
 }
 
-// rekey is the same inside another job of the tenant.
-func (s *Service) rekey(ctx context.Context, run *job.Run, t tenant.Tenant) error {
+// rekey is the same inside another job of the tenant, which has saved what it must know.
+func (s *Service) rekey(ctx context.Context, run *job.Run, t tenant.Tenant, saved any) error {
 	// An earlier try of this job may have left an entry with nothing in it.
 	d, err := s.hosted(ctx, ident.System(""), t, tenant.SQLite, "", false)
 	if err != nil {
 		return err
 	}
-	m := &mover{Service: s, run: run, in: moveInput{To: d.ID(), Discard: true}, tenant: t}
+	m := &mover{Service: s, run: run, in: moveInput{To: d.ID(), Discard: true}, tenant: t, saved: saved}
 	if err := m.do(ctx); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 		defer cancel()

@@ -244,6 +244,16 @@ func (s *MasterStore) FinishJob(ctx context.Context, j job.Job, node string, ch 
 	})
 }
 
+// NoteJob implements job.Store.
+func (s *MasterStore) NoteJob(ctx context.Context, id ident.JobID, node string, f job.Failure) error {
+	return s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) {
+			b.Exec(`UPDATE jobs SET error_code = ?, error_detail = ? WHERE id = ? AND node = ? AND state = 'running'`,
+				f.Code, f.Detail, id, node)
+		})
+	})
+}
+
 // endJob queues the end of a job.
 func endJob(b *Batch, j job.Job) {
 	code, detail := "", ""
