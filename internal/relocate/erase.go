@@ -69,7 +69,11 @@ func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantI
 	default:
 		return job.Job{}, fault.BadInput(op, "body.what", "must be account or data")
 	}
-	j, err := s.newJob(kind, t, eraseInput{Asker: askerOf(actor)})
+	in := eraseInput{}
+	if kind == KindEmpty {
+		in.Asker = askerOf(actor)
+	} // else the job outlives the account, and must not know who that was
+	j, err := s.newJob(kind, t, in)
 	if err != nil {
 		return job.Job{}, err
 	}

@@ -9,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
@@ -23,7 +26,12 @@ func TestEraseAccount(t *testing.T) {
 	ten, actor := h.newTenant(tenant.SQLite)
 	other, otherActor := h.newTenant(tenant.SQLite)
 	h.fill(otherActor, other.ID, 2)
+	actor.Name, actor.Address = "Adelheid Seefahrer", "198.51.100.77"
 	h.fill(actor, ten.ID, 5)
+	if err := h.store.Refuse(t.Context(), account.Refusal{Actor: ident.Actor{Address: actor.Address}, At: time.Now(), Action: "session.refused",
+		Subject: string(actor.Account), Detail: json.RawMessage(`{}`)}); err != nil {
+		t.Fatal(err)
+	}
 	// It has lived in a file, in the operator's PostgreSQL and in its owner's.
 	h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.Postgres))
 	h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.External))
@@ -88,6 +96,22 @@ func TestEraseAccount(t *testing.T) {
 	}
 	ws := h.acquire(otherActor, other.ID) // nobody else noticed
 	ws.Release()
+	// The receipt says that names and addresses are removed: they are in none of the master's files.
+	h.node.end()
+	if err := h.store.Scrub(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"master.db", "master.db-wal"} {
+		raw, err := os.ReadFile(filepath.Join(h.dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, what := range []string{actor.Name, actor.Address} {
+			if bytes.Contains(raw, []byte(what)) {
+				t.Errorf("%s still knows %s", file, what)
+			}
+		}
+	}
 }
 
 // TestEraseData empties the tenant and leaves its owner an account that works. Not even the bytes of the file keep

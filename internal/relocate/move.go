@@ -163,6 +163,10 @@ func (m *mover) do(ctx context.Context) (err error) {
 	handedOver = true
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
+	// Whoever edited the target or the tenant meanwhile meant what is open now.
+	if err := m.Pool.Refresh(after, m.tenant.ID); err != nil {
+		m.Log.Warn("tenant not looked up again", "code", fault.CodeOf(err), "tenant", m.tenant.ID)
+	}
 	m.retire(after, former)
 	return nil
 }
@@ -471,10 +475,7 @@ func (m *mover) commit(ctx context.Context) error {
 	ch := event.NewChange(actor, m.moment())
 	ch.Add("database.activated", string(m.in.To), map[string]any{"from": m.report.From, "job_id": m.run.Job.ID})
 	ch.Add(workspace.EventMoved, string(m.tenant.ID), map[string]any{"node": m.Node, "from": m.report.From, "to": m.in.To})
-	to := m.target
-	to.Facts.CheckedAt = &ch.At
-	to.Version++
-	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, to, ch)
+	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, m.in.To, m.target.Facts.SchemaVersion, ch)
 	for fault.Unknown(err) {
 		// Only looking can tell. Until it is known neither place may be used.
 		t, lerr := m.Store.FindTenant(ctx, m.tenant.ID)

@@ -1,6 +1,7 @@
 package relocate
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -634,5 +635,42 @@ func TestMismatchIsFound(t *testing.T) {
 	m.to = source.Database()
 	if err := m.compare(t.Context(), snap); err != nil {
 		t.Errorf("the same differs: %v", err)
+	}
+}
+
+// TestATargetEditedWhileItIsFilled: the move keeps what its owner changed of the target meanwhile, and what is open
+// afterwards is entered as the directory says.
+func TestATargetEditedWhileItIsFilled(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 40)
+	dest := h.place(actor, ten.ID, tenant.External)
+	j, err := h.svc.Activate(t.Context(), actor, ten.ID, dest, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d := (tenant.Database{}); d.State != tenant.Filling; time.Sleep(time.Millisecond) {
+		if d, err = h.store.FindDatabase(t.Context(), ten.ID, dest); err != nil || d.State == tenant.InUse {
+			t.Fatalf("%+v, %v", d, err)
+		}
+	}
+	edited, err := h.svc.EditDatabase(t.Context(), actor, ten.ID, dest, nil, func(e *DatabaseEdit) error {
+		e.Name, e.Password = "Renamed", &h.password // sealed anew, so other bytes
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j = h.await(j.ID); j.State != job.Completed {
+		t.Fatalf("%+v", j.Failure)
+	}
+	d, err := h.store.FindDatabase(t.Context(), ten.ID, dest)
+	if err != nil || d.Name != "Renamed" || d.Version <= edited.Version || !bytes.Equal(d.Placement.SealedPassword, edited.Placement.SealedPassword) {
+		t.Errorf("%+v, edited %+v, %v", d, edited, err)
+	}
+	ws := h.acquire(actor, ten.ID)
+	defer ws.Release()
+	if !bytes.Equal(ws.Tenant.Placement.SealedPassword, d.Placement.SealedPassword) {
+		t.Error("it is open with the old credentials")
 	}
 }

@@ -170,6 +170,9 @@ func (p *putBack) do(ctx context.Context, m *mover, in restoreInput) (PutBackRep
 		return none, err
 	}
 	m.target.Placement, m.target.Facts.SchemaVersion = at, schema
+	if m.target, err = m.note(ctx, m.target, tenant.Filling); err != nil { // the key of a file is known only now
+		return none, err
+	}
 	report := PutBackReport{Snapshot: manifest.ID, At: d.At, From: m.report.From, To: in.To, ToKind: KindName(in.Kind), Rows: d.Count(),
 		Hash: hex.EncodeToString(d.Digest)}
 	return report, p.change(ctx, m, &report)

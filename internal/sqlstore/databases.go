@@ -156,10 +156,11 @@ func (s *MasterStore) DeleteDatabase(ctx context.Context, of ident.TenantID, id 
 	})
 }
 
-// SwitchDatabase makes to the tenant's active database instead of the one that is, which becomes its original, under
-// the job that moved it. It reports false, and changes nothing, when the tenant is not that job's, or from is not the
+// SwitchDatabase makes to the tenant's active database instead of from, which becomes its original, under the job that
+// moved it. Of both, only what the switch is about is written: name, credentials and what is sealed may have become others
+// since the move began. It reports false, and changes nothing, when the tenant is not that job's, or from is not the
 // active one any more.
-func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by ident.JobID, from ident.DatabaseID, to tenant.Database,
+func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by ident.JobID, from, to ident.DatabaseID, schemaVersion int64,
 	ch event.Change,
 ) (switched bool, err error) {
 	err = s.change(ctx, func(tx *Tx, head *event.Seq) error {
@@ -168,14 +169,19 @@ func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by 
 		if err != nil || t.Job != by || t.Placement.Database != from {
 			return err
 		}
-		was.State, was.UpdatedAt = tenant.Original, ch.At
-		to.State, to.UpdatedAt = tenant.InUse, ch.At
+		_, now, err := lockDatabase(tx, of, to)
+		if err != nil {
+			return err
+		}
+		was.State, was.Version, was.UpdatedAt = tenant.Original, was.Version+1, ch.At
+		now.State, now.Version, now.UpdatedAt = tenant.InUse, now.Version+1, ch.At
+		now.Facts.SchemaVersion, now.Facts.Problem, now.Facts.CheckedAt = schemaVersion, "", &ch.At
 		switched = true
 		return tx.Commit(func(b *Batch) {
 			updateDatabase(b, was)
-			updateDatabase(b, to)
+			updateDatabase(b, now)
 			b.Exec(`UPDATE tenants SET database_id = ?, schema_version = ?, schema_problem = '', schema_at = ? WHERE id = ?`,
-				to.ID(), to.Facts.SchemaVersion, ident.Micros(ch.At), of)
+				to, schemaVersion, ident.Micros(ch.At), of)
 			toTell(b, of, ch)
 			appendChange(b, ch, head)
 		})

@@ -177,7 +177,7 @@ func (s *TenantStore) askFar(ctx context.Context, q conversation.Question) (f co
 				countFar(b, q.Clauses, f.Frequencies.Clauses, exact)
 			}
 			for _, one := range open {
-				one.walk(b, int64(len(open)))
+				one.walk(b)
 			}
 		})
 		if err != nil || moved {
@@ -267,12 +267,10 @@ type finding struct {
 	size int64 // of their texts
 
 	// On PostgreSQL.
-	done  bool
-	share int64 // how much text the last question asked for
-	upto  int64 // and how much there was, in UTF-16 code units
-	low   int64 // the last of the rows that were looked at
-	way   int64 // and how it went on from there
-	deep  bool  // by the GIN index alone
+	done bool
+	low  int64 // the last of the rows that were looked at
+	way  int64 // and how it went on from there
+	deep bool  // by the GIN index alone
 }
 
 func newFinding(c conversation.Candidates, t wordTable) *finding {
@@ -358,7 +356,8 @@ const (
 	wayWalk
 )
 
-// walk queues the search on PostgreSQL, newest first, for a part of the text that is still wanted.
+// walk queues the search on PostgreSQL, newest first, for all that is still wanted: to ask for less would save text that
+// is seldom too much, and cost a way to the database and back.
 //
 // An index of words has no order there: common words are met soon on a walk backwards through the rows, and of rare
 // words the index has few hits to sort. A look at the newest rows tells which it is; the planner's statistics could not,
@@ -366,18 +365,17 @@ const (
 // wait for the way to the database twice: what hangs on (SELECT way FROM way) does not run when it is not that way. The hits of
 // the index are materialized before anything is asked of their numbers: for the sake of these the planner would go through
 // all rows.
-func (f *finding) walk(b *Batch, part int64) {
-	f.share, f.upto, f.low, f.way = f.Text-f.size, 0, 0, wayNone
-	f.share = max(1, f.share/part)
+func (f *finding) walk(b *Batch) {
+	f.low, f.way = 0, wayNone
 	var a arguments
 	hit := `words @@ CAST(` + a.add(expression(Postgres, f.Match, f.role)) + ` AS tsquery)`
-	before, room, share := a.add(f.Before), a.add(f.room()), a.add(f.share)
+	before, room, text := a.add(f.Before), a.add(f.room()), a.add(f.Text-f.size)
 	where := f.filters(f.Candidates, a.add)
-	// How much text there is, PostgreSQL adds up before it reads the text.
+	// How much text there is, in UTF-16 code units, PostgreSQL adds up before it reads the text.
 	docs := func(hits, had, room string) string {
 		return `SELECT * FROM (` + f.rows + `, CAST(` + had + ` + sum(` + f.length + `) OVER (ORDER BY x.n DESC) AS BIGINT) AS upto,
 			` + f.length + ` AS own FROM (` + hits + `) x` + f.post + where + ` ORDER BY x.n DESC LIMIT ` + room + `) y
-			WHERE upto - own <= ` + share
+			WHERE upto - own <= ` + text
 	}
 	if f.deep {
 		b.Query(f.far, `WITH hits AS MATERIALIZED (SELECT n FROM `+f.name+` WHERE `+hit+`)
@@ -397,7 +395,7 @@ func (f *finding) walk(b *Batch, part int64) {
 			FROM (SELECT n, words FROM `+f.name+` WHERE n < `+before+` ORDER BY n DESC LIMIT `+first+`) w),
 		near AS MATERIALIZED (`+docs(`SELECT n FROM head WHERE hit ORDER BY n DESC`, `0`, room)+`),
 		way AS MATERIALIZED (SELECT low, greatest(room, 0) AS room, upto,
-			CASE WHEN seen < `+first+` OR room <= 0 OR upto > `+share+` THEN 0 WHEN `+rare+` THEN 1 ELSE 2 END AS way
+			CASE WHEN seen < `+first+` OR room <= 0 OR upto > `+text+` THEN 0 WHEN `+rare+` THEN 1 ELSE 2 END AS way
 			FROM (SELECT seen, low, hits, `+room+` - docs AS room, upto
 				FROM (SELECT count(*) AS seen, coalesce(min(n), 0) AS low, count(*) FILTER (WHERE hit) AS hits FROM head) h,
 				(SELECT count(*) AS docs, coalesce(max(upto), 0) AS upto FROM near) d) k),
@@ -424,7 +422,6 @@ func (f *finding) far(r Scanner) error {
 	}
 	d.CreatedAt = ident.Time(at)
 	f.take(d)
-	f.upto = max(f.upto, upto)
 	return nil
 }
 
@@ -436,7 +433,6 @@ func (f *finding) settle() {
 	switch {
 	case f.room() <= 0:
 		f.done = true
-	case f.upto > f.share: // only a part of the text was asked for
 	case f.way == wayWalk && f.unfiltered() && f.low > scanMax-lookFirst:
 		// The newest 200,000 rows do not have enough of what looked common: the rest is for the index.
 		f.deep = true

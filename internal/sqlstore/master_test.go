@@ -12,11 +12,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/audit"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/tenant"
 )
 
@@ -791,4 +794,56 @@ func TestMasterLogAndTrail(t *testing.T) {
 		cancel()
 		refused(t, s.Ping(over), "canceled")
 	}
+}
+
+// What somebody changed of either database while it was copied stays when the tenant is switched.
+func TestASwitchKeepsWhatWasEditedMeanwhile(t *testing.T) {
+	onMaster(t, func(t *testing.T, s *MasterStore) {
+		a := join(t, s, "ada@example.com", "")
+		told := func(kind string) event.Change {
+			ch := event.NewChange(ident.System(""), noon(time.Minute))
+			ch.Add(kind, string(a.Tenant), map[string]any{})
+			return ch
+		}
+		from, to := tenant.First(a.Tenant), ident.New[ident.DatabaseID]()
+		d := tenant.Database{Tenant: a.Tenant, Name: "Mine", State: tenant.Filling, Version: 1, CreatedAt: noon(0), UpdatedAt: noon(0),
+			Placement: tenant.Placement{Database: to, Kind: tenant.External, SealedPassword: []byte("old"),
+				Address: tenant.Address{Host: "db.example.org", Port: 5432, Database: "d", Username: "ada", TLS: tenant.TLSDisable}}}
+		if err := s.InsertDatabase(t.Context(), d, told("database.created")); err != nil {
+			t.Fatal(err)
+		}
+		j := job.Job{ID: ident.New[ident.JobID](), Kind: "database.move", Account: a.ID, Tenant: a.Tenant, State: job.Queued, Input: []byte(`{}`), CreatedAt: noon(0)}
+		if err := s.InsertJob(t.Context(), j, told("database.activation_started")); err != nil {
+			t.Fatal(err)
+		}
+		want := map[ident.DatabaseID]tenant.Database{}
+		for _, id := range []ident.DatabaseID{from, to} {
+			edited := settle[tenant.Database](t)(s.UpdateDatabase(t.Context(), a.Tenant, id, nil,
+				func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+					d.Name, d.Version, d.Placement.Address.Username = "Renamed "+d.Name, d.Version+1, "countess"
+					return d, told("database.updated"), nil
+				}))
+			sealed := edited.Placement
+			sealed.WrappedKey, sealed.SealedPassword = []byte("sealed anew"), []byte("sealed anew")
+			if done := settle[bool](t)(s.Reseal(t.Context(), edited.Placement, sealed)); !done {
+				t.Fatal("not sealed anew")
+			}
+			edited.Placement = sealed
+			edited.Version++
+			want[id] = edited
+		}
+		ch := told("database.activated")
+		if switched := settle[bool](t)(s.SwitchDatabase(t.Context(), a.Tenant, j.ID, from, to, 7, ch)); !switched {
+			t.Fatal("not switched")
+		}
+		was, is := want[from], want[to]
+		was.State, was.UpdatedAt = tenant.Original, ch.At
+		is.State, is.UpdatedAt, is.Facts = tenant.InUse, ch.At, tenant.Facts{SchemaVersion: 7, CheckedAt: &ch.At}
+		for _, want := range []tenant.Database{was, is} {
+			got := settle[tenant.Database](t)(s.FindDatabase(t.Context(), a.Tenant, want.ID()))
+			if d := cmp.Diff(want, got); d != "" {
+				t.Error(d)
+			}
+		}
+	})
 }

@@ -100,3 +100,22 @@ func TestAReaderWithoutSpareWaitsForTheWriter(t *testing.T) {
 		})
 	}
 }
+
+// A writing connection that cannot be lent is replaced, by readers too.
+func TestABrokenWriterIsReplaced(t *testing.T) {
+	db, err := OpenSQLite(t.Context(), SQLiteOptions{Path: filepath.Join(t.TempDir(), "f"), Create: true, Spare: NewSpare(0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	write(t, db, `CREATE TABLE t (n BIGINT NOT NULL)`)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	db.on.Load().engine.(*sqliteEngine).write.SetInterrupt(over) // nothing runs on it any more
+	for range 2 {
+		if err := look(t.Context(), db); err != nil {
+			t.Error(err)
+		}
+	}
+	write(t, db, `INSERT INTO t (n) VALUES (1)`)
+}

@@ -570,6 +570,8 @@ func (e *sqliteEngine) borrowWriter() (c *sqliteConn, back func(fine bool)) {
 // the writer no longer.
 func (e *sqliteEngine) lend() (c *sqliteConn, back func(fine bool)) {
 	if err := e.write.Exec("PRAGMA query_only = ON"); err != nil {
+		_ = e.write.close() // kept, it would refuse every reader; whoever needs one opens another
+		e.write = nil
 		<-e.writer
 		return nil, nil // a reader will say what is wrong
 	}
@@ -701,7 +703,8 @@ func (e *sqliteEngine) scrub(ctx context.Context) error {
 	}
 	defer s.end()
 	b, left := &Batch{}, int64(1)
-	b.One([]any{&left}, `PRAGMA wal_checkpoint(TRUNCATE)`)
+	var pages, folded int64
+	b.One([]any{&left, &pages, &folded}, `PRAGMA wal_checkpoint(TRUNCATE)`)
 	if err := e.write.exec(b); err != nil {
 		return fault.Wrap(op, err)
 	}

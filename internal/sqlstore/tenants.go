@@ -209,6 +209,8 @@ func (s *MasterStore) EraseTenant(ctx context.Context, e tenant.Erasure, but ide
 			b.Exec(`DELETE FROM accounts WHERE id = ?`, e.Account) // sessions and their tokens go along
 			// Who it was is nobody's business any more; that something was done, and by which account, stays.
 			b.Exec(`UPDATE audit SET actor_name = '', address = '', session_id = '' WHERE actor_id = ?`, e.Account)
+			// Whoever failed to sign in as them was nobody by then, and most likely them.
+			b.Exec(`UPDATE audit SET address = '' WHERE subject = ? AND actor_id = ''`, e.Account)
 			b.Exec(`UPDATE events SET actor_name = '' WHERE actor_id = ?`, e.Account)
 			appendChange(b, ch, head)
 		})

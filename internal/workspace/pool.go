@@ -81,6 +81,9 @@ type entry struct {
 	until time.Time     // failed, or opened with an older schema: when the next attempt may be made
 
 	tenant tenant.Tenant // guarded by pool.mu once ready
+	missed error         // why this is not what the directory says, see Pool.fellBehind; guarded by pool.mu, as the next two
+	lost   bool          // and may therefore not be used
+	retry  time.Time     // when it may be looked up again
 	db     *sqlstore.DB
 	store  *sqlstore.TenantStore
 	ws     Workspace // the services; handed out as copies
@@ -412,7 +415,7 @@ func (p *Pool) find(ctx context.Context, id ident.TenantID) (tenant.Tenant, erro
 // unavailable makes any failure to open one tenant's database Unavailable with a hint when to come back.
 func unavailable(err error) error {
 	code := fault.CodeOf(err)
-	if fault.Is(err, fault.Internal) || code == "" {
+	if fault.Is(err, fault.Internal) || fault.Is(err, fault.Canceled) || code == "" {
 		code = "tenant_unavailable"
 	}
 	return fault.New(fault.Unavailable, "workspace.Pool", code,

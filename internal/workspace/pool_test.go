@@ -120,6 +120,13 @@ func (h *house) start(adjust ...func(*Config)) {
 	})
 }
 
+// put makes t what the directory says.
+func (d *town) put(t tenant.Tenant) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.tenants[t.ID] = t
+}
+
 func (h *house) newTenant() tenant.Tenant {
 	h.t.Helper()
 	id := ident.New[ident.TenantID]()
@@ -403,4 +410,93 @@ func TestNoHintIsLost(t *testing.T) {
 			t.Error("nothing is stored")
 		}
 	})
+}
+
+// An open tenant that moved to where it cannot be opened yet is not served from where it was; it is tried again, once in
+// each pause, until it can.
+func TestATenantThatMovedIsNotServedFromWhereItWas(t *testing.T) {
+	now := time.Now()
+	h := newHouse(t, func(c *Config) { c.Now = func() time.Time { return now } })
+	for name, hear := range map[string]func(id ident.TenantID){
+		"refreshed": func(id ident.TenantID) {
+			if err := h.pool.Refresh(t.Context(), id); err == nil {
+				t.Error("opened what is not there")
+			}
+		},
+		"awaited": func(id ident.TenantID) { h.pool.await(t.Context(), h.pool.entries[id]) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			was := h.newTenant()
+			h.acquire(was).Release()
+			is := was
+			var err error
+			if is.Placement, err = h.place.Make(t.Context(), tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: tenant.SQLite}); err != nil {
+				t.Fatal(err)
+			}
+			file := h.place.path(is.Placement.Database)
+			if err := os.Rename(file, file+".away"); err != nil {
+				t.Fatal(err)
+			}
+			h.town.put(is)
+			hear(was.ID)
+			refused := func() {
+				t.Helper()
+				for _, actor := range []ident.Actor{{Account: was.Account}, ident.System("")} {
+					if ws, err := h.pool.Acquire(t.Context(), actor, was.ID); err == nil {
+						ws.Release()
+						t.Error("served from where it was")
+					} else if !fault.Is(err, fault.Unavailable) {
+						t.Errorf("refused with %v", err)
+					}
+				}
+			}
+			refused()
+			if err := os.Rename(file+".away", file); err != nil {
+				t.Fatal(err)
+			}
+			refused()
+			now = now.Add(pause)
+			ws := h.acquire(was)
+			if ws.Tenant.Placement.Database != is.Placement.Database {
+				t.Errorf("opened at %s", ws.Tenant.Placement.Database)
+			}
+			ws.Release()
+		})
+	}
+}
+
+// Credentials that do not work yet are tried again, while those from before are used; what else changed holds at once.
+func TestNewCredentialsAreTriedAgain(t *testing.T) {
+	now := time.Now()
+	h := newHouse(t, func(c *Config) { c.Now = func() time.Time { return now } })
+	was := h.newTenant()
+	h.acquire(was).Release()
+	bad := was
+	bad.Placement.SealedPassword, bad.Placement.WrappedKey, bad.State = []byte("new"), []byte("not the key"), tenant.ReadOnly
+	h.town.put(bad)
+	if err := h.pool.Refresh(t.Context(), was.ID); err == nil {
+		t.Fatal("opened with no key")
+	}
+	used := func(password string) {
+		t.Helper()
+		ws := h.acquire(was)
+		defer ws.Release()
+		if string(ws.Tenant.Placement.SealedPassword) != password || ws.Tenant.State != tenant.ReadOnly {
+			t.Errorf("%+v", ws.Tenant)
+		}
+		if _, _, err := ws.Projects.List(t.Context(), ident.Actor{Account: was.Account}, project.Query{Limit: 1}); err != nil {
+			t.Error(err)
+		}
+	}
+	used("")
+	good := bad
+	good.Placement.WrappedKey = was.Placement.WrappedKey
+	h.town.put(good)
+	asked := h.town.asked
+	used("") // the pause is not over
+	if h.town.asked != asked {
+		t.Error("asked before the pause was over")
+	}
+	now = now.Add(pause)
+	used("new")
 }

@@ -101,19 +101,51 @@ func refusal(s tenant.State) error {
 
 func (e *entry) refuses(t tenant.Tenant) error { return refusal(t.State) }
 
-// upToDate makes sure that this node knows where the tenant lives: with others at work on the same databases, who has
-// not heard from the master's log lately asks before it lets anybody in.
+// upToDate makes sure that this node knows where the tenant lives, and has it open there. With others at work on the same
+// databases, who has not heard from the master's log lately asks before it lets anybody in. An entry that fell behind is
+// tried again, by one caller in each pause; the others use it as it is, if it may be used.
 func (p *Pool) upToDate(ctx context.Context, e *entry) error {
-	if p.Sole || p.Master == nil {
-		return nil
+	now := p.Now()
+	p.mu.Lock()
+	late := !p.Sole && p.Master != nil && now.Sub(p.heard) > SwitchNotice/2
+	again := e.missed != nil && !now.Before(e.retry)
+	if again {
+		e.retry = now.Add(pause)
+	}
+	p.mu.Unlock()
+	var err error
+	if late || again {
+		err = p.Refresh(ctx, e.id)
+	}
+	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Canceled) {
+		return err
+	}
+	if again && err != nil {
+		p.Log.Warn("tenant not opened anew", "code", fault.CodeOf(err), "tenant", e.id)
 	}
 	p.mu.Lock()
-	late := p.Now().Sub(p.heard) > SwitchNotice/2
-	p.mu.Unlock()
-	if !late {
-		return nil
+	defer p.mu.Unlock()
+	if e.lost {
+		return unavailable(e.missed)
 	}
-	return p.Refresh(ctx, e.id)
+	return nil
+}
+
+// fellBehind notes that an open entry is not what the directory says: t, as far as that is known. Where the tenant lives
+// elsewhere, or may, the entry is not used until it could be opened there: what it has is old. With other credentials it
+// goes on with those it has, which may still be good, and may be so for longer than the new ones are not.
+func (p *Pool) fellBehind(e *entry, t tenant.Tenant, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := e.tenant.Placement
+	e.lost = t.Placement.Database != at.Database
+	if !e.lost {
+		t.Placement = at
+		p.know(e, t)
+	}
+	if e.missed = err; fault.Is(err, fault.Canceled) {
+		e.retry = time.Time{} // that was the caller's doing
+	}
 }
 
 // followMaster reads what the master's log tells of tenants since the last time.
@@ -195,26 +227,30 @@ func (p *Pool) await(ctx context.Context, e *entry) {
 	sub := p.Bus.Subscribe("master", 16)
 	defer sub.Close()
 	was := p.tenantOf(e)
-	_ = e.db.Switch(ctx, func() (*sqlstore.DB, error) {
+	var found tenant.Tenant
+	if err := e.db.Switch(ctx, func() (*sqlstore.DB, error) {
 		look := time.NewTicker(followEvery / 2)
 		defer look.Stop()
 		for {
 			t, err := p.Directory.FindTenant(ctx, e.id)
 			if err == nil && (t.Placement.Database != was.Placement.Database || t.Job == "") {
+				found = t
 				return p.relocated(ctx, e, t)
 			}
 			select {
 			case <-look.C:
 			case <-sub.C:
 			case <-ctx.Done():
-				return nil, nil
+				return nil, ctx.Err()
 			}
 		}
-	})
+	}); err != nil {
+		p.fellBehind(e, found, err)
+	}
 }
 
 // Refresh looks a tenant up again and acts on what changed: its state at once, and where it lives, or how it is entered,
-// by opening it anew.
+// by opening it anew. What fails is tried again by those who acquire the tenant.
 func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 	p.mu.Lock()
 	e := p.entries[id]
@@ -228,14 +264,17 @@ func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 		go p.Expel(context.WithoutCancel(ctx), id)
 		return err
 	}
-	if err != nil {
-		return err
-	}
-	if sameDoor(t.Placement, p.tenantOf(e).Placement) {
+	if err == nil && sameDoor(t.Placement, p.tenantOf(e).Placement) {
 		p.become(e, t)
 		return nil
 	}
-	return e.db.Switch(ctx, func() (*sqlstore.DB, error) { return p.relocated(ctx, e, t) })
+	if err == nil {
+		err = e.db.Switch(ctx, func() (*sqlstore.DB, error) { return p.relocated(ctx, e, t) })
+	}
+	if err != nil {
+		p.fellBehind(e, t, err)
+	}
+	return err
 }
 
 // sameDoor reports whether two placements are one database, entered in the same way.
@@ -268,6 +307,12 @@ func (w *Workspace) Moved(t tenant.Tenant) {
 func (p *Pool) become(e *entry, t tenant.Tenant) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.know(e, t)
+	e.missed, e.lost, e.retry = nil, false, time.Time{}
+}
+
+// know keeps what is known of an open tenant. The caller has p.mu.
+func (p *Pool) know(e *entry, t tenant.Tenant) {
 	opened := e.tenant.State == tenant.Quarantined && t.Placement.Database == e.tenant.Placement.Database
 	if t.Schema.Problem != "" && opened || t.Schema.Problem == tenant.SchemaHeld {
 		t.State = worse(t.State, tenant.Quarantined) // it was opened with an older schema, and still is, or gets one now
