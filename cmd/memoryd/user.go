@@ -111,7 +111,7 @@ func (c userListCmd) Run(ctx context.Context, p *program) error {
 func withAccounts(ctx context.Context, p *program, do func(*account.Service) error) error {
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
-	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), false)
+	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), guest)
 	if err != nil {
 		return err
 	}

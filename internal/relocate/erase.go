@@ -282,7 +282,7 @@ func (s *Service) dropSpool(ctx context.Context, id ident.TenantID, r *Receipt) 
 	if err := s.Spools(ctx, id); err != nil {
 		return err
 	}
-	r.add(ErasedStore{Store: "spool", Name: "answers that waited for the database", Method: "files removed", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "spool", Name: "answers that waited for the database" + s.here(), Method: "files removed", Outcome: outcomeErased})
 	return nil
 }
 
@@ -293,8 +293,41 @@ func (s *Service) dropSnapshot(ctx context.Context, id ident.TenantID, r *Receip
 	if err := s.Snapshots.Forget(ctx, id); err != nil {
 		return err
 	}
-	r.add(ErasedStore{Store: "snapshots", Name: "what was kept before a migration", Method: "key destroyed, files removed", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "snapshots", Name: "what was kept before a migration" + s.here(), Method: "key destroyed, files removed", Outcome: outcomeErased})
+	if !s.Sole {
+		r.add(ErasedStore{Store: "snapshots", Name: "what other nodes kept before a migration",
+			Method: "never put back; each node removes its own within a day, or when it is next started", Outcome: outcomeLeft})
+	}
 	return nil
+}
+
+// here says of what lies on a machine's disk on which, where there may be several.
+func (s *Service) here() string {
+	if s.Sole {
+		return ""
+	}
+	return ", on the machine of node " + s.Node
+}
+
+// emptiedAt is when a tenant's owner last had all data erased and kept the account; zero: never.
+func (s *Service) emptiedAt(ctx context.Context, id ident.TenantID) (time.Time, error) {
+	list, _, err := s.Store.ListJobs(ctx, job.Filter{Tenant: id, Kind: KindEmpty, State: job.Completed}, "", 1)
+	if err != nil || len(list) == 0 || list[0].FinishedAt == nil {
+		return time.Time{}, err
+	}
+	return *list[0].FinishedAt, nil
+}
+
+// TidySnapshots removes what this machine keeps from before migrations where it is too old, or its tenant is gone, or
+// has had all data erased since.
+func (s *Service) TidySnapshots(ctx context.Context) error {
+	return s.Snapshots.Tidy(ctx, func(ctx context.Context, id ident.TenantID, at time.Time) (bool, error) {
+		if _, err := s.Store.FindTenant(ctx, id); err != nil {
+			return false, ignoreMissing(err)
+		}
+		emptied, err := s.emptiedAt(ctx, id)
+		return at.After(emptied), err
+	})
 }
 
 // empty is the job that erases what a tenant holds and keeps the account. A hosted file is then written anew under a new

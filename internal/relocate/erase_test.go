@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -447,4 +448,55 @@ func TestRewrap(t *testing.T) {
 			t.Errorf("%s was touched, %v", filepath.Base(name), err)
 		}
 	}
+}
+
+// hook is a log that calls back.
+type hook struct {
+	slog.Handler
+	do func()
+}
+
+func (h hook) Handle(context.Context, slog.Record) error { h.do(); return nil }
+func (h hook) Enabled(context.Context, slog.Level) bool  { return true }
+
+// TestRewrapAllGoesOn: a secret that does not open keeps nothing else from being sealed anew, not even what another
+// process seals under the old key meanwhile.
+func TestRewrapAllGoesOn(t *testing.T) {
+	h := newHouse(t)
+	first, _ := h.newTenant(tenant.SQLite)
+	broken, _ := h.newTenant(tenant.SQLite)
+	h.node.end()
+	torn := broken.Placement
+	torn.WrappedKey = bytes.Clone(torn.WrappedKey)
+	torn.WrappedKey[len(torn.WrappedKey)-1] ^= 1
+	if done, err := h.store.Reseal(t.Context(), broken.Placement, torn); err != nil || !done {
+		t.Fatal(done, err)
+	}
+	svc, alone := rotated(t, h, true), rotated(t, h, false)
+	met := 0
+	svc.Log = slog.New(hook{slog.DiscardHandler, func() {
+		if met++; met > 1 {
+			return
+		}
+		now, err := h.store.FindTenant(t.Context(), first.ID)
+		if err != nil {
+			t.Error(err)
+		}
+		if done, err := h.store.Reseal(t.Context(), now.Placement, first.Placement); err != nil || !done {
+			t.Error(done, err)
+		}
+	}})
+	r, err := svc.RewrapAll(t.Context())
+	if fault.CodeOf(err) != "seal_broken" || r.Resealed != 2 || len(r.Unopened) != 1 || r.Unopened[0] != string(torn.Database) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	now, err := h.store.FindTenant(t.Context(), first.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := alone.Places.Open(t.Context(), now.Placement)
+	if err != nil {
+		t.Fatalf("it still needs the old key: %v", err)
+	}
+	_ = db.Close()
 }

@@ -253,14 +253,11 @@ func (m *mover) prepare(ctx context.Context) error {
 func (m *mover) note(ctx context.Context, d tenant.Database, state tenant.DatabaseState) (tenant.Database, error) {
 	return m.Store.UpdateDatabase(ctx, m.tenant.ID, d.ID(), nil,
 		func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
-			now.State, now.Placement.Host, now.Placement.WrappedKey = state, hostOf(d.Placement), d.Placement.WrappedKey
+			now.State, now.Placement.Host, now.Placement.WrappedKey = state, d.Placement.Host, d.Placement.WrappedKey
 			now.Facts = d.Facts
 			return now, event.Change{}, nil
 		})
 }
-
-// hostOf is the operator's server of a placement.
-func hostOf(p tenant.Placement) string { return p.Host }
 
 // copyAll copies one state of the source.
 func (m *mover) copyAll(ctx context.Context) error {

@@ -152,9 +152,20 @@ func (s *MasterStore) NoteSchema(ctx context.Context, id ident.TenantID, seen te
 	})
 }
 
-// ChangeSchema does the same where others must hear of it.
-func (s *MasterStore) ChangeSchema(ctx context.Context, id ident.TenantID, seen tenant.Schema, ch event.Change) error {
+// ChangeSchema does the same where others must hear of it, if agree, which may be nil, agrees to the tenant as it is.
+func (s *MasterStore) ChangeSchema(ctx context.Context, id ident.TenantID, seen tenant.Schema, ch event.Change,
+	agree func(tenant.Tenant) error,
+) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		if agree != nil {
+			t, err := lockTenant(tx, id)
+			if err == nil {
+				err = agree(t)
+			}
+			if err != nil {
+				return err
+			}
+		}
 		return tx.Commit(func(b *Batch) {
 			noteSchema(b, id, seen)
 			appendChange(b, ch, head)
