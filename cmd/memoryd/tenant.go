@@ -43,6 +43,9 @@ type whole struct {
 
 // withTenants opens the installation: alone where no server holds the folder, else beside it.
 func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
+	if err := installed(ctx, p.settings); err != nil {
+		return err
+	}
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
 	bus := event.NewLocalBus()
@@ -163,8 +166,8 @@ func outcome(j job.Job) error {
 }
 
 type tenantListCmd struct {
-	State   string `help:"Only those in this state."`
-	Problem bool   `help:"Only those whose schema is not as it should be."`
+	State   string `help:"Only those in this state: active, read_only, suspended, quarantined or moving." enum:",active,read_only,suspended,quarantined,moving" default:""`
+	Problem bool   `help:"Only those whose schema, or database, was not as it should be when it was last looked at."`
 	JSON    bool   `name:"json" help:"One JSON object per line."`
 }
 
