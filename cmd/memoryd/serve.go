@@ -90,7 +90,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	tenants := newTenants(in, log, bus, pool, node)
-	jobs := job.NewRunner(job.Config{Store: in.store, Node: node, Sole: in.sole, Kinds: tenants.Work(), Log: log})
+	jobs := job.NewRunner(job.Config{Store: in.store, Node: node, Sole: in.sole, Kinds: tenants.Work(), Left: tenants.LeftWork(), Log: log})
 	tenants.Wake = jobs.Wake
 	if kept != nil {
 		tenants.Spools = func(_ context.Context, id ident.TenantID) error { return kept.Discard(id) }

@@ -69,7 +69,7 @@ func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
 		Limits: defaultLimits(p.settings)})
 	defer func() { warn(log, "tenants", pool.Close(context.WithoutCancel(ctx))) }()
 	w := &whole{in: in, alone: alone, svc: newTenants(in, log, bus, pool, node)}
-	w.jobs = job.NewRunner(job.Config{Store: in.store, Node: node, Sole: alone, Kinds: w.svc.Work(), Log: log})
+	w.jobs = job.NewRunner(job.Config{Store: in.store, Node: node, Sole: alone, Kinds: w.svc.Work(), Left: w.svc.LeftWork(), Log: log})
 	return do(w)
 }
 

@@ -73,7 +73,7 @@ func Codes() []Explanation {
 
 		// Jobs. Codes of a failed one stand in its `error`.
 		{"job_finished", "The job has ended", "There is nothing to cancel."},
-		{"job_uncancellable", "The job cannot be cancelled", "What is being erased cannot be brought back."},
+		{"job_uncancellable", "The job cannot be cancelled", "What is being erased cannot be brought back; what the operator asked for is the operator's to cancel."},
 
 		{"quota_messages", "There is no room for more messages", "Delete conversations that are not needed, or ask the operator for more; `GET /usage` shows what is left."},
 		{"quota_storage", "There is no room for more text", "Delete conversations that are not needed, or ask the operator for more; `GET /usage` shows what is left."},

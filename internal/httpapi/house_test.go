@@ -140,7 +140,7 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	logger := slog.New(slog.NewTextHandler(log, nil))
 	whole := relocate.New(relocate.Config{Store: store, Places: places, Pool: pool, Probe: externals, Keys: keys, Bus: bus,
 		Log: logger, Node: "test", Sole: true})
-	jobs := job.NewRunner(job.Config{Store: store, Node: "test", Sole: true, Kinds: whole.Work(), Log: logger, Every: 20 * time.Millisecond})
+	jobs := job.NewRunner(job.Config{Store: store, Node: "test", Sole: true, Kinds: whole.Work(), Left: whole.LeftWork(), Log: logger, Every: 20 * time.Millisecond})
 	whole.Wake = jobs.Wake
 	cfg := Config{Version: "1.2.3", AllowedOrigins: []string{"https://app.example"}, DocsPage: true,
 		OnceSecret: []byte("the secret of idempotent requests, for tests")}

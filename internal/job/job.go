@@ -58,6 +58,9 @@ type Job struct {
 	FinishedAt *time.Time
 }
 
+// LeftAfter is how long whoever asked for a job that they run themselves has to begin it.
+const LeftAfter = time.Minute
+
 // Claim says which job somebody would take, and until when.
 type Claim struct {
 	Kinds []string
@@ -66,6 +69,11 @@ type Claim struct {
 	Now   time.Time
 	Lease time.Time
 	Sole  bool // whatever runs on another node belongs to a process that died
+	// Left are kinds of which only those are taken whose node's lease is over, whatever Sole says, or which nobody has
+	// begun for LeftAfter.
+	Left []string
+	// Narrow leaves jobs about the installation.
+	Narrow bool
 }
 
 // Filter narrows a listing. Zero fields do not narrow.
@@ -83,7 +91,7 @@ type Store interface {
 	// ListJobs returns a page, newest first, and the next cursor.
 	ListJobs(ctx context.Context, f Filter, cursor string, limit int) ([]Job, string, error)
 	// ClaimJob takes one job of the kinds that is queued, or whose node's lease is over (with Sole: whose node is
-	// another), and counts the attempt. ok is false when there is none.
+	// another), or one that was left behind of the kinds Left, and counts the attempt. ok is false when there is none.
 	ClaimJob(ctx context.Context, c Claim) (j Job, ok bool, err error)
 	// RenewJob notes progress and, unless it is nil, what the work saved, and renews the lease. held is false when the
 	// job is not node's any more; cancel tells that somebody wants it to stop.

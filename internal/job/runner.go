@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"claude-memory-backend/internal/event"
@@ -78,11 +79,13 @@ type Config struct {
 	Node  string // names this process; new at every start
 	Sole  bool   // no other process works on these jobs
 	Kinds map[string]Work
+	// Left are kinds that other processes start and run themselves: only what they left behind is taken up.
+	Left  map[string]Work
 	Log   *slog.Logger
 	Now   func() time.Time
 	Lease time.Duration // default 10 s
 	Every time.Duration // how often it looks for jobs (default 1 s); Wake makes it look at once
-	Most  int           // jobs at once (default 2)
+	Most  int           // jobs at once (default 4), of these one about the installation: such a one may take hours
 	// Told, when set, hears of every end, after it was stored.
 	Told func(Job)
 }
@@ -91,6 +94,7 @@ type Config struct {
 type Runner struct {
 	Config
 	wake chan struct{}
+	wide atomic.Bool // one about the installation is at work
 }
 
 // NewRunner returns a runner that does nothing until Run.
@@ -102,7 +106,7 @@ func NewRunner(c Config) *Runner {
 		c.Every = time.Second
 	}
 	if c.Most <= 0 {
-		c.Most = 2
+		c.Most = 4
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -147,7 +151,7 @@ func (r *Runner) next(ctx context.Context, busy *sync.WaitGroup, places chan str
 	default:
 		return false
 	}
-	j, ok, err := r.claim(ctx, "")
+	j, ok, err := r.claim(ctx, "", r.wide.Load())
 	if err != nil || !ok {
 		<-places
 		if err != nil && ctx.Err() == nil {
@@ -155,27 +159,36 @@ func (r *Runner) next(ctx context.Context, busy *sync.WaitGroup, places chan str
 		}
 		return false
 	}
+	wide := j.Tenant == ""
+	if wide {
+		r.wide.Store(true)
+	}
 	busy.Go(func() {
 		defer r.Wake() // there is a place again
-		defer func() { <-places }()
+		defer func() {
+			if wide {
+				r.wide.Store(false)
+			}
+			<-places
+		}()
 		r.work(ctx, j)
 	})
 	return true
 }
 
-func (r *Runner) claim(ctx context.Context, only ident.JobID) (Job, bool, error) {
+func (r *Runner) claim(ctx context.Context, only ident.JobID, narrow bool) (Job, bool, error) {
 	if ctx.Err() != nil {
 		return Job{}, false, nil
 	}
-	return r.Store.ClaimJob(ctx, Claim{Kinds: slices.Sorted(maps.Keys(r.Kinds)), Only: only, Node: r.Node, Now: r.Now(),
-		Lease: r.until(), Sole: r.Sole})
+	return r.Store.ClaimJob(ctx, Claim{Kinds: slices.Sorted(maps.Keys(r.Kinds)), Left: slices.Sorted(maps.Keys(r.Left)), Only: only,
+		Narrow: narrow, Node: r.Node, Now: r.Now(), Lease: r.until(), Sole: r.Sole})
 }
 
 // Do runs one job of this runner's store to its end, here and now: for commands that run without a server. When another
 // process works on it, Do returns it as it stands with code "job_elsewhere". When ctx ends first, the job is left to
 // whoever claims it next.
 func (r *Runner) Do(ctx context.Context, id ident.JobID) (Job, error) {
-	j, ok, err := r.claim(ctx, id)
+	j, ok, err := r.claim(ctx, id, false)
 	if err != nil {
 		return Job{}, err
 	}
@@ -225,7 +238,11 @@ func (r *Runner) guarded(ctx context.Context, run *Run) (report any, err error) 
 			err = fault.New(fault.Internal, "job.Run", "", "something went wrong on the server")
 		}
 	}()
-	return r.Kinds[run.Job.Kind](ctx, run)
+	work, ok := r.Kinds[run.Job.Kind]
+	if !ok {
+		work = r.Left[run.Job.Kind]
+	}
+	return work(ctx, run)
 }
 
 // renew keeps the lease, stores progress and hears of a wish to cancel.

@@ -2,6 +2,7 @@ package relocate
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"strings"
 	"time"
@@ -383,17 +384,18 @@ func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.
 }
 
 // Remove forgets a configuration. One that the data lives in is Conflict (code "database_in_use"), and so is one that
-// is being filled. A kept original must be released first; the hosted database always keeps its entry.
+// is being filled. A kept original must be released first; half a copy that a move could not take away again need not,
+// since its server may be gone for good. The hosted database always keeps its entry.
 func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, ifVersion *int64) error {
 	const op = "relocate.Remove"
 	if _, err := s.own(ctx, op, actor, of); err != nil {
 		return err
 	}
-	return fault.Wrap(op, s.Store.DeleteDatabase(ctx, of, id, func(_ tenant.Tenant, d tenant.Database) (event.Change, error) {
+	return fault.Wrap(op, s.Store.DeleteDatabase(ctx, of, id, func(t tenant.Tenant, d tenant.Database) (event.Change, error) {
 		switch {
 		case ifVersion != nil && *ifVersion != d.Version:
 			return event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again")
-		case d.State == tenant.InUse || d.State == tenant.Filling:
+		case d.State == tenant.InUse || d.State == tenant.Filling && t.Job != "":
 			return event.Change{}, inUse(op)
 		case d.State == tenant.Original:
 			return event.Change{}, fault.New(fault.Conflict, op, "database_kept",
@@ -467,38 +469,98 @@ func (s *Service) start(ctx context.Context, actor ident.Actor, of ident.TenantI
 }
 
 // Release lets go of a database that the data does not live in. Of a user's own the tables stay, complete, readable and
-// described, and the server forgets how to sign in there. A hosted original is destroyed: nobody could read it.
+// described, and the server forgets how to sign in there. A hosted original is destroyed: nobody could read it. So is
+// half a copy. It is a job of the tenant's, so that nothing else is done with the copy meanwhile (else code
+// "tenant_busy"), which ends before Release returns.
 func (s *Service) Release(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (tenant.Database, error) {
 	const op = "relocate.Release"
-	d, err := s.Database(ctx, actor, of, id)
+	t, err := s.own(ctx, op, actor, of)
+	if err != nil {
+		return tenant.Database{}, err
+	}
+	d, err := s.Store.FindDatabase(ctx, of, id)
+	if err != nil || d.State == tenant.Released || d.State == tenant.Empty {
+		return d, fault.Wrap(op, err)
+	}
+	j, err := s.newJob(KindRelease, t, releaseInput{Database: id, Asker: askerOf(actor)})
 	if err != nil {
 		return d, err
 	}
-	switch d.State {
-	case tenant.InUse, tenant.Filling:
-		return d, inUse(op)
-	case tenant.Released, tenant.Empty:
-		return d, nil
-	case tenant.Original:
-		if err := s.letGo(ctx, d); err != nil {
-			return d, fault.Wrap(op, err)
-		}
-	}
-	d, err = s.Store.UpdateDatabase(ctx, of, id, nil, func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
-		if d.State == tenant.InUse || d.State == tenant.Filling {
+	_, err = s.Store.UpdateDatabase(ctx, of, id, &j, func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+		if d.State == tenant.InUse {
 			return d, event.Change{}, inUse(op)
 		}
-		ch := event.NewChange(actor, s.moment())
+		return d, event.Change{}, nil
+	})
+	if err != nil {
+		return d, fault.Wrap(op, err)
+	}
+	var failed error
+	runner := job.NewRunner(job.Config{Store: s.Store, Node: s.Node, Log: s.Log, Now: s.Now, Kinds: map[string]job.Work{
+		KindRelease: func(ctx context.Context, run *job.Run) (any, error) {
+			var report any
+			report, failed = s.release(ctx, run)
+			return report, failed
+		},
+	}})
+	// Half of it is no good to somebody who went away either.
+	j, err = runner.Do(context.WithoutCancel(ctx), j.ID)
+	switch {
+	case failed != nil:
+		return d, fault.Wrap(op, failed)
+	case err != nil:
+		return d, fault.Wrap(op, err)
+	case j.State != job.Completed:
+		return d, fault.New(fault.Internal, op, "", "something went wrong on the server")
+	}
+	d, err = s.Store.FindDatabase(ctx, of, id)
+	return d, fault.Wrap(op, err)
+}
+
+// releaseInput is what a release was asked for.
+type releaseInput struct {
+	Database ident.DatabaseID `json:"database"`
+	Asker    asker            `json:"asker"`
+}
+
+// release is the job that lets go of a copy. It may be done again.
+func (s *Service) release(ctx context.Context, run *job.Run) (any, error) {
+	const op = "relocate.Release"
+	var in releaseInput
+	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	within, cancel := context.WithTimeout(ctx, undoPatience)
+	defer cancel()
+	d, err := s.Store.FindDatabase(within, run.Job.Tenant, in.Database)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	switch {
+	case d.State == tenant.InUse:
+		return nil, inUse(op)
+	case d.State == tenant.Released || d.State == tenant.Empty:
+		return nil, nil
+	case d.State == tenant.Filling:
+		err = s.Places.Destroy(sqlstore.Patient(within), d.Placement)
+	case d.State == tenant.Original:
+		err = s.letGo(within, d)
+	}
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	_, err = s.Store.UpdateDatabase(within, d.Tenant, d.ID(), nil, func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+		ch := event.NewChange(in.Asker.actor(), s.moment())
 		d.UpdatedAt, d.Version = ch.At, d.Version+1
 		if d.Placement.Kind == tenant.External {
 			d.State, d.Placement.SealedPassword = tenant.Released, nil
 		} else {
 			d.State, d.Placement.WrappedKey, d.Placement.Host, d.Facts = tenant.Empty, nil, "", tenant.Facts{}
 		}
-		ch.Add("database.released", string(id), map[string]any{"kind": d.Placement.Kind})
+		ch.Add("database.released", string(d.ID()), map[string]any{"kind": d.Placement.Kind})
 		return d, ch, nil
 	})
-	return d, fault.Wrap(op, err)
+	return nil, fault.Wrap(op, err)
 }
 
 // letGo makes an original free of us, or destroys it when it is ours to keep.

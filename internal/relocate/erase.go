@@ -237,8 +237,17 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
 	defer ws.Release()
-	// Copies that were kept are of the same content.
-	if err := s.destroyAll(ctx, run, t, &r, func(d tenant.Database) bool { return d.State == tenant.Original }); err != nil {
+	if run.Again() {
+		// An earlier try may have ended while it changed the file for another one: what is fenced cannot be emptied.
+		undo, cancel := context.WithTimeout(sqlstore.Patient(context.WithoutCancel(ctx)), undoPatience)
+		defer cancel()
+		if err := (&mover{Service: s, run: run, tenant: t}).reopen(undo); err != nil {
+			return nil, errors.Join(job.ErrAgain, err)
+		}
+	}
+	// Copies that were kept, or were never completed, are of the same content.
+	copied := func(d tenant.Database) bool { return d.State == tenant.Original || d.State == tenant.Filling }
+	if err := s.destroyAll(ctx, run, t, &r, copied); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
 	list, err := s.Store.ListDatabases(ctx, t.ID)
@@ -246,10 +255,10 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
 	for _, d := range list {
-		if d.State != tenant.Original {
+		if !copied(d) {
 			continue
 		}
-		if err := s.forgetOriginal(ctx, t, d); err != nil {
+		if err := s.forgetCopy(ctx, t, d); err != nil {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
 	}
@@ -267,7 +276,7 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	store := ErasedStore{Store: KindName(t.Placement.Kind), Name: string(t.Placement.Database), Method: "rows deleted", Outcome: outcomeErased}
 	if t.Placement.Kind == tenant.SQLite {
 		store.Method = "rows deleted, file written anew under a new key"
-		if err := s.rekey(ctx, run, ws, t); err != nil {
+		if err := s.rekey(ctx, run, t); err != nil {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
 	}
@@ -276,8 +285,8 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	return r, nil
 }
 
-// forgetOriginal notes that a kept copy is gone.
-func (s *Service) forgetOriginal(ctx context.Context, t tenant.Tenant, d tenant.Database) error {
+// forgetCopy notes that a copy is gone.
+func (s *Service) forgetCopy(ctx context.Context, t tenant.Tenant, d tenant.Database) error {
 	_, err := s.Store.UpdateDatabase(ctx, t.ID, d.ID(), nil,
 		func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
 			now.State, now.Placement.WrappedKey, now.Facts = tenant.Ready, nil, tenant.Facts{}

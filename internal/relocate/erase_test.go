@@ -157,6 +157,40 @@ func TestEraseData(t *testing.T) {
 	}
 }
 
+// TestEraseDataGoesOn: whoever erases is killed while the file is about to be changed for another one. What was begun is
+// taken back, and the data erased.
+func TestEraseDataGoesOn(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	h.node = h.startIdle("node-a", true)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 3)
+	j, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.leave(j)
+	half := h.half(ten.ID, tenant.SQLite)
+	ws := h.acquire(actor, ten.ID)
+	if err := sqlstore.StartCapture(t.Context(), ws.Database().Direct()); err != nil {
+		t.Fatal(err)
+	}
+	if err := sqlstore.Fence(t.Context(), ws.Database().Direct()); err != nil {
+		t.Fatal(err)
+	}
+	ws.Release()
+	h.node.end()
+	h.node = h.start("node-b", true)
+	if j = h.await(j.ID); j.State != job.Completed {
+		t.Fatalf("%+v", j.Failure)
+	}
+	h.fill(actor, ten.ID, 2).check2(t)
+	list, err := h.store.ListDatabases(t.Context(), ten.ID)
+	if err != nil || len(list) != 1 || list[0].ID() != half.ID() || list[0].State != tenant.InUse {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
 // files are the tenants' files with the ids in their names.
 func (h *house) files() map[string]string {
 	h.t.Helper()

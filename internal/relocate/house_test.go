@@ -123,7 +123,7 @@ func (h *house) begin(name string, sole, jobs bool) *node {
 	n.pool = workspace.NewPool(workspace.Config{Directory: h.store, Notes: h.store, Master: h.store, News: h.news, Hints: h.store,
 		Trail: h.store.Trail(), Placements: h.places, Engine: n.engine, Bus: bus, Sealer: h.keys, Providers: []string{"scripted"}, Sole: sole})
 	n.svc = New(Config{Store: h.store, Places: h.places, Pool: n.pool, Probe: h.externals, Keys: h.keys, Bus: bus, Node: name, Sole: sole})
-	n.runner = job.NewRunner(job.Config{Store: h.store, Node: name, Sole: sole, Kinds: n.svc.Work(), Every: 20 * time.Millisecond, Lease: 2 * time.Second})
+	n.runner = job.NewRunner(job.Config{Store: h.store, Node: name, Sole: sole, Kinds: n.svc.Work(), Left: n.svc.LeftWork(), Every: 20 * time.Millisecond, Lease: 2 * time.Second})
 	n.svc.Wake = n.runner.Wake
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -226,6 +226,30 @@ func (h *house) await(id ident.JobID) job.Job {
 		h.t.Fatalf("job %s: %+v, %v", j.State, j.Failure, err)
 	}
 	return j
+}
+
+// leave makes a job one that a process claimed which was killed.
+func (h *house) leave(j job.Job) {
+	h.t.Helper()
+	past := time.Now().Add(-time.Hour)
+	_, ok, err := h.store.ClaimJob(h.t.Context(), job.Claim{Kinds: []string{j.Kind}, Only: j.ID, Node: "killed", Now: past, Lease: past})
+	if err != nil || !ok {
+		h.t.Fatal(ok, err)
+	}
+}
+
+// half registers a place that a job was copying into.
+func (h *house) half(id ident.TenantID, kind tenant.Kind) tenant.Database {
+	h.t.Helper()
+	at, err := h.places.Make(h.t.Context(), tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: kind})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	d := tenant.Database{Tenant: id, Name: "Hosted", State: tenant.Filling, Placement: at, Version: 1}
+	if err := h.store.InsertDatabase(h.t.Context(), d, event.Change{}); err != nil {
+		h.t.Fatal(err)
+	}
+	return d
 }
 
 func (h *house) acquire(actor ident.Actor, id ident.TenantID) *workspace.Workspace {

@@ -555,30 +555,17 @@ func (m *mover) undo(ctx context.Context) error {
 	if err != nil || t.Placement.Database == m.in.To {
 		return err
 	}
-	// Through the pool: a connection of its own would have to wait for a file's writers without a place in their queue.
-	lease, err := m.Pool.Acquire(ctx, ident.System(""), t.ID)
-	if err != nil {
+	if err := m.reopen(ctx); err != nil {
 		return err
-	}
-	defer lease.Release()
-	from := lease.Database().Direct()
-	if err := errors.Join(sqlstore.Unfence(ctx, from), sqlstore.StopCapture(ctx, from)); err != nil {
-		return err
-	}
-	if !m.Sole {
-		if err := m.announce(ctx, workspace.EventMoved); err != nil {
-			return err
-		}
 	}
 	d, err := m.Store.FindDatabase(ctx, t.ID, m.in.To)
 	if err != nil || d.State != tenant.Filling {
 		return ignoreMissing(err)
 	}
 	if err := m.Places.Destroy(ctx, d.Placement); err != nil {
-		// The target may be away for good: what is left there is named by the configuration, and is replaced by the next try.
+		// The target may be away for good. It stays as it is noted: the next try replaces what is there.
 		m.Log.Warn("half a copy was left behind", "code", fault.CodeOf(err), "tenant", t.ID, "database", d.ID())
-		_, err = m.note(ctx, d, tenant.Original)
-		return err
+		return nil
 	}
 	rest := tenant.Ready
 	if d.Placement.Kind != tenant.External {
@@ -586,6 +573,24 @@ func (m *mover) undo(ctx context.Context) error {
 	}
 	_, err = m.note(ctx, d, rest)
 	return err
+}
+
+// reopen lets the tenant be written where it lives, after a switch that did not come to its end. It may be done again.
+func (m *mover) reopen(ctx context.Context) error {
+	// Through the pool: a connection of its own would have to wait for a file's writers without a place in their queue.
+	lease, err := m.Pool.Acquire(ctx, ident.System(""), m.tenant.ID)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	db := lease.Database().Direct()
+	if err := errors.Join(sqlstore.Unfence(ctx, db), sqlstore.StopCapture(ctx, db)); err != nil {
+		return err
+	}
+	if m.Sole {
+		return nil
+	}
+	return m.announce(ctx, workspace.EventMoved)
 }
 
 func ignoreMissing(err error) error {

@@ -423,6 +423,145 @@ func TestMoveRefusals(t *testing.T) {
 	})
 }
 
+// TestReleaseIsAlone: nothing is done with a copy that is let go of meanwhile, and a release that a killed process left is
+// ended by another one.
+func TestReleaseIsAlone(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 2)
+	h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.Postgres))
+	old := ten.Placement
+	there := func() bool {
+		db, err := h.places.Open(t.Context(), old)
+		if err == nil {
+			_ = db.Close()
+		}
+		return err == nil
+	}
+	now, err := h.store.FindTenant(t.Context(), ten.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := h.svc.newJob(KindRestore, now, restoreInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.store.InsertJob(t.Context(), j, event.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.svc.Release(t.Context(), actor, ten.ID, old.Database)
+	if fault.CodeOf(err) != "tenant_busy" || !there() {
+		t.Errorf("released beside another job: %v, the file is there: %v", err, there())
+	}
+	// It is a command's, which has not begun yet; the owner did not ask for it.
+	if _, err := h.svc.CancelJob(t.Context(), actor, j.ID); fault.CodeOf(err) != "job_uncancellable" {
+		t.Errorf("the owner cancels the operator's job: %v", err)
+	}
+	if j, err = h.svc.CancelJob(t.Context(), ident.System(""), j.ID); err != nil || j.State != job.Cancelled || j.Attempts > 0 {
+		t.Fatalf("%+v, %v", j, err)
+	}
+
+	if j, err = h.svc.newJob(KindRelease, now, releaseInput{Database: old.Database, Asker: askerOf(actor)}); err != nil {
+		t.Fatal(err)
+	}
+	j.CreatedAt = j.CreatedAt.Add(-2 * job.LeftAfter)
+	if err := h.store.InsertJob(t.Context(), j, event.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	if j = h.await(j.ID); j.State != job.Completed || there() {
+		t.Errorf("%+v, the file is there: %v", j, there())
+	}
+	if d, err := h.store.FindDatabase(t.Context(), ten.ID, old.Database); err != nil || d.State != tenant.Empty {
+		t.Errorf("%+v, %v", d, err)
+	}
+	half := h.half(ten.ID, tenant.SQLite)
+	old = half.Placement
+	if d, err := h.svc.Release(t.Context(), actor, ten.ID, half.ID()); err != nil || d.State != tenant.Empty || there() {
+		t.Errorf("%+v, %v, the file is there: %v", d, err, there())
+	}
+}
+
+// TestHalfACopyIsNoOriginal: what could not be taken away from a server that is gone is not called an original, and can be
+// forgotten.
+func TestHalfACopyIsNoOriginal(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	h.node = h.startIdle("node-a", true)
+	ten, actor := h.newTenant(tenant.SQLite)
+	gone := h.own
+	gone.Port = 1
+	d, err := h.svc.Register(t.Context(), actor, ten.ID, NewDatabase{Name: "Gone", Address: gone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := h.svc.Activate(t.Context(), actor, ten.ID, d.ID(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.leave(j)
+	if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, d.ID(), nil,
+		func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+			d.State = tenant.Filling
+			return d, event.Change{}, nil
+		}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.svc.Remove(t.Context(), actor, ten.ID, d.ID(), nil); fault.CodeOf(err) != "database_in_use" {
+		t.Errorf("removed while a job fills it: %v", err)
+	}
+	h.node.end()
+	h.node = h.start("node-b", true)
+	if j = h.await(j.ID); j.State != job.Failed {
+		t.Fatalf("%+v", j)
+	}
+	if d, err = h.store.FindDatabase(t.Context(), ten.ID, d.ID()); err != nil || d.State != tenant.Filling {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if err := h.svc.Remove(t.Context(), actor, ten.ID, d.ID(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestJobsLeaveRoom: jobs about the whole installation do not keep an account's job waiting.
+func TestJobsLeaveRoom(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	ten, _ := h.newTenant(tenant.SQLite)
+	var wide atomic.Int32
+	end := make(chan struct{})
+	runner := job.NewRunner(job.Config{Store: h.store, Node: "node-b", Sole: true, Every: 10 * time.Millisecond, Kinds: map[string]job.Work{
+		KindFleet: func(context.Context, *job.Run) (any, error) {
+			wide.Add(1)
+			<-end
+			return nil, nil
+		},
+		KindMove: func(context.Context, *job.Run) (any, error) { return nil, nil },
+	}})
+	var last job.Job
+	for _, of := range []tenant.Tenant{{}, {}, {}, {}, ten} {
+		kind := KindFleet
+		if of.ID != "" {
+			kind = KindMove
+		}
+		var err error
+		if last, err = h.svc.newJob(kind, of, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.store.InsertJob(t.Context(), last, event.Change{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = runner.Run(ctx) })
+	defer running.Wait()
+	defer stop()
+	defer close(end)
+	if last = h.await(last.ID); last.State != job.Completed || wide.Load() != 1 {
+		t.Errorf("%+v beside %d", last, wide.Load())
+	}
+}
+
 // check2 only sees that the tenant can be written and read.
 func (w *writers) check2(t *testing.T) {
 	t.Helper()

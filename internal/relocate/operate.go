@@ -33,8 +33,8 @@ func (s *Service) MoveHosted(ctx context.Context, actor ident.Actor, id ident.Te
 	return s.start(ctx, actor, id, d.ID(), nil, false)
 }
 
-// hosted finds a hosted entry of the tenant for that kind of place which nothing is in, or (with over) the original that
-// was kept there, or makes one.
+// hosted finds a hosted entry of the tenant for that kind of place which nothing is in, or (with over) the copy that was
+// kept or left there, or makes one.
 func (s *Service) hosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind, host string, over bool) (tenant.Database, error) {
 	list, err := s.Store.ListDatabases(ctx, t.ID)
 	if err != nil {
@@ -42,7 +42,8 @@ func (s *Service) hosted(ctx context.Context, actor ident.Actor, t tenant.Tenant
 	}
 	for _, d := range list {
 		fits := d.Placement.Kind == kind && d.ID() != t.Placement.Database &&
-			(d.State == tenant.Empty && host == "" || over && d.State == tenant.Original && (host == "" || d.Placement.Host == host))
+			(d.State == tenant.Empty && host == "" ||
+				over && (d.State == tenant.Original || d.State == tenant.Filling) && (host == "" || d.Placement.Host == host))
 		if fits {
 			return d, nil
 		}
@@ -78,31 +79,17 @@ func (s *Service) Rekey(ctx context.Context, actor ident.Actor, id ident.TenantI
 }
 
 // rekey is the same inside another job of the tenant.
-func (s *Service) rekey(ctx context.Context, run *job.Run, ws *workspace.Workspace, t tenant.Tenant) error {
-	list, err := s.Store.ListDatabases(ctx, t.ID)
-	if err != nil {
-		return err
-	}
-	for _, d := range list {
-		if d.State != tenant.Filling {
-			continue // only an earlier try of this job can have left one
-		}
-		if err := s.Places.Destroy(ctx, d.Placement); err != nil {
-			return err
-		}
-		if err := s.Store.DeleteDatabase(ctx, t.ID, d.ID(), func(tenant.Tenant, tenant.Database) (event.Change, error) {
-			return event.Change{}, nil
-		}); err != nil {
-			return err
-		}
-	}
-	d, err := s.addHosted(ctx, ident.System(""), t, tenant.SQLite, "")
+func (s *Service) rekey(ctx context.Context, run *job.Run, t tenant.Tenant) error {
+	// An earlier try of this job may have left an entry with nothing in it.
+	d, err := s.hosted(ctx, ident.System(""), t, tenant.SQLite, "", false)
 	if err != nil {
 		return err
 	}
 	m := &mover{Service: s, run: run, in: moveInput{To: d.ID(), Discard: true}, tenant: t}
 	if err := m.do(ctx); err != nil {
-		return errors.Join(err, m.undo(context.WithoutCancel(ctx)))
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+		defer cancel()
+		return errors.Join(err, m.undo(undo))
 	}
 	_, err = m.finish(ctx)
 	return err

@@ -16,8 +16,8 @@ import (
 	"claude-memory-backend/internal/workspace"
 )
 
-// KindRestore is the job that puts a tenant back to an earlier state. It is run by the command that asks for it, never
-// by a server: a server has no repository at hand.
+// KindRestore is the job that puts a tenant back to an earlier state. It is run by the command that asks for it: a
+// server has no repository at hand, and only takes back what a killed command left.
 const KindRestore = "tenant.restore"
 
 type restoreInput struct {
@@ -84,6 +84,11 @@ type putBack struct {
 	r        *Repository
 	own      ident.JobID // the one that was asked for; others are taken back
 	progress func()
+}
+
+// takeBack is the job in a server: the command that ran it was killed.
+func (s *Service) takeBack(ctx context.Context, run *job.Run) (any, error) {
+	return (&putBack{Service: s}).run(ctx, run)
 }
 
 func (p *putBack) run(ctx context.Context, run *job.Run) (any, error) {
@@ -183,12 +188,17 @@ func (p *putBack) change(ctx context.Context, m *mover, report *PutBackReport) e
 	}
 	now, cancel := context.WithTimeout(sqlstore.Patient(context.WithoutCancel(ctx)), undoPatience)
 	defer cancel()
-	// Whoever did not hear of it must not write where nobody will read.
-	var err error
-	if report.Unfenced, err = p.fence(now, m.tenant.Placement, sqlstore.Fence); err != nil {
+	// Noted first: whoever undoes it must know that the fence may stand.
+	if err := m.run.Save(now, *report); err != nil {
 		return err
 	}
-	if report.Unfenced != "" {
+	// Whoever did not hear of it must not write where nobody will read.
+	unread, err := p.fence(now, m.tenant.Placement, sqlstore.Fence)
+	if err != nil {
+		return err
+	}
+	if unread != nil {
+		report.Unfenced = fault.CodeOf(unread)
 		p.Log.Warn("the replaced database could not be closed to writers", "code", report.Unfenced, "tenant", m.tenant.ID)
 	}
 	if err := m.run.Save(now, *report); err != nil {
@@ -197,23 +207,47 @@ func (p *putBack) change(ctx context.Context, m *mover, report *PutBackReport) e
 	return m.commit(now)
 }
 
-// fence fences or unfences a database. One that cannot be read, which may be why it is replaced, is let be, and the code
-// of why is returned: nobody can write it either.
-func (p *putBack) fence(ctx context.Context, at tenant.Placement, do func(context.Context, *sqlstore.DB) error) (why string, err error) {
+// fence fences or unfences a database. One that cannot be read, which may be why it is replaced, is let be, and why is
+// returned as unread: nobody can write it either.
+func (p *putBack) fence(ctx context.Context, at tenant.Placement, do func(context.Context, *sqlstore.DB) error) (unread, err error) {
 	db, err := p.Places.Open(ctx, at)
 	if err != nil {
-		return fault.CodeOf(err), nil
+		return err, nil
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	switch v, err := sqlstore.SchemaVersion(ctx, db); {
 	case err != nil && ctx.Err() == nil:
-		return fault.CodeOf(err), nil
+		return err, nil
 	case err != nil:
-		return "", err
+		return nil, err
 	case v == 0:
-		return "tenant_missing", nil
+		return fault.New(fault.Unavailable, "relocate.PutBack", "tenant_missing", "the tables of this database are missing"), nil
 	}
-	return "", do(ctx, db)
+	return nil, do(ctx, db)
+}
+
+// unfence lets the present database be written again. One that was fenced and cannot be read at the moment is an error:
+// the fence would stand when it can.
+func (p *putBack) unfence(ctx context.Context, run *job.Run, at tenant.Placement) error {
+	unread, err := p.fence(ctx, at, sqlstore.Unfence)
+	if err != nil || unread == nil {
+		return err
+	}
+	switch fault.CodeOf(unread) {
+	case "tenant_missing", "tenant_unreadable", "seal_unknown_key", "seal_broken":
+		return nil // nobody will write it
+	}
+	var noted PutBackReport
+	if len(run.Job.Saved) == 0 {
+		return nil // it had not come so far
+	}
+	if err := json.Unmarshal(run.Job.Saved, &noted); err != nil {
+		return err
+	}
+	if noted.Unfenced != "" {
+		return nil
+	}
+	return unread
 }
 
 // undo takes back whatever was done before the switch. It may be done again.
@@ -223,7 +257,7 @@ func (p *putBack) undo(ctx context.Context, m *mover, in restoreInput) error {
 	if err != nil || t.Placement.Database == in.To {
 		return err
 	}
-	if _, err := p.fence(ctx, t.Placement, sqlstore.Unfence); err != nil {
+	if err := p.unfence(ctx, m.run, t.Placement); err != nil {
 		return err
 	}
 	if err := m.announce(ctx, workspace.EventMoved); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"claude-memory-backend/internal/blob"
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/sqlstore"
@@ -85,6 +86,66 @@ func TestPutBackUnderLoad(t *testing.T) {
 			}
 			t.Logf("%d acknowledged, %d of them taken back, %d refused", len(w.acked), only, w.refused.Load())
 		})
+	}
+}
+
+// A command that restores is killed while the tenant is fenced, and the tenant's server is away: a server of ours takes
+// back what was done as soon as it can, and no sooner gives it up.
+func TestServersTakeBackRestores(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.External)
+	w := h.fill(actor, ten.ID, 2)
+	ws := h.acquire(actor, ten.ID)
+	if err := sqlstore.Fence(t.Context(), ws.Database().Direct()); err != nil {
+		t.Fatal(err)
+	}
+	ws.Release()
+	h.node.end()
+	at := func(a tenant.Address) {
+		t.Helper()
+		if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, ten.Placement.Database, nil,
+			func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+				d.Placement.Address = a
+				return d, event.Change{}, nil
+			}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away := h.own
+	away.Port = 1
+	at(away)
+	j, err := h.svc.newJob(KindRestore, ten, restoreInput{Snapshot: "x", To: h.half(ten.ID, tenant.SQLite).ID(), Kind: tenant.SQLite})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.store.InsertJob(t.Context(), j, event.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	h.leave(j)
+	past := time.Now().Add(-time.Hour)
+	if held, _, err := h.store.RenewJob(t.Context(), j.ID, "killed", past, job.Progress{}, json.RawMessage(`{}`)); err != nil || !held {
+		t.Fatal(held, err)
+	}
+	h.node = h.start("node-b", true)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		now, err := h.store.FindJob(t.Context(), j.ID)
+		if err != nil || now.State.Final() || time.Now().After(deadline) {
+			t.Fatalf("%+v, %v", now, err)
+		}
+		if now.Attempts > 2 { // once in vain
+			break
+		}
+	}
+	at(h.own)
+	if j = h.await(j.ID); j.State != job.Failed || j.Failure.Code != "restore_interrupted" {
+		t.Fatalf("%+v, %+v", j, j.Failure)
+	}
+	w.pool = h.pool
+	if err := w.say(t.Context(), 7, false); err != nil {
+		t.Error(err)
+	}
+	if list, err := h.store.ListDatabases(t.Context(), ten.ID); err != nil || len(list) != 2 { // in use, and the first
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 

@@ -71,12 +71,19 @@ const (
 	KindBack  = "fleet.back"
 	// KindRewrap seals secrets anew under the current master key.
 	KindRewrap = "keys.rewrap"
+	// KindRelease lets go of a copy. Whoever asks for it runs it.
+	KindRelease = "database.release"
 )
 
 // Work is what the runner needs to run this package's jobs.
 func (s *Service) Work() map[string]job.Work {
 	return map[string]job.Work{KindMove: s.move, KindErase: s.erase, KindEmpty: s.empty,
 		KindFleet: s.fleet, KindBack: s.back, KindRewrap: s.rewrap}
+}
+
+// LeftWork is what the runner needs to end jobs that other processes left behind, which it must not start.
+func (s *Service) LeftWork() map[string]job.Work {
+	return map[string]job.Work{KindRestore: s.takeBack, KindRelease: s.release}
 }
 
 // asker is who asked for a job, as its input keeps it.
@@ -144,8 +151,20 @@ func (s *Service) Job(ctx context.Context, actor ident.Actor, id ident.JobID) (j
 	return j, fault.Wrap(op, err)
 }
 
+// askedBy is the account that asked for a job; empty: the operator.
+func askedBy(j job.Job) ident.AccountID {
+	var in struct {
+		Asker asker `json:"asker"`
+	}
+	if json.Unmarshal(j.Input, &in) != nil {
+		return ""
+	}
+	return in.Asker.Account
+}
+
 // CancelJob cancels one of the actor's jobs: at once while it is queued, else as soon as it notices. A job that has
-// ended is Conflict, code "job_finished", and so is one that cannot be cancelled, code "job_uncancellable".
+// ended is Conflict, code "job_finished", and so is one that cannot be cancelled, or not by whoever did not ask for it,
+// code "job_uncancellable".
 func (s *Service) CancelJob(ctx context.Context, actor ident.Actor, id ident.JobID) (job.Job, error) {
 	const op = "relocate.CancelJob"
 	j, err := s.Store.CancelJob(ctx, id, s.moment(), func(j job.Job) (event.Change, error) {
@@ -154,8 +173,10 @@ func (s *Service) CancelJob(ctx context.Context, actor ident.Actor, id ident.Job
 			return event.Change{}, fault.Missing(op)
 		case j.State.Final():
 			return event.Change{}, fault.New(fault.Conflict, op, "job_finished", "the job has ended: there is nothing to cancel")
-		case j.Kind == KindErase || j.Kind == KindEmpty:
+		case j.Kind == KindErase || j.Kind == KindEmpty || j.Kind == KindRelease:
 			return event.Change{}, fault.New(fault.Conflict, op, "job_uncancellable", "what is being erased cannot be brought back")
+		case !actor.System && askedBy(j) != actor.Account:
+			return event.Change{}, fault.New(fault.Conflict, op, "job_uncancellable", "the operator asked for this job, and can cancel it")
 		}
 		ch := event.NewChange(actor, s.moment())
 		ch.Add("job.cancel_requested", string(id), map[string]any{"kind": j.Kind})

@@ -150,17 +150,27 @@ func (s *MasterStore) ListJobs(ctx context.Context, f job.Filter, cursor string,
 
 // ClaimJob implements job.Store.
 func (s *MasterStore) ClaimJob(ctx context.Context, c job.Claim) (job.Job, bool, error) {
-	if len(c.Kinds) == 0 {
+	if len(c.Kinds)+len(c.Left) == 0 {
 		return job.Job{}, false, nil
 	}
 	var args []any
-	for _, k := range c.Kinds {
-		args = append(args, k)
+	in := func(kinds []string) string {
+		if len(kinds) == 0 {
+			return `(NULL)`
+		}
+		for _, k := range kinds {
+			args = append(args, k)
+		}
+		return `(` + places(len(kinds)) + `)`
 	}
-	kinds := places(len(args))
-	args = append(args, ident.Micros(c.Now), c.Sole, c.Node)
-	which := ` WHERE kind IN (` + kinds + `) AND (state = 'queued'
+	which := ` WHERE (kind IN ` + in(c.Kinds) + ` AND (state = 'queued'
 		OR state = 'running' AND (lease_until < ? OR ? = 1 AND node <> ?))`
+	args = append(args, ident.Micros(c.Now), c.Sole, c.Node)
+	which += ` OR kind IN ` + in(c.Left) + ` AND (state = 'running' AND lease_until < ? OR state = 'queued' AND created_at < ?))`
+	args = append(args, ident.Micros(c.Now), ident.Micros(c.Now.Add(-job.LeftAfter)))
+	if c.Narrow {
+		which += ` AND tenant_id <> ''`
+	}
 	if c.Only != "" {
 		which += ` AND id = ?`
 		args = append(args, c.Only)

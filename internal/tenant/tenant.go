@@ -127,7 +127,7 @@ type DatabaseState string
 const (
 	Ready    DatabaseState = "ready"    // an address that was registered; nothing of the tenant is in it
 	InUse    DatabaseState = "active"   // the tenant's data lives here
-	Filling  DatabaseState = "filling"  // a job is copying into it
+	Filling  DatabaseState = "filling"  // a job is copying into it, or could not take away what it had copied
 	Original DatabaseState = "original" // what the tenant moved away from: kept, read-only, until it is released
 	Released DatabaseState = "released" // let go of: the server has no credentials of it and asks nothing of it
 	Empty    DatabaseState = "empty"    // a hosted place without a copy; activating it makes one
