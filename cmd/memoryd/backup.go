@@ -20,6 +20,7 @@ type backupCmd struct {
 	Verify bool   `help:"Read back everything that the snapshot relies on, and mend what is damaged; with --list: read every snapshot."`
 	Keep   int    `help:"Then keep the newest N snapshots and remove the others."`
 	List   bool   `help:"Only list the snapshots." xor:"what"`
+	Adopt  bool   `help:"Go on in a repository of another installation, which this one has taken the place of."`
 	Prune  bool   `help:"Only remove what --keep does not keep, and what no snapshot needs." xor:"what"`
 }
 
@@ -49,6 +50,9 @@ func (c backupCmd) Run(ctx context.Context, p *program) error {
 		}
 		return c.prune(ctx, p, repo)
 	}
+	if err := installed(ctx, p.settings); err != nil {
+		return err
+	}
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
 	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), guest)
@@ -58,6 +62,13 @@ func (c backupCmd) Run(ctx context.Context, p *program) error {
 	defer func() { warn(log, "databases", in.close()) }()
 	repo, err := openRepository(ctx, address, in.keys, true)
 	if err != nil {
+		return err
+	}
+	switch err := repo.Claim(ctx, in.lasting.Derive("installation"), c.Adopt); {
+	case fault.CodeOf(err) == "backup_repository_other":
+		return fmt.Errorf("%w: see that STORAGE_PATH and MASTER_DATABASE_URL are right, or name another place for backups; "+
+			"--adopt goes on here with this installation", err)
+	case err != nil:
 		return err
 	}
 	report, err := repo.Backup(ctx, in.whole(), relocate.BackupOptions{Version: version(), Verify: c.Verify, Progress: shown.show})
@@ -194,9 +205,16 @@ func backupAddress(p *program, given string) (string, error) {
 	return given, nil
 }
 
-// openRepository opens the backups at an address.
+// openRepository opens the backups at an address. Without create it makes nothing there.
 func openRepository(ctx context.Context, address string, keys *seal.Keyring, create bool) (*relocate.Repository, error) {
-	store, err := blob.Open(ctx, address)
+	open := blob.OpenExisting
+	if create {
+		open = blob.Open
+	}
+	store, err := open(ctx, address)
+	if fault.CodeOf(err) == "file_missing" {
+		return nil, errors.New("there are no backups in " + address)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -151,6 +151,9 @@ func writeRestored(p *program, r *relocate.RestoreReport) {
 
 // putBack puts one tenant back, beside a running server.
 func (c restoreCmd) putBack(ctx context.Context, p *program, log *slog.Logger, id ident.TenantID, o relocate.RestoreOptions, shown *progress) error {
+	if err := installed(ctx, p.settings); err != nil {
+		return err
+	}
 	bus := event.NewLocalBus()
 	in, err := openInstall(ctx, p.settings, log, bus, guest)
 	if err != nil {
@@ -207,6 +210,11 @@ func (c restoreCmd) beside(ctx context.Context, p *program, log *slog.Logger, id
 	if err := os.MkdirAll(c.Beside, 0o700); err != nil {
 		return fmt.Errorf("the folder cannot be made: %w", err)
 	}
+	defer func() {
+		if err != nil { // the folder is as empty as it was
+			err = errors.Join(err, emptied(c.Beside))
+		}
+	}()
 	in, err := openBeside(ctx, c.Beside, keys)
 	if err != nil {
 		return err
@@ -235,6 +243,15 @@ func (c restoreCmd) beside(ctx context.Context, p *program, log *slog.Logger, id
 	fmt.Fprintf(p.stdout, "%s as it was at %s: %d rows, digest %x, in %s\n", id, one.At.Format(time.RFC3339), one.Rows, one.Digest[:8], c.Beside)
 	fmt.Fprintln(p.stdout, "to look at it, run a server with this STORAGE_PATH, the same MASTER_KEY, another PORT, and no addresses of databases")
 	return nil
+}
+
+// emptied removes what lies in a folder.
+func emptied(folder string) error {
+	entries, err := os.ReadDir(folder)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(folder, e.Name())))
+	}
+	return err
 }
 
 func openBeside(ctx context.Context, folder string, keys *seal.Keyring) (in relocate.Installation, err error) {

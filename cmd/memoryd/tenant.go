@@ -47,6 +47,9 @@ func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
 }
 
 func withTenantsAs(ctx context.Context, p *program, as access, do func(*whole) error) error {
+	if err := installed(ctx, p.settings); err != nil {
+		return err
+	}
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
 	bus := event.NewLocalBus()
@@ -164,8 +167,8 @@ func outcome(j job.Job) error {
 }
 
 type tenantListCmd struct {
-	State   string `help:"Only those in this state."`
-	Problem bool   `help:"Only those whose schema is not as it should be."`
+	State   string `help:"Only those in this state: active, read_only, suspended, quarantined or moving." enum:",active,read_only,suspended,quarantined,moving" default:""`
+	Problem bool   `help:"Only those whose schema, or database, was not as it should be when it was last looked at."`
 	JSON    bool   `name:"json" help:"One JSON object per line."`
 }
 

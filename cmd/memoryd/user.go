@@ -31,7 +31,7 @@ type userCreateCmd struct {
 
 // Run creates an account with its tenant.
 func (c userCreateCmd) Run(ctx context.Context, p *program) error {
-	return withAccounts(ctx, p, func(s *account.Service) error {
+	return withAccounts(ctx, p, true, func(s *account.Service) error {
 		password, err := readPassword(p)
 		if err != nil {
 			return err
@@ -52,7 +52,7 @@ type userRoleCmd struct {
 
 // Run changes a role. Sessions see it with their next request.
 func (c userRoleCmd) Run(ctx context.Context, p *program) error {
-	return withAccounts(ctx, p, func(s *account.Service) error {
+	return withAccounts(ctx, p, false, func(s *account.Service) error {
 		if err := s.SetRole(ctx, c.Email, ident.Role(c.Role)); err != nil {
 			return err
 		}
@@ -67,7 +67,7 @@ type userPasswordCmd struct {
 
 // Run sets a new password.
 func (c userPasswordCmd) Run(ctx context.Context, p *program) error {
-	return withAccounts(ctx, p, func(s *account.Service) error {
+	return withAccounts(ctx, p, false, func(s *account.Service) error {
 		password, err := readPassword(p)
 		if err != nil {
 			return err
@@ -86,7 +86,7 @@ type userListCmd struct {
 
 // Run lists accounts.
 func (c userListCmd) Run(ctx context.Context, p *program) error {
-	return withAccounts(ctx, p, func(s *account.Service) error {
+	return withAccounts(ctx, p, false, func(s *account.Service) error {
 		w := tabwriter.NewWriter(p.stdout, 0, 4, 2, ' ', 0)
 		fmt.Fprintln(w, "ID\tEMAIL\tNAME\tROLE\tSTATE\tCREATED")
 		left, cursor := c.Limit, ""
@@ -107,8 +107,14 @@ func (c userListCmd) Run(ctx context.Context, p *program) error {
 	})
 }
 
-// withAccounts opens the databases for a command. It may run beside a server: the master database is made for that.
-func withAccounts(ctx context.Context, p *program, do func(*account.Service) error) error {
+// withAccounts opens the databases for a command, which with first may be the first thing that happens here. It may run
+// beside a server: the master database is made for that.
+func withAccounts(ctx context.Context, p *program, first bool, do func(*account.Service) error) error {
+	if !first {
+		if err := installed(ctx, p.settings); err != nil {
+			return err
+		}
+	}
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
 	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), guest)

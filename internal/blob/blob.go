@@ -50,6 +50,16 @@ type Info struct {
 // with key and secret percent-encoded where needed. The bucket must exist. An address that cannot be understood is
 // fault.Invalid, code "storage_address_wrong"; messages never hold it.
 func Open(ctx context.Context, address string) (Store, error) {
+	return open(ctx, address, OpenFolder)
+}
+
+// OpenExisting is Open for reading what somebody stored: it makes nothing. A folder that there is not is fault.NotFound,
+// code "file_missing".
+func OpenExisting(ctx context.Context, address string) (Store, error) {
+	return open(ctx, address, func(dir string) (*Folder, error) { return openFolder("blob.OpenExisting", dir) })
+}
+
+func open(ctx context.Context, address string, folder func(dir string) (*Folder, error)) (Store, error) {
 	if IsS3(address) {
 		return openS3(ctx, address)
 	}
@@ -63,7 +73,11 @@ func Open(ctx context.Context, address string) (Store, error) {
 	if address == "" {
 		return nil, wrongAddress("is empty")
 	}
-	return OpenFolder(address)
+	f, err := folder(address)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // Check says what is wrong with an address, without opening anything.

@@ -34,9 +34,21 @@ func OpenFolder(dir string) (*Folder, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fault.New(fault.Unavailable, op, "storage_failed", "the storage folder cannot be made").With(err)
 	}
-	root, err := os.OpenRoot(dir)
+	f, err := openFolder(op, dir)
 	if err == nil {
-		err = root.MkdirAll(unfinished, 0o700)
+		err = f.root.MkdirAll(unfinished, 0o700) // whoever may not write hears of it now
+	}
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, op, "storage_failed", "the storage folder cannot be opened").With(err)
+	}
+	return f, nil
+}
+
+// openFolder opens a folder that there is, and makes nothing in it.
+func openFolder(op, dir string) (*Folder, error) {
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, missing(op, err)
 	}
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, op, "storage_failed", "the storage folder cannot be opened").With(err)
@@ -90,6 +102,11 @@ func (f *Folder) write(ctx context.Context, content io.Reader) (temp string, err
 	_, _ = rand.Read(random[:])
 	temp = path.Join(unfinished, hex.EncodeToString(random[:]))
 	file, err := f.root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrNotExist) { // a folder that was opened as it was, or copied without what is hidden
+		if err = f.root.MkdirAll(unfinished, 0o700); err == nil {
+			file, err = f.root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		}
+	}
 	if err != nil {
 		return "", err
 	}

@@ -155,6 +155,7 @@ func Codes() []Explanation {
 		Explanation{"version_differs", "The server is of another version", "Start the server and the command from the same program."},
 		Explanation{"key_differs", "The server has another master key", "Start the server with the new `MASTER_KEY`, and the old one as `MASTER_KEY_PREVIOUS`."},
 		Explanation{"fleet_busy", "A migration of all tenants is at work", "Wait for its end."},
+		Explanation{"backup_repository_other", "The backups are of another installation", "Set `STORAGE_PATH` and `MASTER_DATABASE_URL` right, or name another place for backups."},
 		Explanation{"tenant_unknown", "There is no such tenant", "List the tenants."})
 	// What is wrong with an account's database is the operator's to mend; clients see that it is not available.
 	for _, code := range []string{"tenant_missing", "tenant_host_unknown", "database_closed", "database_forbidden",

@@ -27,6 +27,7 @@ import (
 // Names in a repository. Nothing in them tells more than ids of tenants, times, and sizes.
 //
 //	repository                     what this is, and its format, in plain JSON
+//	installation                   whose backups these are, sealed under the master key
 //	keys/OWNER/KEY                 a key, sealed under the master key; an owner is "snapshots", "master" or a tenant
 //	chunks/OWNER/CHUNK             rows, compressed, sealed under the owner's key; named by a keyed hash of them
 //	snapshots/SNAPSHOT             a manifest, sealed under the key of "snapshots"; without it a snapshot does not exist
@@ -35,6 +36,7 @@ import (
 //	running/KIND-RANDOM            who is at work here, renewed while it is
 const (
 	headName     = "repository"
+	claimName    = "installation"
 	keysDir      = "keys"
 	chunksDir    = "chunks"
 	snapshotsDir = "snapshots"
@@ -52,6 +54,7 @@ const (
 const (
 	repositoryFormat = 1
 	keyPurpose       = "backup key"
+	claimPurpose     = "backup installation"
 	smallFile        = 1 << 20
 	largeFile        = 1 << 30 // no manifest and no chunk is larger
 )
@@ -149,6 +152,33 @@ func (r *Repository) create(ctx context.Context) ([]byte, error) {
 func foreign(op string) error {
 	return fault.New(fault.Conflict, op, "backup_repository_foreign",
 		"there is something else than backups: name an empty folder, or another prefix of the bucket")
+}
+
+// Claim makes sure that the repository belongs to the installation of that id before it adds a snapshot: a repository
+// that belongs to nobody yet is its own from now on, and so is any with adopt. What was restored from a backup has the id
+// of what was backed up. Code "backup_repository_other": it is another installation's, whose snapshots those of this one
+// would come to replace.
+func (r *Repository) Claim(ctx context.Context, id seal.Key, adopt bool) error {
+	const op = "relocate.Claim"
+	sealed, err := blob.GetBytes(ctx, r.store, claimName, smallFile)
+	switch {
+	case fault.CodeOf(err) == "file_missing" || err == nil && adopt:
+		return fault.Wrap(op, blob.PutBytes(ctx, r.store, claimName, r.keyring.Seal(claimPurpose, id[:], []byte(claimName))))
+	case err != nil:
+		return fault.Wrap(op, err)
+	}
+	of, err := r.keyring.Open(claimPurpose, sealed, []byte(claimName))
+	if err != nil {
+		return damaged("the file "+claimName+" in the backups", err)
+	}
+	if !bytes.Equal(of, id[:]) {
+		return fault.New(fault.Conflict, op, "backup_repository_other", "the backups are of another installation")
+	}
+	sealed, changed, err := r.keyring.Rewrap(claimPurpose, sealed, []byte(claimName))
+	if err == nil && changed {
+		err = blob.PutBytes(ctx, r.store, claimName, sealed)
+	}
+	return fault.Wrap(op, err)
 }
 
 // String is where the repository lies, without secrets.
