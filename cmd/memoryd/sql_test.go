@@ -53,6 +53,9 @@ func TestSQLIsConstantRefuses(t *testing.T) {
 		func (b *Batch) Query(each func() error, sql string, args ...any) {}
 		type statement struct{ sql string }
 		func pick(one bool, a, b string) string { if one { return a }; return b }
+		func where(place func(v any) string, v any) (sql string) { sql += " WHERE a = " + place(v); return sql }
+		func place(v any) string { return "?" }
+		func echo(v any) string { return fmt.Sprint(v) }
 		func deep(b *Batch, q string) { deeper(b, q+" LIMIT 1") }
 		func deeper(b *Batch, q string) { b.Exec(q) }
 		const table = "projects"
@@ -79,8 +82,18 @@ func TestSQLIsConstantRefuses(t *testing.T) {
 		{"b.Query(func() error { return nil }, `SELECT ?`, name+`%%`)", true},
 		{"for _, p := range []struct{ a, b string }{{`SET `, name}} { b.Exec(p.a, p.b) }", true},
 		{"var w []string; and := func(c string, v any) { w = append(w, c) }; and(`a = ?`, name); b.Exec(strings.Join(w, ``))", true},
+		{"in := func(n int) string { return `(` + strings.Repeat(`?,`, n) + `?)` }; b.Exec(`SELECT 1 WHERE a IN ` + in(n))", true},
+		{"all := func(from string) string { return `SELECT * FROM ` + from }; b.Exec(all(table) + all(`events`))", true},
+		{"b.Exec(where(func(v any) string { return `?` }, name), name)", true},
+		{"b.Exec(where(place, name), name)", true},
 
 		{"b.Exec(`SELECT * FROM t WHERE a = '` + name + `'`)", false},
+		{"in := func(n int) string { return name }; b.Exec(`SELECT 1 WHERE a IN ` + in(n))", false},
+		{"all := func(from string) string { return `SELECT * FROM ` + from }; b.Exec(all(table) + all(name))", false},
+		{"b.Exec(where(func(v any) string { return name }, name), name)", false},
+		{"b.Exec(where(echo, name), name)", false},
+		{"var in func() string; b.Exec(in())", false},
+		{"in := func() string { return `1` }; in = func() string { return name }; b.Exec(in())", false},
 		{"b.Exec(fmt.Sprintf(`SELECT %s`, name))", false},
 		{"b.Exec(fmt.Sprintf(`SELECT %v`, names))", false},
 		{"q := `SELECT `; q += name; b.Exec(q)", false},

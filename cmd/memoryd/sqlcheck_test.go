@@ -399,7 +399,7 @@ func (c *sqlCheck) variable(at ast.Expr, o types.Object) {
 		return
 	}
 	if fn := c.owner[v]; fn != nil {
-		c.parameter(at, v, fn)
+		c.parameter(at, v, fn, c.text)
 	}
 	if holder := c.closure[v]; holder != nil {
 		c.closureParameter(at, v, holder)
@@ -461,8 +461,8 @@ func (c *sqlCheck) callers(fn *types.Func) []*ast.CallExpr {
 	return calls
 }
 
-// parameter asks all callers for what they pass.
-func (c *sqlCheck) parameter(at ast.Expr, v *types.Var, fn *types.Func) {
+// parameter hands over what all callers pass.
+func (c *sqlCheck) parameter(at ast.Expr, v *types.Var, fn *types.Func, each func(ast.Expr)) {
 	if _, door := sqlDoors[funcName(fn)]; door {
 		return // each of its calls is checked as a door
 	}
@@ -484,10 +484,10 @@ func (c *sqlCheck) parameter(at ast.Expr, v *types.Var, fn *types.Func) {
 		switch {
 		case sig.Variadic() && index == sig.Params().Len()-1:
 			for _, a := range call.Args[min(index, len(call.Args)):] {
-				c.text(a)
+				each(a)
 			}
 		case index < len(call.Args):
-			c.text(call.Args[index])
+			each(call.Args[index])
 		default:
 			c.complain(call, "the arguments are not followed")
 		}
@@ -522,7 +522,7 @@ func (c *sqlCheck) call(call *ast.CallExpr) {
 	}
 	sel, ok := fun.(*ast.SelectorExpr)
 	if !ok {
-		c.complain(call, "%s is not followed", describe(call))
+		c.function(fun)
 		return
 	}
 	x, isIdent := sel.X.(*ast.Ident)
@@ -554,6 +554,48 @@ func (c *sqlCheck) call(call *ast.CallExpr) {
 	c.complain(call, "%s is not followed", describe(call))
 }
 
+// function asks whatever functions the expression may stand for: closures, those of this package, and what is passed for a
+// parameter.
+func (c *sqlCheck) function(e ast.Expr) {
+	e = ast.Unparen(e)
+	if c.asked[e] {
+		return
+	}
+	c.asked[e] = true
+	var o types.Object
+	switch e := e.(type) {
+	case *ast.FuncLit:
+		if sig, ok := c.typeOf(e).(*types.Signature); ok {
+			c.results(e.Body, sig.Results())
+			return
+		}
+	case *ast.Ident:
+		o = c.object(e)
+	case *ast.SelectorExpr:
+		o = c.object(e.Sel)
+	}
+	switch o := o.(type) {
+	case *types.Func:
+		if o.Pkg() == c.pkg {
+			c.returned(e, o.Origin())
+			return
+		}
+	case *types.Var:
+		fn := c.owner[o]
+		if c.opaque[o] != nil || c.closure[o] != nil || o.IsField() || fn == nil && len(c.writes[o]) == 0 {
+			break
+		}
+		if fn != nil {
+			c.parameter(e, o, fn, c.function)
+		}
+		for _, w := range c.writes[o] {
+			c.function(w)
+		}
+		return
+	}
+	c.complain(e, "what %s returns is not followed", describe(e))
+}
+
 // returned asks a function of this package for all that it returns.
 func (c *sqlCheck) returned(at ast.Node, fn *types.Func) {
 	if c.trusts(funcName(fn)) || c.asked[fn] {
@@ -571,7 +613,12 @@ func (c *sqlCheck) returned(at ast.Node, fn *types.Func) {
 			c.variable(body.Name, v)
 		}
 	}
-	ast.Inspect(body.Body, func(n ast.Node) bool {
+	c.results(body.Body, results)
+}
+
+// results asks for what a body returns.
+func (c *sqlCheck) results(body *ast.BlockStmt, results *types.Tuple) {
+	ast.Inspect(body, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.FuncLit:
 			return false // its returns are its own
