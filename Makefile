@@ -73,6 +73,10 @@ bench: ## measure the real server beside a bare echo and relay, on both engines 
 bench-tenants: ## 20,000 tenants against 10, and what a busy one costs its neighbours; half an hour. DIR=folder keeps them
 	go run ./bench/tenants $(if $(DIR),-dir $(DIR))
 
+.PHONY: bench-migrate
+bench-migrate: ## 2,000 tenants to the next version of the schema and back; some minutes. TENANTS=200 to see that it works
+	go run ./bench/migrate $(if $(TENANTS),-tenants $(TENANTS))
+
 .PHONY: bench-go
 bench-go: $(PG) ## Go benchmarks of the packages
 	$(PG) go test -vet=off -run '^$$' -bench . -benchmem ./...

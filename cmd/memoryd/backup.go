@@ -55,7 +55,7 @@ func (c backupCmd) Run(ctx context.Context, p *program) error {
 	}
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
-	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), false)
+	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), guest)
 	if err != nil {
 		return err
 	}

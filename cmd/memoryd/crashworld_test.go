@@ -513,7 +513,7 @@ func (w *world) integrity() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	in, err := openInstall(w.ctx, s, slog.New(slog.DiscardHandler), event.NewLocalBus(), true)
+	in, err := openInstall(w.ctx, s, slog.New(slog.DiscardHandler), event.NewLocalBus(), owner)
 	if err != nil {
 		w.problem("integrity: %v", err)
 		return

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"strings"
 	"syscall"
 	"time"
 
@@ -40,9 +41,21 @@ type install struct {
 	closers    []func() error
 }
 
-// openInstall opens the databases that the settings name. Commands that only talk to a running server's database
-// (lock false) may run beside it. own are the listeners that no address given by a user may lead to.
-func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.Bus, lock bool, own ...netip.AddrPort) (_ *install, err error) {
+// access is how a process comes to an installation.
+type access uint8
+
+const (
+	// guest works beside whatever runs. It leaves the schema of the master database as it is: a server may rely on it.
+	guest access = iota
+	// keeper wants the storage folder for itself, where that says that no server runs; there it may change that schema.
+	keeper
+	// owner wants the same, and brings the master database up to date in any case.
+	owner
+)
+
+// openInstall opens the databases that the settings name. own are the listeners that no address given by a user may
+// lead to.
+func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.Bus, as access, own ...netip.AddrPort) (_ *install, err error) {
 	in := &install{hosts: make(map[string]*sqlstore.LazyHost)}
 	defer func() {
 		if err != nil {
@@ -51,7 +64,7 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	}()
 	masterURL, tenantURLs := s.secret("MASTER_DATABASE_URL"), s.list("TENANT_DATABASE_URLS")
 	in.sole = masterURL == "" || len(tenantURLs) == 0
-	if lock && in.sole {
+	if as != guest && in.sole {
 		unlock, err := lockFolder(s.text("STORAGE_PATH"))
 		if err != nil {
 			return nil, err
@@ -65,8 +78,8 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 		return nil, notOpened("the master database (MASTER_DATABASE_URL)", err)
 	}
 	in.onClose(in.master.Close)
-	if _, err := sqlstore.Migrate(ctx, in.master, sqlstore.Master); err != nil {
-		return nil, notOpened("the master database", err)
+	if err := in.bringMaster(ctx, as == owner || as == keeper && in.sole); err != nil {
+		return nil, err
 	}
 	in.store = sqlstore.NewMasterStore(in.master, func(seq event.Seq) {
 		bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
@@ -91,6 +104,39 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	in.where = in.describe()
 	log.Debug("databases are open", "master", in.master.Dialect().Name(), "tenant_hosts", len(in.hosts))
 	return in, nil
+}
+
+// bringMaster brings the master database up to date if it may, or if there is nothing in it yet; else it must be.
+func (in *install) bringMaster(ctx context.Context, may bool) error {
+	const what = "the master database"
+	if !may {
+		at, err := in.lookMaster(ctx)
+		switch {
+		case err != nil:
+			return notOpened(what, err)
+		case at.Version > 0 && len(at.Pending) > 0:
+			return fmt.Errorf("%w: run memoryd migrate with the servers stopped, or use the version that runs (pending: %s)",
+				errMasterOlder, strings.Join(at.Pending, ", "))
+		case at.Version > 0:
+			return nil
+		}
+	}
+	if _, err := sqlstore.Migrate(ctx, in.master, sqlstore.Master); err != nil {
+		return notOpened(what, err)
+	}
+	return nil
+}
+
+// errMasterOlder says that this program is newer than the schema of the master database.
+var errMasterOlder = errors.New("the master database is a former version's, whose servers may be at work")
+
+// lookMaster sees how far the master database is.
+func (in *install) lookMaster(ctx context.Context) (sqlstore.Standing, error) {
+	steps, err := sqlstore.Released()
+	if err != nil {
+		return sqlstore.Standing{}, err
+	}
+	return steps.Look(ctx, in.master, sqlstore.Master)
 }
 
 // openKeys takes MASTER_KEY and the one before it; in development they are made when they are missing.

@@ -15,7 +15,6 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/relocate"
-	"claude-memory-backend/internal/sqlstore"
 )
 
 type migrateCmd struct {
@@ -64,7 +63,11 @@ func (c migrateUpCmd) Run(ctx context.Context, p *program) error {
 			return c.waits(p, pending)
 		}
 	}
-	return withTenants(ctx, p, func(w *whole) error {
+	as := keeper
+	if !c.Plan && !c.Back {
+		as = owner
+	}
+	return withTenantsAs(ctx, p, as, func(w *whole) error {
 		var ids []ident.TenantID
 		for _, who := range c.Tenant {
 			t, err := w.find(ctx, who)
@@ -104,7 +107,7 @@ func failures(text string) (share float64, count int64, err error) {
 func migrateMaster(ctx context.Context, p *program) error {
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
-	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), true)
+	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), owner)
 	if err != nil {
 		return err
 	}
@@ -124,11 +127,7 @@ func masterPending(ctx context.Context, s *settings) (pending []string, err erro
 		return nil, notOpened("the master database (MASTER_DATABASE_URL)", err)
 	}
 	in.onClose(in.master.Close)
-	steps, err := sqlstore.Released()
-	if err != nil {
-		return nil, err
-	}
-	at, err := steps.Look(ctx, in.master, sqlstore.Master)
+	at, err := in.lookMaster(ctx)
 	return at.Pending, err
 }
 

@@ -75,7 +75,7 @@ func (c restoreCmd) Run(ctx context.Context, p *program) error {
 
 // all restores everything into an installation that no server works on. What was there is kept.
 func (c restoreCmd) all(ctx context.Context, p *program, log *slog.Logger, o relocate.RestoreOptions, shown *progress) (err error) {
-	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), true)
+	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), owner)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (c restoreCmd) putBack(ctx context.Context, p *program, log *slog.Logger, i
 		return err
 	}
 	bus := event.NewLocalBus()
-	in, err := openInstall(ctx, p.settings, log, bus, false)
+	in, err := openInstall(ctx, p.settings, log, bus, guest)
 	if err != nil {
 		return err
 	}
@@ -274,7 +274,7 @@ func (p *program) erasedHere(ctx context.Context, log *slog.Logger, id ident.Ten
 	if _, err := os.Stat(p.settings.storage("master.db")); err != nil && p.settings.secret("MASTER_DATABASE_URL") == "" {
 		return nil
 	}
-	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), false)
+	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), guest)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ func (seedCmd) Run(ctx context.Context, p *program) error {
 	log, closeLog := newLog(s, p.stderr)
 	defer closeLog()
 	bus := event.NewLocalBus()
-	in, err := openInstall(ctx, s, log, bus, true)
+	in, err := openInstall(ctx, s, log, bus, owner)
 	if errors.Is(err, errFolderTaken) {
 		return errors.New("a server works in this folder: stop it, seed, and start it again")
 	}

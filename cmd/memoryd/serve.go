@@ -49,7 +49,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	bus := event.NewLocalBus()
 	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	in, err := openInstall(opening, s, log, bus, true, ownAddress(listener)...)
+	in, err := openInstall(opening, s, log, bus, owner, ownAddress(listener)...)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	background.Go(func() error { return accounts.Run(work) })
 	background.Go(func() error { return jobs.Run(work) })
 	background.Go(func() error { rewrap(work, s, log, tenants); return nil })
-	background.Go(func() error { tidy(work, in, log); return nil })
+	background.Go(func() error { tidy(work, tenants, log); return nil })
 	err = group.Wait()
 	stopWork()
 	warn(log, "background work", background.Wait())

@@ -44,20 +44,20 @@ type whole struct {
 
 // withTenants opens the installation: alone where no server holds the folder, else beside it.
 func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
+	return withTenantsAs(ctx, p, keeper, do)
+}
+
+func withTenantsAs(ctx context.Context, p *program, as access, do func(*whole) error) error {
 	if err := installed(ctx, p.settings); err != nil {
 		return err
 	}
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
 	bus := event.NewLocalBus()
-	in, err := openInstall(ctx, p.settings, log, bus, true)
+	in, err := openInstall(ctx, p.settings, log, bus, as)
 	alone := err == nil && in.sole
 	if errors.Is(err, errFolderTaken) {
-		// The schema of the master database must not change under a server of a former version.
-		if pending, perr := masterPending(ctx, p.settings); perr == nil && len(pending) > 0 {
-			return fmt.Errorf("%w with a former version of this program: stop it, and run memoryd migrate", errFolderTaken)
-		}
-		in, err = openInstall(ctx, p.settings, log, bus, false)
+		in, err = openInstall(ctx, p.settings, log, bus, guest)
 	}
 	if err != nil {
 		return err
@@ -70,6 +70,7 @@ func withTenants(ctx context.Context, p *program, do func(*whole) error) error {
 		Limits: defaultLimits(p.settings)})
 	defer func() { warn(log, "tenants", pool.Close(context.WithoutCancel(ctx))) }()
 	w := &whole{in: in, alone: alone, svc: newTenants(in, log, bus, pool, node)}
+	w.svc.Spools = discardSpool(p.settings, in.lasting)
 	w.jobs = job.NewRunner(job.Config{Store: in.store, Node: node, Sole: alone, Kinds: w.svc.Work(), Left: w.svc.LeftWork(), Log: log})
 	return do(w)
 }
@@ -294,7 +295,7 @@ func (c tenantMoveCmd) Run(ctx context.Context, p *program) error {
 		var j job.Job
 		switch {
 		case c.To == string(tenant.SQLite), c.To == string(tenant.Postgres):
-			j, err = w.svc.MoveHosted(ctx, asOperator(), t.ID, tenant.Kind(c.To), "")
+			j, err = w.svc.MoveHosted(ctx, asOperator(), t.ID, tenant.Kind(c.To))
 		case strings.HasPrefix(c.To, ident.DatabaseID("").Prefix()):
 			j, err = w.svc.Activate(ctx, asOperator(), t.ID, ident.DatabaseID(c.To), nil)
 		default:
@@ -392,7 +393,7 @@ func (c tenantEraseCmd) Run(ctx context.Context, p *program) error {
 }
 
 type tenantReceiptCmd struct {
-	File string `arg:"" help:"The receipt." type:"existingfile"`
+	File string `arg:"" help:"The receipt, or the whole answer it came in." type:"existingfile"`
 }
 
 // Run checks a receipt.
@@ -401,9 +402,9 @@ func (c tenantReceiptCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	var r relocate.Receipt
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return errors.New("this is no receipt")
+	r, err := relocate.ReadReceipt(raw)
+	if err != nil {
+		return err
 	}
 	return withTenants(ctx, p, func(w *whole) error {
 		if !w.svc.Check(r) {

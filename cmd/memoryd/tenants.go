@@ -2,13 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
 	"time"
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/relocate"
+	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -16,6 +21,21 @@ import (
 func newTenants(in *install, log *slog.Logger, bus event.Bus, pool *workspace.Pool, node string) *relocate.Service {
 	return relocate.New(relocate.Config{Store: in.store, Places: in.placements, Pool: pool, Probe: in.externals, Keys: in.keys,
 		Lasting: in.lasting, Bus: bus, Log: log, Node: node, Sole: in.sole, Snapshots: in.snapshots})
+}
+
+// discardSpool drops what dead servers left in the spool of a tenant. A server that lives drops its own.
+func discardSpool(s *settings, keys *seal.Keyring) func(context.Context, ident.TenantID) error {
+	return func(_ context.Context, id ident.TenantID) error {
+		folder := s.storage("spool")
+		if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		kept, err := spool.Open(spool.Config{Folder: folder, Sealer: keys})
+		if err != nil {
+			return err
+		}
+		return errors.Join(kept.Discard(id), kept.Close())
+	}
 }
 
 // How long a rewrap that failed waits before it goes on.
@@ -27,18 +47,12 @@ const (
 // tidyEvery is how often snapshots are looked at that may be too old.
 const tidyEvery = 24 * time.Hour
 
-// tidy removes what was kept before migrations, when it is too old or its tenant is gone: at the start, and daily.
-func tidy(ctx context.Context, in *install, log *slog.Logger) {
+// tidy removes what was kept before migrations and is not to be kept any longer: at the start, and daily.
+func tidy(ctx context.Context, tenants *relocate.Service, log *slog.Logger) {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
 	for {
-		warn(log, "snapshots of before migrations", in.snapshots.Tidy(ctx, func(ctx context.Context, id ident.TenantID) (bool, error) {
-			_, err := in.store.FindTenant(ctx, id)
-			if fault.Is(err, fault.NotFound) {
-				return false, nil
-			}
-			return err == nil, err
-		}))
+		warn(log, "snapshots of before migrations", tenants.TidySnapshots(ctx))
 		select {
 		case <-ctx.Done():
 			return

@@ -117,7 +117,7 @@ func withAccounts(ctx context.Context, p *program, first bool, do func(*account.
 	}
 	log, closeLog := newLog(p.settings, p.stderr)
 	defer closeLog()
-	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), false)
+	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), guest)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ type jobView struct {
 	State      string       `json:"state" enum:"queued,running,completed,failed,cancelled"`
 	Progress   job.Progress `json:"progress"`
 	Report     object       `json:"report" doc:"What came of it; which fields it has depends on the kind"`
-	Error      *failureView `json:"error,omitempty"`
+	Error      *failureView `json:"error,omitempty" doc:"Why it failed; while it is running, why it has to be tried again"`
 	CreatedAt  time.Time    `json:"created_at"`
 	StartedAt  *time.Time   `json:"started_at"`
 	FinishedAt *time.Time   `json:"finished_at"`
@@ -86,7 +86,7 @@ type eraseIn struct {
 // erasedView is how far an erasure is.
 type erasedView struct {
 	JobID   string       `json:"job_id" example:"job_06f4k3z9c8tqv5m2yb7n1x0d4e"`
-	State   string       `json:"state" enum:"queued,running,completed,failed"`
+	State   string       `json:"state" enum:"queued,running,completed,failed,cancelled"`
 	Receipt object       `json:"receipt" doc:"What was erased, where and how, signed by the installation; empty until it is completed"`
 	Error   *failureView `json:"error,omitempty"`
 }
@@ -116,9 +116,9 @@ func (s *Server) erase(x *exchange, in *eraseIn) (*erasedAnswer, error) {
 	} else {
 		s.log.Warn("erasure not awaited", "request_id", x.requestID, "code", fault.CodeOf(err))
 	}
-	out := &erasedAnswer{Status: 202, Body: erasedView{JobID: string(j.ID), State: string(j.State)}}
+	out := &erasedAnswer{Status: 202, Body: erasedView{JobID: string(j.ID), State: string(j.State), Error: viewJob(j).Error}}
 	if j.State.Final() {
-		out.Status, out.Body.Receipt, out.Body.Error = 200, object(j.Report), viewJob(j).Error
+		out.Status, out.Body.Receipt = 200, object(j.Report)
 	}
 	return out, nil
 }

@@ -31,7 +31,7 @@ type Progress struct {
 	Unit  string `json:"unit"` // what is counted: "rows", "tenants"
 }
 
-// Failure is why a job failed, safe to show.
+// Failure is why a job failed, or, while it is running, why it has to be tried again; safe to show.
 type Failure struct {
 	Code   string `json:"code"`
 	Detail string `json:"detail"`
@@ -99,6 +99,8 @@ type Store interface {
 	// FinishJob stores how node's job ended, together with the change that tells of it. A job that is not node's any
 	// more stays as it is.
 	FinishJob(ctx context.Context, j Job, node string, ch event.Change) error
+	// NoteJob notes why node's running job has to be tried again. A job that is not node's any more stays as it is.
+	NoteJob(ctx context.Context, id ident.JobID, node string, f Failure) error
 	// CancelJob cancels a queued job, or asks a running one to stop; decide judges it under a lock and describes the
 	// change. It returns the job as it then stands.
 	CancelJob(ctx context.Context, id ident.JobID, now time.Time, decide func(Job) (event.Change, error)) (Job, error)

@@ -18,7 +18,7 @@ import (
 
 // Work does what a kind of job is about. It returns a report, which is shown, and an error when it failed: it has then
 // left everything as it was. When ctx ends because somebody cancelled, it undoes what it did and returns
-// [ErrCancelled]; when it ends because the server stops, it may return whatever stands, and is called again later,
+// [ErrCancelled]; that may be so from the beginning, and an earlier process may have left something to be undone. When it ends because the server stops, it may return whatever stands, and is called again later,
 // with what it saved.
 type Work func(ctx context.Context, run *Run) (report any, err error)
 
@@ -47,13 +47,14 @@ func (r *Run) Progress(done, total int64, unit string) {
 	r.now = Progress{Done: done, Total: total, Unit: unit}
 }
 
-// Save stores what whoever goes on with this job must know. It returns when that is on disk.
+// Save stores what whoever goes on with this job must know. It returns when that is on disk: with [ErrCancelled] when
+// somebody wishes by then that the job stops, so that nothing is done against a wish that was stored before.
 func (r *Run) Save(ctx context.Context, v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return fault.Wrap("job.Save", err)
 	}
-	held, _, err := r.runner.Store.RenewJob(ctx, r.Job.ID, r.runner.Node, r.runner.until(), r.progress(), raw)
+	held, cancel, err := r.runner.Store.RenewJob(ctx, r.Job.ID, r.runner.Node, r.runner.until(), r.progress(), raw)
 	switch {
 	case err != nil:
 		return err
@@ -61,6 +62,9 @@ func (r *Run) Save(ctx context.Context, v any) error {
 		return errLost
 	}
 	r.Job.Saved = raw
+	if cancel {
+		return ErrCancelled
+	}
 	return nil
 }
 
@@ -217,6 +221,9 @@ func (r *Runner) work(ctx context.Context, j Job) {
 	close(quit)
 	<-quiet
 	cause := context.Cause(doing)
+	if errors.Is(cause, ErrCancelled) && fault.Is(err, fault.Canceled) {
+		err = ErrCancelled // it is what became of the wish on the way
+	}
 	switch {
 	case errors.Is(cause, errLost):
 		r.Log.Warn("job lost to another server", "job", j.ID, "kind", j.Kind)
@@ -225,6 +232,11 @@ func (r *Runner) work(ctx context.Context, j Job) {
 		return // it stays running, and is claimed again after the restart
 	case errors.Is(err, ErrAgain):
 		r.Log.Warn("job not finished, it will be tried again", "job", j.ID, "kind", j.Kind, "error", err)
+		noting, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.Lease)
+		defer cancel()
+		if err := r.Store.NoteJob(noting, j.ID, r.Node, failureOf(err)); err != nil {
+			r.Log.Warn("trouble of job not stored", "code", fault.CodeOf(err), "job", j.ID)
+		}
 		return
 	}
 	r.finish(run, report, err)
@@ -269,7 +281,7 @@ func (r *Runner) renew(ctx context.Context, run *Run, stop context.CancelCauseFu
 
 func (r *Runner) finish(run *Run, report any, err error) {
 	j := run.Job
-	j.State, j.Progress = Completed, run.progress()
+	j.State, j.Progress, j.Failure = Completed, run.progress(), nil
 	now := r.Now().UTC().Truncate(time.Microsecond)
 	j.FinishedAt = &now
 	if report != nil {
@@ -284,11 +296,8 @@ func (r *Runner) finish(run *Run, report any, err error) {
 		j.State = Cancelled
 	case err != nil:
 		j.State = Failed
-		detail := "something went wrong on the server"
-		if f, ok := errors.AsType[*fault.Error](err); ok {
-			detail = f.Message
-		}
-		j.Failure = &Failure{Code: fault.CodeOf(err), Detail: detail}
+		f := failureOf(err)
+		j.Failure = &f
 		r.Log.Error("job failed", "job", j.ID, "kind", j.Kind, "error", err)
 	}
 	ch := event.NewChange(ident.System(""), now)
@@ -308,6 +317,15 @@ func (r *Runner) finish(run *Run, report any, err error) {
 	if r.Told != nil {
 		r.Told(j)
 	}
+}
+
+// failureOf is as much of an error as may be shown.
+func failureOf(err error) Failure {
+	detail := "something went wrong on the server"
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		detail = f.Message
+	}
+	return Failure{Code: fault.CodeOf(err), Detail: detail}
 }
 
 func (r *Runner) until() time.Time { return r.Now().Add(r.Lease) }

@@ -58,8 +58,27 @@ func (s *Service) back(ctx context.Context, run *job.Run) (any, error) {
 	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
+	if run.Again() && errors.Is(context.Cause(ctx), job.ErrCancelled) {
+		if err := s.reopenHeld(context.WithoutCancel(ctx), in); err != nil {
+			return nil, errors.Join(job.ErrAgain, err)
+		}
+	}
 	report, err := s.GoBack(ctx, in, run.Progress)
 	return ended(ctx, report, err)
+}
+
+// reopenHeld opens those again that a killed process closed to writers and did not take back.
+func (s *Service) reopenHeld(ctx context.Context, in BackInput) error {
+	if s.Snapshots == nil {
+		return nil
+	}
+	in.Parallel = fleetParallel
+	b := &backRun{Service: s, BackInput: in, report: &BackReport{}}
+	if err := b.look(ctx); err != nil {
+		return err
+	}
+	b.list = slices.DeleteFunc(b.list, func(r *returner) bool { return !r.left })
+	return b.letGo(ctx)
 }
 
 // GoBack makes tenants' databases what they were before their last migration: schema and rows. What was written since is
@@ -109,7 +128,9 @@ type returner struct {
 	tenant tenant.Tenant
 	snap   *StepSnapshot
 	detail BackDetail
+	held   bool // nobody writes
 	stayed bool // it could not go
+	left   bool // a killed process had closed it already
 }
 
 func (b *backRun) run(ctx context.Context) error {
@@ -128,7 +149,10 @@ func (b *backRun) run(ctx context.Context) error {
 	}
 	// First nobody writes any more, then everybody has heard of it, then they go.
 	for _, r := range b.list {
-		if err := b.hold(ctx, r); err != nil {
+		err := b.hold(ctx, r)
+		if fault.Is(err, fault.Conflict) || fault.Is(err, fault.NotFound) {
+			b.stays(r, err)
+		} else if err != nil {
 			return errors.Join(err, b.letGo(ctx))
 		}
 	}
@@ -145,7 +169,10 @@ func (b *backRun) run(ctx context.Context) error {
 	group.SetLimit(b.Parallel)
 	for _, r := range b.list {
 		group.Go(func() error {
-			err := b.one(gctx, r)
+			var err error
+			if r.held {
+				err = b.one(gctx, r)
+			}
 			b.mu.Lock()
 			b.done++
 			done := b.done
@@ -227,11 +254,37 @@ func (b *backRun) lookAt(ctx context.Context, id ident.TenantID) (*returner, err
 	if err != nil || version <= snap.Schema() {
 		return nil, err
 	}
-	if t.Job != "" {
-		return nil, fault.New(fault.Conflict, "relocate.GoBack", "tenant_busy", "a job works on the whole of it")
+	if err := b.free(ctx, t, snap); err != nil {
+		return nil, err
 	}
-	return &returner{tenant: t, snap: snap, detail: BackDetail{Tenant: id, From: version, To: snap.Schema(), At: snap.At(),
+	// Held although it has not gone back: nothing was wrong with it before.
+	left := t.Schema.Problem == tenant.SchemaHeld
+	if left {
+		t.Schema.Problem = ""
+	}
+	return &returner{tenant: t, left: left, snap: snap, detail: BackDetail{Tenant: id, From: version, To: snap.Schema(), At: snap.At(),
 		Newer: max(0, int64(head)-int64(snap.Head))}}, nil
+}
+
+// free reports why a tenant must not be made what a snapshot holds: a job works on the whole of it, or its owner had all
+// of that erased since. A machine whose snapshot is older than that may be another than the one that erased.
+func (b *backRun) free(ctx context.Context, t tenant.Tenant, snap *StepSnapshot) error {
+	if t.Job != "" {
+		return fault.New(fault.Conflict, "relocate.GoBack", "tenant_busy", "a job works on the whole of it")
+	}
+	emptied, err := b.emptiedAt(ctx, t.ID)
+	if err == nil && !emptied.IsZero() && snap.At().Before(emptied.Add(clockSkew)) {
+		err = fault.New(fault.NotFound, "relocate.GoBack", "snapshot_missing", "all data was erased since the snapshot was taken")
+	}
+	return err
+}
+
+// same reports whether a tenant is where it was when it was looked at, and nobody works on the whole of it.
+func (r *returner) same(now tenant.Tenant) error {
+	if now.Job != "" || now.Placement.Database != r.tenant.Placement.Database {
+		return fault.New(fault.Conflict, "relocate.GoBack", "tenant_busy", "a job began to work on the whole of it meanwhile")
+	}
+	return nil
 }
 
 // now is how a tenant's database stands.
@@ -253,9 +306,12 @@ func (b *backRun) now(ctx context.Context, t tenant.Tenant) (version int64, head
 	return version, head, err
 }
 
-// hold closes a tenant to everybody who writes, on every server.
+// hold closes a tenant to everybody who writes, on every server, if it is as it was when it was looked at: a move that
+// began since is not stopped by it. One that begins later finds it closed.
 func (b *backRun) hold(ctx context.Context, r *returner) error {
-	return b.noteSeen(ctx, r.tenant, tenant.Schema{Version: r.detail.From, Problem: tenant.SchemaHeld})
+	err := b.changeSchema(ctx, r.tenant, tenant.Schema{Version: r.detail.From, Problem: tenant.SchemaHeld}, r.same)
+	r.held = err == nil
+	return err
 }
 
 // letGo opens those again that did not go back.
@@ -264,7 +320,9 @@ func (b *backRun) letGo(ctx context.Context) error {
 	defer cancel()
 	var errs []error
 	for _, r := range b.list {
-		errs = append(errs, b.release(ctx, r))
+		if r.held {
+			errs = append(errs, b.release(ctx, r))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -294,17 +352,33 @@ func (b *backRun) one(ctx context.Context, r *returner) error {
 	if rerr := b.release(undo, r); rerr != nil || ctx.Err() != nil {
 		return errors.Join(err, rerr)
 	}
+	b.stays(r, err)
+	return nil
+}
+
+// stays notes a tenant that turned out not to go back.
+func (b *backRun) stays(r *returner, err error) {
 	b.Log.Warn("tenant not taken back", "code", fault.CodeOf(err), "tenant", r.tenant.ID)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.fail(r.tenant.ID, err)
 	r.stayed = true
-	return nil
 }
 
 func (b *backRun) take(ctx context.Context, r *returner) error {
 	if b.Pool != nil {
 		b.Pool.Expel(ctx, r.tenant.ID) // whoever began to write before is done then
+	}
+	// By now every server knows that it is held, and begins nothing more with it.
+	t, err := b.Store.FindTenant(ctx, r.tenant.ID)
+	if err == nil {
+		err = r.same(t)
+	}
+	if err == nil {
+		err = b.free(ctx, t, r.snap)
+	}
+	if err != nil {
+		return err
 	}
 	past, err := b.Snapshots.past(ctx, r.snap)
 	if err != nil {
@@ -321,5 +395,5 @@ func (b *backRun) take(ctx context.Context, r *returner) error {
 		r.detail.Newer = newer
 		return nil
 	}
-	return b.Places.Rebuild(ctx, r.tenant, past)
+	return b.Places.Rebuild(ctx, t, past)
 }

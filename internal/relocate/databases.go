@@ -384,8 +384,9 @@ func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.
 }
 
 // Remove forgets a configuration. One that the data lives in is Conflict (code "database_in_use"), and so is one that
-// is being filled. A kept original must be released first; half a copy that a move could not take away again need not,
-// since its server may be gone for good. The hosted database always keeps its entry.
+// is being filled, and any while a job works on the tenant (code "tenant_busy"). A kept original must be released first;
+// half a copy that a move could not take away again need not, since its server may be gone for good. The hosted database
+// always keeps its entry.
 func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, ifVersion *int64) error {
 	const op = "relocate.Remove"
 	if _, err := s.own(ctx, op, actor, of); err != nil {
@@ -402,6 +403,10 @@ func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.Tenant
 				"the original of your data is kept there: release it first")
 		case d.Placement.Kind != tenant.External:
 			return event.Change{}, fault.New(fault.Conflict, op, "database_hosted", "the hosted database always keeps its entry")
+		case t.Job != "":
+			// It may be on its way there.
+			return event.Change{}, fault.New(fault.Conflict, op, "tenant_busy",
+				"another job works on this account's data: wait for its end, or cancel it")
 		}
 		ch := event.NewChange(actor, s.moment())
 		ch.Add("database.deleted", string(id), map[string]any{"kind": d.Placement.Kind})

@@ -43,6 +43,42 @@ type ErasedStore struct {
 	Outcome string `json:"outcome"`
 }
 
+// add puts a store into the receipt. What an earlier try said of the same one is replaced, but for that it was erased.
+func (r *Receipt) add(add ErasedStore) {
+	for i, s := range r.Stores {
+		if s.Store != add.Store || s.Name != add.Name {
+			continue
+		}
+		if s.Outcome != outcomeErased || add.Outcome == outcomeErased {
+			r.Stores[i] = add
+		}
+		return
+	}
+	r.Stores = append(r.Stores, add)
+}
+
+// ReadReceipt finds the receipt in a text: all of it, or in the API's answer, or in the job's. It is not checked.
+func ReadReceipt(text []byte) (Receipt, error) {
+	var in struct {
+		Receipt
+		Answer *Receipt `json:"receipt"`
+		Report *Receipt `json:"report"`
+	}
+	err := json.Unmarshal(text, &in)
+	r := in.Receipt
+	switch {
+	case in.Answer != nil:
+		r = *in.Answer
+	case in.Report != nil:
+		r = *in.Report
+	}
+	if err != nil || r.Signature == "" {
+		return Receipt{}, fault.New(fault.Invalid, "relocate.ReadReceipt", "",
+			"there is no signed receipt in this: give the receipt, or the whole answer to the erasure or about its job")
+	}
+	return r, nil
+}
+
 const (
 	outcomeErased = "erased"
 	outcomeLeft   = "left" // out of reach: the server has no way to it any more
@@ -54,7 +90,8 @@ type eraseInput struct {
 
 // Erase starts the job that erases a tenant's data, or the whole account. Whoever asks has proved who they are again.
 // With the account every session ends and nobody gets in from this moment on. Another job at work on the tenant is
-// Conflict, code "tenant_busy".
+// Conflict, code "tenant_busy"; but erasing the account takes the place of erasing the data. The data of a tenant that
+// the operator has frozen is not erased: [workspace.Refusal].
 func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantID, what string) (job.Job, error) {
 	const op = "relocate.Erase"
 	t, err := s.own(ctx, op, actor, of)
@@ -66,6 +103,9 @@ func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantI
 	case EraseAccount:
 		kind = KindErase
 	case EraseData:
+		if err := workspace.Refusal(t.State); err != nil {
+			return job.Job{}, fault.Wrap(op, err)
+		}
 	default:
 		return job.Job{}, fault.BadInput(op, "body.what", "must be account or data")
 	}
@@ -81,7 +121,7 @@ func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantI
 	if kind == KindErase {
 		ch.Add("account.erase_started", string(t.Account), map[string]any{"job_id": j.ID})
 		ch.Add(workspace.EventUpdated, string(t.ID), map[string]any{"state": tenant.Suspended})
-		err = s.Store.CloseAccount(ctx, t, j, ch)
+		err = s.Store.CloseAccount(ctx, t, j, KindEmpty, ch)
 	} else {
 		ch.Add("data.erase_started", string(t.ID), map[string]any{"job_id": j.ID})
 		err = s.Store.InsertJob(ctx, j, ch)
@@ -127,7 +167,13 @@ func (s *Service) erase(ctx context.Context, run *job.Run) (any, error) {
 	if err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
-	r := Receipt{What: EraseAccount, Account: t.Account, Tenant: t.ID, At: s.moment()}
+	r, err := s.receipt(run, t, EraseAccount)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	if err := s.outlast(ctx, t.ID); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
 	s.Pool.Expel(ctx, t.ID)
 	if err := s.destroyAll(ctx, run, t, &r, func(tenant.Database) bool { return true }); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
@@ -138,10 +184,9 @@ func (s *Service) erase(ctx context.Context, run *job.Run) (any, error) {
 	if err := s.dropSnapshot(ctx, t.ID, &r); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
-	r.Stores = append(r.Stores,
-		ErasedStore{Store: "master", Name: "account, sessions, tokens, databases, jobs", Method: "rows deleted", Outcome: outcomeErased},
-		ErasedStore{Store: "master", Name: "audit trail and log", Method: "names and addresses removed", Outcome: outcomeErased},
-		ErasedStore{Store: "backups", Name: "earlier backups", Method: "in the ledger: key destroyed with the next backup, never restored", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "master", Name: "account, sessions, tokens, databases, jobs", Method: "rows deleted", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "master", Name: "audit trail and log", Method: "names and addresses removed", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "backups", Name: "earlier backups", Method: "in the ledger: key destroyed with the next backup, never restored", Outcome: outcomeErased})
 	s.sign(&r)
 	if err := run.Save(ctx, r); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
@@ -156,6 +201,36 @@ func (s *Service) erase(ctx context.Context, run *job.Run) (any, error) {
 	return r, nil
 }
 
+// receipt is what a job's receipt says so far: what earlier tries did is in it.
+func (s *Service) receipt(run *job.Run, t tenant.Tenant, what string) (Receipt, error) {
+	var was Receipt
+	if len(run.Job.Saved) > 0 {
+		if err := json.Unmarshal(run.Job.Saved, &was); err != nil {
+			return Receipt{}, err
+		}
+	}
+	return Receipt{What: what, Account: t.Account, Tenant: t.ID, At: s.moment(), Stores: was.Stores}, nil
+}
+
+// outlast waits until the lease is over that a superseded job had: by then whoever worked on it has stopped.
+func (s *Service) outlast(ctx context.Context, id ident.TenantID) error {
+	list, _, err := s.Store.ListJobs(ctx, job.Filter{Tenant: id, Kind: KindEmpty, State: job.Cancelled}, "", 1)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	over := time.NewTimer(min(list[0].Lease.Sub(s.Now()), supersededPatience))
+	defer over.Stop()
+	select {
+	case <-over.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// supersededPatience bounds that wait, for clocks that disagree.
+const supersededPatience = 30 * time.Second
+
 // scrub removes the traces of rows from the master database's files.
 func (s *Service) scrub(ctx context.Context) {
 	if err := s.Store.Scrub(ctx); err != nil {
@@ -164,7 +239,7 @@ func (s *Service) scrub(ctx context.Context) {
 }
 
 // destroyAll destroys the databases of a tenant that which picks. A user's own that cannot be reached is left and said so:
-// the server forgets how to get there.
+// the server forgets how to get there. What is done is saved as it is done.
 func (s *Service) destroyAll(ctx context.Context, run *job.Run, t tenant.Tenant, r *Receipt, which func(tenant.Database) bool) error {
 	list, err := s.Store.ListDatabases(ctx, t.ID)
 	if err != nil {
@@ -192,7 +267,10 @@ func (s *Service) destroyAll(ctx context.Context, run *job.Run, t tenant.Tenant,
 		if err != nil {
 			return err
 		}
-		r.Stores = append(r.Stores, store)
+		r.add(store)
+		if err := run.Save(ctx, r); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -204,7 +282,7 @@ func (s *Service) dropSpool(ctx context.Context, id ident.TenantID, r *Receipt) 
 	if err := s.Spools(ctx, id); err != nil {
 		return err
 	}
-	r.Stores = append(r.Stores, ErasedStore{Store: "spool", Name: "answers that waited for the database", Method: "files removed", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "spool", Name: "answers that waited for the database" + s.here(), Method: "files removed", Outcome: outcomeErased})
 	return nil
 }
 
@@ -215,8 +293,41 @@ func (s *Service) dropSnapshot(ctx context.Context, id ident.TenantID, r *Receip
 	if err := s.Snapshots.Forget(ctx, id); err != nil {
 		return err
 	}
-	r.Stores = append(r.Stores, ErasedStore{Store: "snapshots", Name: "what was kept before a migration", Method: "key destroyed, files removed", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "snapshots", Name: "what was kept before a migration" + s.here(), Method: "key destroyed, files removed", Outcome: outcomeErased})
+	if !s.Sole {
+		r.add(ErasedStore{Store: "snapshots", Name: "what other nodes kept before a migration",
+			Method: "never put back; each node removes its own within a day, or when it is next started", Outcome: outcomeLeft})
+	}
 	return nil
+}
+
+// here says of what lies on a machine's disk on which, where there may be several.
+func (s *Service) here() string {
+	if s.Sole {
+		return ""
+	}
+	return ", on the machine of node " + s.Node
+}
+
+// emptiedAt is when a tenant's owner last had all data erased and kept the account; zero: never.
+func (s *Service) emptiedAt(ctx context.Context, id ident.TenantID) (time.Time, error) {
+	list, _, err := s.Store.ListJobs(ctx, job.Filter{Tenant: id, Kind: KindEmpty, State: job.Completed}, "", 1)
+	if err != nil || len(list) == 0 || list[0].FinishedAt == nil {
+		return time.Time{}, err
+	}
+	return *list[0].FinishedAt, nil
+}
+
+// TidySnapshots removes what this machine keeps from before migrations where it is too old, or its tenant is gone, or
+// has had all data erased since.
+func (s *Service) TidySnapshots(ctx context.Context) error {
+	return s.Snapshots.Tidy(ctx, func(ctx context.Context, id ident.TenantID, at time.Time) (bool, error) {
+		if _, err := s.Store.FindTenant(ctx, id); err != nil {
+			return false, ignoreMissing(err)
+		}
+		emptied, err := s.emptiedAt(ctx, id)
+		return at.After(emptied), err
+	})
 }
 
 // empty is the job that erases what a tenant holds and keeps the account. A hosted file is then written anew under a new
@@ -231,7 +342,15 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	if err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
-	r := Receipt{What: EraseData, Account: t.Account, Tenant: t.ID, At: s.moment()}
+	// What was frozen since somebody asked stays as it is. What was begun is brought to its end.
+	begun := len(run.Job.Saved) > 0
+	if err := workspace.Refusal(t.State); err != nil && !begun {
+		return nil, fault.Wrap(op, err)
+	}
+	r, err := s.receipt(run, t, EraseData)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
 	ws, err := s.Pool.Acquire(ctx, ident.System(""), t.ID)
 	if err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
@@ -244,6 +363,12 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 		if err := (&mover{Service: s, run: run, tenant: t}).reopen(undo); err != nil {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
+	}
+	if err := workspace.Refusal(ws.Tenant.State); err != nil && !begun {
+		return nil, fault.Wrap(op, err)
+	}
+	if err := run.Save(ctx, r); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
 	}
 	// Copies that were kept, or were never completed, are of the same content.
 	copied := func(d tenant.Database) bool { return d.State == tenant.Original || d.State == tenant.Filling }
@@ -275,12 +400,14 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	}
 	store := ErasedStore{Store: KindName(t.Placement.Kind), Name: string(t.Placement.Database), Method: "rows deleted", Outcome: outcomeErased}
 	if t.Placement.Kind == tenant.SQLite {
-		store.Method = "rows deleted, file written anew under a new key"
-		if err := s.rekey(ctx, run, t); err != nil {
+		r.add(store) // the new file has another name
+		if err := s.rekey(ctx, run, t, r); err != nil {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
+		store.Method = "rows deleted, file written anew under a new key"
 	}
-	r.Stores = append(r.Stores, store)
+	r.add(store)
+	r.add(ErasedStore{Store: "backups", Name: "earlier backups", Method: "keys destroyed with the next backup, never restored", Outcome: outcomeErased})
 	s.sign(&r)
 	return r, nil
 }

@@ -2,15 +2,19 @@ package relocate
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
@@ -191,6 +195,125 @@ func TestEraseDataGoesOn(t *testing.T) {
 	}
 }
 
+// TestEraseDataFrozen: what the operator froze is not erased, whether that was before it was asked for or after.
+func TestEraseDataFrozen(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	h.node = h.startIdle("node-a", true)
+	ten, actor := h.newTenant(tenant.SQLite)
+	w := h.fill(actor, ten.ID, 2)
+	freeze := func(state tenant.State) {
+		t.Helper()
+		if _, err := h.svc.SetState(t.Context(), ident.System(""), ten.ID, state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	codes := map[tenant.State]string{tenant.ReadOnly: "tenant_read_only", tenant.Quarantined: "tenant_quarantined",
+		tenant.Suspended: "tenant_suspended"}
+	for state, code := range codes {
+		freeze(state)
+		_, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+		wantCode(t, err, code)
+		freeze(tenant.Active)
+		j, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData) // the refused one is not in the way
+		if err != nil {
+			t.Fatal(err)
+		}
+		freeze(state)
+		j, err = h.runner.Do(t.Context(), j.ID)
+		if err != nil || j.State != job.Failed || j.Failure.Code != code {
+			t.Errorf("%s: %+v, %+v, %v", state, j, j.Failure, err)
+		}
+	}
+	freeze(tenant.Active)
+	w.check2(t)
+}
+
+// TestEraseDataAway: data in a database that lets nobody in is not erased for as long, and says so. It does not keep
+// anybody from erasing the account.
+func TestEraseDataAway(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.External)
+	h.node.end()
+	h.node = h.startIdle("node-b", true)
+	if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, ten.Placement.Database, nil,
+		func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
+			now.Placement.Address.Port = 1
+			return now, event.Change{}, nil
+		}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err = h.runner.Do(t.Context(), data.ID); err != nil || data.State != job.Running || data.Failure == nil || data.Failure.Code == "" {
+		t.Fatalf("%+v, %+v, %v", data, data.Failure, err)
+	}
+	all, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseAccount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err = h.store.FindJob(t.Context(), data.ID); err != nil || data.State != job.Cancelled || data.Failure != nil {
+		t.Errorf("%+v, %+v, %v", data, data.Failure, err)
+	}
+	if all, err = h.runner.Do(t.Context(), all.ID); err != nil || all.State != job.Completed {
+		t.Fatalf("%+v, %+v, %v", all, all.Failure, err)
+	}
+	if _, err := h.store.FindTenant(t.Context(), ten.ID); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+}
+
+// TestReceiptsOfRetries: the receipt tells of what an earlier try did, and that of an account of what was done to its
+// data before.
+func TestReceiptsOfRetries(t *testing.T) {
+	for _, what := range []string{EraseData, EraseAccount} {
+		h := newHouse(t)
+		ten, actor := h.newTenant(tenant.SQLite)
+		h.fill(actor, ten.ID, 2)
+		h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.Postgres)) // the file stays as a copy
+		h.node.end()
+		h.node = h.startIdle("node-b", true)
+		h.svc.Spools = func(context.Context, ident.TenantID) error { return fault.New(fault.Unavailable, "test", "", "away") }
+		j, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if j, err = h.runner.Do(t.Context(), j.ID); err != nil || j.State != job.Running {
+			t.Fatalf("%+v, %v", j, err)
+		}
+		h.node.end()
+		h.node = h.startIdle("node-c", true)
+		if what == EraseAccount {
+			if j, err = h.svc.Erase(t.Context(), actor, ten.ID, what); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if j, err = h.runner.Do(t.Context(), j.ID); err != nil || j.State != job.Completed || j.Failure != nil {
+			t.Fatalf("%+v, %+v, %v", j, j.Failure, err)
+		}
+		answer, err := json.Marshal(map[string]any{"state": "completed", "receipt": j.Report})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range [][]byte{j.Report, answer} {
+			r, err := ReadReceipt(text)
+			if err != nil || r.What != what || !h.svc.Check(r) {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			for _, store := range []string{"hosted_sqlite", "hosted_postgres", "backups"} {
+				if !slices.ContainsFunc(r.Stores, func(s ErasedStore) bool { return s.Store == store && s.Outcome == outcomeErased }) {
+					t.Errorf("%s: nothing about %s in %+v", what, store, r.Stores)
+				}
+			}
+		}
+	}
+	if _, err := ReadReceipt([]byte(`{"state": "running", "receipt": {}}`)); err == nil {
+		t.Error("an answer without a receipt has one")
+	}
+}
+
 // files are the tenants' files with the ids in their names.
 func (h *house) files() map[string]string {
 	h.t.Helper()
@@ -325,4 +448,55 @@ func TestRewrap(t *testing.T) {
 			t.Errorf("%s was touched, %v", filepath.Base(name), err)
 		}
 	}
+}
+
+// hook is a log that calls back.
+type hook struct {
+	slog.Handler
+	do func()
+}
+
+func (h hook) Handle(context.Context, slog.Record) error { h.do(); return nil }
+func (h hook) Enabled(context.Context, slog.Level) bool  { return true }
+
+// TestRewrapAllGoesOn: a secret that does not open keeps nothing else from being sealed anew, not even what another
+// process seals under the old key meanwhile.
+func TestRewrapAllGoesOn(t *testing.T) {
+	h := newHouse(t)
+	first, _ := h.newTenant(tenant.SQLite)
+	broken, _ := h.newTenant(tenant.SQLite)
+	h.node.end()
+	torn := broken.Placement
+	torn.WrappedKey = bytes.Clone(torn.WrappedKey)
+	torn.WrappedKey[len(torn.WrappedKey)-1] ^= 1
+	if done, err := h.store.Reseal(t.Context(), broken.Placement, torn); err != nil || !done {
+		t.Fatal(done, err)
+	}
+	svc, alone := rotated(t, h, true), rotated(t, h, false)
+	met := 0
+	svc.Log = slog.New(hook{slog.DiscardHandler, func() {
+		if met++; met > 1 {
+			return
+		}
+		now, err := h.store.FindTenant(t.Context(), first.ID)
+		if err != nil {
+			t.Error(err)
+		}
+		if done, err := h.store.Reseal(t.Context(), now.Placement, first.Placement); err != nil || !done {
+			t.Error(done, err)
+		}
+	}})
+	r, err := svc.RewrapAll(t.Context())
+	if fault.CodeOf(err) != "seal_broken" || r.Resealed != 2 || len(r.Unopened) != 1 || r.Unopened[0] != string(torn.Database) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	now, err := h.store.FindTenant(t.Context(), first.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := alone.Places.Open(t.Context(), now.Placement)
+	if err != nil {
+		t.Fatalf("it still needs the old key: %v", err)
+	}
+	_ = db.Close()
 }

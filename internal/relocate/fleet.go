@@ -109,25 +109,18 @@ func (s *Service) StartBack(ctx context.Context, actor ident.Actor, in BackInput
 
 func (s *Service) startFleet(ctx context.Context, actor ident.Actor, kind string, in any) (job.Job, error) {
 	const op = "relocate.StartFleet"
-	for _, k := range []string{KindFleet, KindBack} {
-		for _, state := range []job.State{job.Running, job.Queued} {
-			list, _, err := s.Store.ListJobs(ctx, job.Filter{Kind: k, State: state}, "", 1)
-			if err != nil {
-				return job.Job{}, fault.Wrap(op, err)
-			}
-			if len(list) > 0 {
-				return list[0], fault.New(fault.Conflict, op, "fleet_busy", "the schemas of all tenants are being changed already")
-			}
-		}
-	}
 	j, err := s.newJob(kind, tenant.Tenant{}, in)
 	if err != nil {
 		return job.Job{}, err
 	}
 	ch := event.NewChange(actor, j.CreatedAt)
 	ch.Add(kind+"_started", string(j.ID), map[string]any{})
-	if err := s.Store.InsertJob(ctx, j, ch); err != nil {
+	other, err := s.Store.InsertOnlyJob(ctx, j, []string{KindFleet, KindBack}, ch)
+	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
+	}
+	if other.ID != "" {
+		return other, fault.New(fault.Conflict, op, "fleet_busy", "the schemas of all tenants are being changed already")
 	}
 	s.wake()
 	return j, nil
@@ -166,7 +159,13 @@ type fleetRun struct {
 	versions map[int64]int64
 	done     int64
 	fresh    int64 // failures that nobody knew of
-	busy     []ident.TenantID
+	busy     []busyTenant
+}
+
+// busyTenant is one that a job worked on when its turn came; known says that it failed before.
+type busyTenant struct {
+	id    ident.TenantID
+	known bool
 }
 
 // choose finds who is to be looked at: whoever is not known to be well, those last that are known to be ill.
@@ -258,17 +257,20 @@ func (f *fleetRun) all(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	// Whoever was busy may have time now.
+	// Whoever was busy may have time now, unless too many have failed: then they are left like all others.
 	busy := f.busy
 	f.busy = nil
-	for _, id := range busy {
+	for _, b := range busy {
+		if f.paused(total) {
+			break
+		}
 		f.done--
-		if err := f.one(ctx, id, true); err != nil {
+		if err := f.one(ctx, b.id, b.known); err != nil {
 			return err
 		}
 	}
-	for _, id := range f.busy {
-		f.fail(FleetFailure{Tenant: id, Code: "tenant_busy", Detail: "a job works on the whole of it"})
+	for _, b := range f.busy {
+		f.fail(FleetFailure{Tenant: b.id, Code: "tenant_busy", Detail: "a job works on the whole of it"})
 	}
 	return nil
 }
@@ -302,7 +304,7 @@ func (f *fleetRun) one(ctx context.Context, id ident.TenantID, known bool) error
 		return err
 	}
 	if t.Job != "" && !f.Plan {
-		f.count(func() { f.busy = append(f.busy, id) })
+		f.count(func() { f.busy = append(f.busy, busyTenant{id, known}) })
 		return nil
 	}
 	var m workspace.Migration
@@ -391,13 +393,20 @@ func (s *Service) noteSeen(ctx context.Context, t tenant.Tenant, seen tenant.Sch
 	if seen.Version == t.Schema.Version && seen.Problem == t.Schema.Problem {
 		return nil
 	}
-	seen.At = s.moment()
 	if seen.Problem == t.Schema.Problem || t.Schema.Problem == "" && seen.Problem != tenant.SchemaHeld {
+		seen.At = s.moment()
 		return s.Store.NoteSchema(ctx, t.ID, seen)
 	}
+	return s.changeSchema(ctx, t, seen, nil)
+}
+
+// changeSchema notes what is now true of a schema, if agree, which may be nil, agrees to the tenant as it is, and lets
+// all servers hear of it.
+func (s *Service) changeSchema(ctx context.Context, t tenant.Tenant, seen tenant.Schema, agree func(tenant.Tenant) error) error {
+	seen.At = s.moment()
 	ch := event.NewChange(ident.System(""), seen.At)
 	ch.Add(workspace.EventUpdated, string(t.ID), map[string]any{"schema_version": seen.Version, "schema_problem": seen.Problem})
-	if err := s.Store.ChangeSchema(ctx, t.ID, seen, ch); err != nil {
+	if err := s.Store.ChangeSchema(ctx, t.ID, seen, ch, agree); err != nil {
 		return err
 	}
 	if s.Pool != nil {

@@ -3,7 +3,9 @@ package relocate
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -292,6 +294,25 @@ func TestFleet(t *testing.T) {
 		}
 		for _, m := range append(kinds(sick), some...) {
 			h.wantUse(m, "")
+		}
+	})
+	t.Run("who was closed by a process that was killed is opened again when nobody wants it any more", func(t *testing.T) {
+		h.t = t
+		before := h.standing(fleet)
+		one, err := h.store.FindTenant(t.Context(), well[0].tenant.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.svc.noteSeen(t.Context(), one, tenant.Schema{Version: old + 1, Problem: tenant.SchemaHeld}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(job.ErrCancelled)
+		if _, err := h.svc.back(ctx, &job.Run{Job: job.Job{Kind: KindBack, Attempts: 2, Input: []byte(`{}`)}}); !errors.Is(err, job.ErrCancelled) {
+			t.Error(err)
+		}
+		if after := h.standing(fleet); !maps.Equal(before, after) {
+			t.Errorf("%v became %v", before, after)
 		}
 	})
 	t.Run("what was written since is not lost unless somebody says so", func(t *testing.T) {

@@ -194,7 +194,7 @@ func (h *house) place(actor ident.Actor, id ident.TenantID, kind tenant.Kind) id
 		if ferr != nil {
 			h.t.Fatal(ferr)
 		}
-		d, err = h.svc.addHosted(h.t.Context(), ident.System(""), t, kind, "")
+		d, err = h.svc.addHosted(h.t.Context(), ident.System(""), t, kind)
 	}
 	if err != nil {
 		h.t.Fatal(err)

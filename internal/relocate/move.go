@@ -54,6 +54,8 @@ const (
 	// holdPatience is how long a switch waits for the operations that are under way.
 	holdPatience = 10 * time.Second
 	undoPatience = 30 * time.Second
+	// provePatience bounds the look at the source before anything is done.
+	provePatience = 10 * time.Second
 )
 
 // move is the job that brings a tenant's data to another database.
@@ -63,9 +65,15 @@ func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
 	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	t, err := s.Store.FindTenant(ctx, run.Job.Tenant)
-	if err != nil {
+	// Also one that was cancelled before it began must see, and undo, what an earlier process left.
+	look, looked := settling(ctx)
+	defer looked()
+	t, err := s.Store.FindTenant(look, run.Job.Tenant)
+	if fault.Is(err, fault.NotFound) {
 		return nil, fault.Wrap(op, err)
+	}
+	if err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
 	}
 	m := &mover{Service: s, run: run, in: in, tenant: t}
 	if len(run.Job.Saved) > 0 {
@@ -78,23 +86,25 @@ func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
 		return m.finish(ctx)
 	}
 	if run.Again() {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+		m.touched = true
+		undo, cancel := settling(ctx)
 		defer cancel()
 		if err := m.undo(undo); err != nil {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
+		m.touched = false
 	}
 	if err := m.do(ctx); err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, job.ErrStopping) {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+		undo, cancel := settling(ctx)
 		defer cancel()
 		if uerr := m.undo(undo); uerr != nil {
 			// The tenant may be fenced: this must not be left, so the job stays and comes back.
 			return nil, errors.Join(job.ErrAgain, uerr, err)
 		}
-		if errors.Is(context.Cause(ctx), job.ErrCancelled) {
+		if errors.Is(err, job.ErrCancelled) || errors.Is(context.Cause(ctx), job.ErrCancelled) {
 			return m.report, job.ErrCancelled
 		}
 		return m.report, fault.Wrap(op, err)
@@ -110,9 +120,11 @@ type mover struct {
 	tenant tenant.Tenant
 	target tenant.Database
 	report MoveReport
+	saved  any // what the job saves in place of the report, when moving is only a part of it
 
 	lease    *workspace.Workspace
 	from, to *sqlstore.DB
+	touched  bool  // something may have been done to the source that must be undone there
 	at       int64 // how far the changes of the source were followed
 	done     int64
 	total    int64
@@ -120,6 +132,10 @@ type mover struct {
 
 // do brings the move to its switch. Whatever fails before leaves the tenant where it was, once undone.
 func (m *mover) do(ctx context.Context) (err error) {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	hasty := ctx
 	ctx = sqlstore.Patient(ctx)
 	if m.lease, err = m.Pool.Acquire(ctx, ident.System(""), m.tenant.ID); err != nil {
 		return err
@@ -129,6 +145,9 @@ func (m *mover) do(ctx context.Context) (err error) {
 		return fault.New(fault.Conflict, "relocate.Move", "tenant_quarantined", "the data must be repaired before it is moved: ask the operator")
 	}
 	m.from = m.lease.Database().Direct()
+	if err := m.prove(hasty); err != nil {
+		return err
+	}
 	if err := m.prepare(ctx); err != nil {
 		return err
 	}
@@ -141,6 +160,7 @@ func (m *mover) do(ctx context.Context) (err error) {
 			_ = m.to.Close()
 		}
 	}()
+	m.touched = true
 	if err := sqlstore.StartCapture(ctx, m.from); err != nil {
 		return err
 	}
@@ -169,6 +189,22 @@ func (m *mover) do(ctx context.Context) (err error) {
 	}
 	m.retire(after, former)
 	return nil
+}
+
+// prove sees that the source can be read now: what is destroyed to make room at the target may be the only other copy.
+func (m *mover) prove(ctx context.Context) error {
+	const op = "relocate.Move"
+	within, cancel := context.WithTimeout(ctx, provePatience)
+	defer cancel()
+	version, err := sqlstore.SchemaVersion(within, m.from)
+	switch {
+	case sqlstore.Unreachable(err) || err != nil && within.Err() != nil && ctx.Err() == nil:
+		return fault.New(fault.Unavailable, op, "database_unreachable",
+			"the database that the data lives in does not answer: nothing was moved").With(err)
+	case err == nil && version == 0:
+		return fault.New(fault.Unavailable, op, "schema_damaged", "the tables of the database that the data lives in are missing")
+	}
+	return err
 }
 
 // prepare makes the target: an empty database, in place of whatever copy of this tenant was there.
@@ -217,14 +253,11 @@ func (m *mover) prepare(ctx context.Context) error {
 func (m *mover) note(ctx context.Context, d tenant.Database, state tenant.DatabaseState) (tenant.Database, error) {
 	return m.Store.UpdateDatabase(ctx, m.tenant.ID, d.ID(), nil,
 		func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
-			now.State, now.Placement.Host, now.Placement.WrappedKey = state, hostOf(d.Placement), d.Placement.WrappedKey
+			now.State, now.Placement.Host, now.Placement.WrappedKey = state, d.Placement.Host, d.Placement.WrappedKey
 			now.Facts = d.Facts
 			return now, event.Change{}, nil
 		})
 }
-
-// hostOf is the operator's server of a placement.
-func hostOf(p tenant.Placement) string { return p.Host }
 
 // copyAll copies one state of the source.
 func (m *mover) copyAll(ctx context.Context) error {
@@ -439,7 +472,12 @@ func (m *mover) changeNow(ctx context.Context) (err error) {
 	if m.target.Facts.SchemaVersion, err = sqlstore.SchemaVersion(ctx, m.to); err != nil {
 		return err
 	}
-	if err := m.run.Save(ctx, m.report); err != nil {
+	var saved any = m.report
+	if m.saved != nil {
+		saved = m.saved
+	}
+	// It is also the last moment to hear that nobody wants it any more.
+	if err := m.run.Save(ctx, saved); err != nil {
 		return err
 	}
 	return m.commit(ctx)
@@ -518,6 +556,12 @@ func (m *mover) retire(ctx context.Context, former *sqlstore.DB) {
 
 // finish does what is left once the tenant lives at its new place. It may be done again.
 func (m *mover) finish(ctx context.Context) (any, error) {
+	if errors.Is(context.Cause(ctx), job.ErrCancelled) {
+		// Too late: it has moved.
+		after, cancel := settling(ctx)
+		defer cancel()
+		ctx = after
+	}
 	d, err := m.Store.FindDatabase(ctx, m.tenant.ID, m.report.From)
 	if fault.Is(err, fault.NotFound) {
 		return m.report, nil
@@ -548,15 +592,17 @@ func (m *mover) finish(ctx context.Context) (any, error) {
 }
 
 // undo takes back whatever a move did before its switch: the tenant is where it was, and can be written. It may be done
-// again. It fails only when the source cannot be reached, and must then be tried until it can.
+// again. It fails only when the source was touched and cannot be reached, and must then be tried until it can.
 func (m *mover) undo(ctx context.Context) error {
 	ctx = sqlstore.Patient(ctx)
 	t, err := m.Store.FindTenant(ctx, m.tenant.ID)
 	if err != nil || t.Placement.Database == m.in.To {
 		return err
 	}
-	if err := m.reopen(ctx); err != nil {
-		return err
+	if m.touched {
+		if err := m.reopen(ctx); err != nil {
+			return err
+		}
 	}
 	d, err := m.Store.FindDatabase(ctx, t.ID, m.in.To)
 	if err != nil || d.State != tenant.Filling {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/pgtest"
 	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
@@ -498,6 +500,9 @@ func TestHalfACopyIsNoOriginal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := h.svc.Remove(t.Context(), actor, ten.ID, d.ID(), nil); fault.CodeOf(err) != "tenant_busy" {
+		t.Errorf("removed while a job is to fill it: %v", err)
+	}
 	h.leave(j)
 	if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, d.ID(), nil,
 		func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
@@ -518,6 +523,118 @@ func TestHalfACopyIsNoOriginal(t *testing.T) {
 		t.Errorf("%+v, %v", d, err)
 	}
 	if err := h.svc.Remove(t.Context(), actor, ten.ID, d.ID(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOriginalOutlivesASourceThatIsAway: nothing is done to the kept original while what would replace it cannot be read.
+func TestOriginalOutlivesASourceThatIsAway(t *testing.T) {
+	server, err := pgtest.Start(t.Context(), pgtest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Stop()
+	h := newHouse(t)
+	h.own, h.password = addressOf(t, server.URL)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 2)
+	h.moveTo(actor, ten.ID, h.place(actor, ten.ID, tenant.External))
+	if err := server.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	defer server.Thaw()
+	j, err := h.svc.Activate(t.Context(), actor, ten.ID, ten.Placement.Database, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j = h.await(j.ID); j.State != job.Failed || j.Failure.Code != "database_unreachable" {
+		t.Fatalf("%+v, %+v", j, j.Failure)
+	}
+	d, err := h.store.FindDatabase(t.Context(), ten.ID, ten.Placement.Database)
+	if err != nil || d.State != tenant.Original {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	db, err := h.places.Open(t.Context(), d.Placement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if v, err := sqlstore.SchemaVersion(t.Context(), db); err != nil || v == 0 {
+		t.Errorf("version %d, %v", v, err)
+	}
+}
+
+// TestCancelledWhileNobodyWorksOnIt: whoever takes up a job that is to stop undoes what a killed process left.
+func TestCancelledWhileNobodyWorksOnIt(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	h.node = h.startIdle("node-a", true)
+	ten, actor := h.newTenant(tenant.SQLite)
+	w := h.fill(actor, ten.ID, 2)
+	db, err := h.places.Open(t.Context(), ten.Placement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, kind := range []string{KindMove, KindRestore} {
+		half := h.half(ten.ID, tenant.SQLite)
+		var input any = moveInput{To: half.ID(), Asker: askerOf(actor)}
+		if kind == KindRestore {
+			input = restoreInput{To: half.ID(), Kind: tenant.SQLite}
+		}
+		j, err := h.svc.newJob(kind, ten, input)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.store.InsertJob(t.Context(), j, event.Change{}); err != nil {
+			t.Fatal(err)
+		}
+		h.leave(j)
+		if err := errors.Join(sqlstore.StartCapture(t.Context(), db), sqlstore.Fence(t.Context(), db)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.svc.CancelJob(t.Context(), ident.System(""), j.ID); err != nil {
+			t.Fatal(err)
+		}
+		if j, err = h.runner.Do(t.Context(), j.ID); err != nil || j.State != job.Cancelled {
+			t.Fatalf("%s: %+v, %+v, %v", kind, j, j.Failure, err)
+		}
+		if d, err := h.store.FindDatabase(t.Context(), ten.ID, half.ID()); d.State == tenant.Filling {
+			t.Errorf("%s: %+v, %v", kind, d, err)
+		}
+		if err := w.say(t.Context(), 3, false); err != nil {
+			t.Errorf("%s: it cannot be written: %v", kind, err)
+		}
+	}
+}
+
+// TestCancelledBeforeTheSwitch: a wish that is stored before the switch is heard, however short before.
+func TestCancelledBeforeTheSwitch(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	h.node = h.startIdle("node-a", true)
+	ten, actor := h.newTenant(tenant.SQLite)
+	w := h.fill(actor, ten.ID, 2)
+	dest := h.place(actor, ten.ID, tenant.Postgres)
+	j, err := h.svc.Activate(t.Context(), actor, ten.ID, dest, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runner := job.NewRunner(job.Config{Store: h.store, Node: "node-a", Kinds: map[string]job.Work{
+		KindMove: func(ctx context.Context, run *job.Run) (any, error) {
+			if _, err := h.svc.CancelJob(ctx, actor, run.Job.ID); err != nil {
+				return nil, err
+			}
+			return h.svc.move(context.WithoutCancel(ctx), run) // so it hears nothing meanwhile
+		},
+	}})
+	if j, err = runner.Do(t.Context(), j.ID); err != nil || j.State != job.Cancelled {
+		t.Fatalf("%+v, %+v, %v", j, j.Failure, err)
+	}
+	if d, err := h.store.FindDatabase(t.Context(), ten.ID, dest); err != nil || d.State != tenant.Empty {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if err := w.say(t.Context(), 3, false); err != nil {
 		t.Error(err)
 	}
 }

@@ -46,7 +46,7 @@ func TestTenantsAreToldOfTheirDatabases(t *testing.T) {
 	h.news = h.store
 	h.node = h.start("node-b", true)
 	h.moveTo(actor, ten.ID, own)
-	j, err := h.svc.MoveHosted(t.Context(), ident.System(""), ten.ID, tenant.Postgres, "")
+	j, err := h.svc.MoveHosted(t.Context(), ident.System(""), ten.ID, tenant.Postgres)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,18 +15,17 @@ import (
 
 // What the operator does with tenants. The actor is the system: doors and commands decide who is an operator.
 
-// MoveHosted starts the job that moves a tenant to a hosted place of a kind; host names one of the operator's servers,
-// empty lets the emptiest be chosen.
-func (s *Service) MoveHosted(ctx context.Context, actor ident.Actor, id ident.TenantID, kind tenant.Kind, host string) (job.Job, error) {
+// MoveHosted starts the job that moves a tenant to a hosted place of a kind: of the operator's servers, the emptiest.
+func (s *Service) MoveHosted(ctx context.Context, actor ident.Actor, id ident.TenantID, kind tenant.Kind) (job.Job, error) {
 	const op = "relocate.MoveHosted"
 	t, err := s.own(ctx, op, actor, id)
 	if err != nil {
 		return job.Job{}, err
 	}
-	if t.Placement.Kind == kind && (kind != tenant.Postgres || host == "" || host == t.Placement.Host) {
+	if t.Placement.Kind == kind {
 		return job.Job{}, fault.New(fault.Conflict, op, "database_in_use", "the data lives in such a place already")
 	}
-	d, err := s.hosted(ctx, actor, t, kind, host, true)
+	d, err := s.hosted(ctx, actor, t, kind, true)
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
@@ -35,27 +34,26 @@ func (s *Service) MoveHosted(ctx context.Context, actor ident.Actor, id ident.Te
 
 // hosted finds a hosted entry of the tenant for that kind of place which nothing is in, or (with over) the copy that was
 // kept or left there, or makes one.
-func (s *Service) hosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind, host string, over bool) (tenant.Database, error) {
+func (s *Service) hosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind, over bool) (tenant.Database, error) {
 	list, err := s.Store.ListDatabases(ctx, t.ID)
 	if err != nil {
 		return tenant.Database{}, err
 	}
 	for _, d := range list {
 		fits := d.Placement.Kind == kind && d.ID() != t.Placement.Database &&
-			(d.State == tenant.Empty && host == "" ||
-				over && (d.State == tenant.Original || d.State == tenant.Filling) && (host == "" || d.Placement.Host == host))
+			(d.State == tenant.Empty || over && (d.State == tenant.Original || d.State == tenant.Filling))
 		if fits {
 			return d, nil
 		}
 	}
-	return s.addHosted(ctx, actor, t, kind, host)
+	return s.addHosted(ctx, actor, t, kind)
 }
 
 // addHosted registers a hosted place with nothing in it.
-func (s *Service) addHosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind, host string) (tenant.Database, error) {
+func (s *Service) addHosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind) (tenant.Database, error) {
 	now := s.moment()
 	d := tenant.Database{Tenant: t.ID, Name: "Hosted", State: tenant.Empty, Version: 1, CreatedAt: now, UpdatedAt: now,
-		Placement: tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: kind, Host: host}}
+		Placement: tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: kind}}
 	ch := event.NewChange(actor, now)
 	ch.Add("database.created", string(d.ID()), map[string]any{"kind": KindName(kind)})
 	return d, s.Store.InsertDatabase(ctx, d, ch)
@@ -71,21 +69,21 @@ func (s *Service) Rekey(ctx context.Context, actor ident.Actor, id ident.TenantI
 	if t.Placement.Kind != tenant.SQLite {
 		return job.Job{}, fault.New(fault.Conflict, op, "database_not_a_file", "only a hosted SQLite file has a key of its own")
 	}
-	d, err := s.hosted(ctx, actor, t, tenant.SQLite, "", false)
+	d, err := s.hosted(ctx, actor, t, tenant.SQLite, false)
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
 	return s.start(ctx, actor, id, d.ID(), nil, true)
 }
 
-// rekey is the same inside another job of the tenant.
-func (s *Service) rekey(ctx context.Context, run *job.Run, t tenant.Tenant) error {
+// rekey is the same inside another job of the tenant, which has saved what it must know.
+func (s *Service) rekey(ctx context.Context, run *job.Run, t tenant.Tenant, saved any) error {
 	// An earlier try of this job may have left an entry with nothing in it.
-	d, err := s.hosted(ctx, ident.System(""), t, tenant.SQLite, "", false)
+	d, err := s.hosted(ctx, ident.System(""), t, tenant.SQLite, false)
 	if err != nil {
 		return err
 	}
-	m := &mover{Service: s, run: run, in: moveInput{To: d.ID(), Discard: true}, tenant: t}
+	m := &mover{Service: s, run: run, in: moveInput{To: d.ID(), Discard: true}, tenant: t, saved: saved}
 	if err := m.do(ctx); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 		defer cancel()
@@ -157,47 +155,62 @@ type rewrapInput struct {
 // passwords of users' databases. No data is touched. Nothing resealed without an error means that nothing of this needs
 // an earlier master key any more. What does not open is left and named, and is an error at the end.
 func (s *Service) Rewrap(ctx context.Context) (RewrapReport, error) {
-	const op = "relocate.Rewrap"
-	var r RewrapReport
-	var broken error
-	err := s.Store.EachSealed(ctx, func(d tenant.Database) error {
+	r, _, unopened, err := s.rewrapOnce(ctx)
+	if err == nil {
+		err = unopened
+	}
+	return r, fault.Wrap("relocate.Rewrap", err)
+}
+
+// rewrapOnce goes through everything once. missed is how many somebody replaced meanwhile: the next call meets them
+// again. unopened is why some do not open, which keeps no other from being sealed anew.
+func (s *Service) rewrapOnce(ctx context.Context) (r RewrapReport, missed int, unopened, err error) {
+	err = s.Store.EachSealed(ctx, func(d tenant.Database) error {
 		r.Databases++
 		fresh, changed, err := s.Places.Reseal(d.Placement)
 		if err != nil {
 			s.Log.Error("a sealed value does not open", "code", fault.CodeOf(err), "tenant", d.Tenant, "database", d.ID())
-			broken = err
+			if unopened == nil {
+				unopened = err
+			}
 			r.Unopened = append(r.Unopened, string(d.ID()))
 			return nil
 		}
 		if !changed {
 			return nil
 		}
-		// One that somebody replaced meanwhile is met again by the next call.
-		_, err = s.Store.Reseal(ctx, d.Placement, fresh)
-		r.Resealed++
+		done, err := s.Store.Reseal(ctx, d.Placement, fresh)
+		switch {
+		case done:
+			r.Resealed++
+		case err == nil:
+			missed++
+		}
 		return err
 	})
 	if err == nil && s.Snapshots != nil {
-		var more int
-		more, err = s.Snapshots.Rewrap(ctx)
+		more, serr := s.Snapshots.Rewrap(ctx)
 		r.Resealed += more
+		unopened, err = errors.Join(unopened, serr), context.Cause(ctx)
 	}
-	if err == nil {
-		err = broken
-	}
-	return r, fault.Wrap(op, err)
+	return r, missed, unopened, err
 }
 
-// RewrapAll is Rewrap until nothing more is found: what was sealed under an earlier key while it went on is met too.
+// RewrapAll is Rewrap until nothing more is found: what was sealed under an earlier key while it went on is met too, also
+// when there is something that does not open.
 func (s *Service) RewrapAll(ctx context.Context) (RewrapReport, error) {
 	total := 0
 	for {
-		r, err := s.Rewrap(ctx)
+		r, missed, unopened, err := s.rewrapOnce(ctx)
 		total += r.Resealed
-		if err != nil || r.Resealed == 0 {
-			r.Resealed = total
-			return r, err
+		if err == nil && r.Resealed+missed > 0 {
+			continue
 		}
+		if err == nil {
+			err = unopened
+		}
+		r.Resealed = total
+		return r, fault.Wrap("relocate.RewrapAll", err)
 	}
 }
 

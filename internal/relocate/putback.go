@@ -97,9 +97,14 @@ func (p *putBack) run(ctx context.Context, run *job.Run) (any, error) {
 	if err := json.Unmarshal(run.Job.Input, &in); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	t, err := p.Store.FindTenant(ctx, run.Job.Tenant)
-	if err != nil {
+	look, looked := settling(ctx) // also when it was cancelled before it began
+	defer looked()
+	t, err := p.Store.FindTenant(look, run.Job.Tenant)
+	if fault.Is(err, fault.NotFound) {
 		return nil, fault.Wrap(op, err)
+	}
+	if err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
 	}
 	if t.Placement.Database == in.To {
 		return run.Job.Saved, nil // an earlier process had switched already
@@ -116,12 +121,12 @@ func (p *putBack) run(ctx context.Context, run *job.Run) (any, error) {
 	if err == nil {
 		return report, nil
 	}
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+	undo, cancel := settling(ctx)
 	defer cancel()
 	if uerr := p.undo(undo, m, in); uerr != nil {
 		return nil, errors.Join(job.ErrAgain, uerr, err)
 	}
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, job.ErrCancelled) {
 		return nil, job.ErrCancelled
 	}
 	return nil, fault.Wrap(op, err)
@@ -170,6 +175,9 @@ func (p *putBack) do(ctx context.Context, m *mover, in restoreInput) (PutBackRep
 		return none, err
 	}
 	m.target.Placement, m.target.Facts.SchemaVersion = at, schema
+	if m.target, err = m.note(ctx, m.target, tenant.Filling); err != nil { // the key of a file is known only now
+		return none, err
+	}
 	report := PutBackReport{Snapshot: manifest.ID, At: d.At, From: m.report.From, To: in.To, ToKind: KindName(in.Kind), Rows: d.Count(),
 		Hash: hex.EncodeToString(d.Digest)}
 	return report, p.change(ctx, m, &report)

@@ -113,6 +113,11 @@ func (s *Service) own(ctx context.Context, op string, actor ident.Actor, id iden
 	return t, fault.Wrap(op, err)
 }
 
+// settling is the context of what is to be seen and undone also when nothing more is wanted of the job.
+func settling(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+}
+
 func (s *Service) moment() time.Time { return s.Now().UTC().Truncate(time.Microsecond) }
 
 func (s *Service) wake() {

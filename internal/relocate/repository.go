@@ -194,10 +194,16 @@ func randomName() string {
 func newKeyID(now time.Time) string { return fmt.Sprintf("%014x-%s", now.UnixMicro(), randomName()) }
 
 // madeBefore reports whether a key may hold what was written before a moment, whose clock may be another one.
-func madeBefore(id string, at time.Time) bool {
+func madeBefore(id string, at time.Time) bool { return keyTime(id).Before(at.Add(clockSkew)) }
+
+// keyTime is when a key was made; long ago when its id does not say.
+func keyTime(id string) time.Time {
 	hexed, _, _ := strings.Cut(id, "-")
 	made, err := strconv.ParseInt(hexed, 16, 64)
-	return err != nil || time.UnixMicro(made).Before(at.Add(clockSkew))
+	if err != nil {
+		return time.Time{}
+	}
+	return time.UnixMicro(made)
 }
 
 // clockSkew is by how much the clocks of servers may differ.

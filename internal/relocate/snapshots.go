@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -281,28 +282,74 @@ func (s *Snapshots) forget(ctx context.Context, r *Repository, owner string) err
 	return err
 }
 
-// Tidy removes snapshots that are too old, and those of tenants that exist no more.
-func (s *Snapshots) Tidy(ctx context.Context, exists func(context.Context, ident.TenantID) (bool, error)) error {
-	return fault.Wrap("relocate.Tidy", s.each(ctx, func(r *Repository, owner string, _ []string) error {
+// Tidy removes snapshots that are too old, those that wanted, which hears whose and from when, does not want any more,
+// and what was left where one was taken or removed and the process died.
+func (s *Snapshots) Tidy(ctx context.Context, wanted func(ctx context.Context, of ident.TenantID, at time.Time) (bool, error)) error {
+	const op = "relocate.Tidy"
+	r, err := s.repository(ctx, false)
+	if err != nil || r == nil {
+		return fault.Wrap(op, err)
+	}
+	rest, err := s.keyless(ctx, r)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	err = s.each(ctx, func(r *Repository, owner string, ids []string) error {
 		id, err := ident.Parse[ident.TenantID](owner)
 		if err != nil {
 			return nil //nolint:nilerr // nothing of ours
 		}
-		there, err := exists(ctx, id)
+		at, err := s.takenAt(ctx, r, owner, ids)
 		if err != nil {
 			return err
 		}
-		if there {
-			info, err := r.store.Stat(ctx, stepsDir+"/"+owner)
-			if fault.CodeOf(err) == "file_missing" || err == nil && s.now().Sub(info.Modified) < SnapshotLife {
-				return nil // without it, it is being taken
-			}
-			if err != nil {
+		keep := s.now().Sub(at) < SnapshotLife
+		if keep {
+			if keep, err = wanted(ctx, id, at); err != nil {
 				return err
 			}
 		}
+		if keep {
+			return nil
+		}
 		return s.forget(ctx, r, owner)
-	}))
+	})
+	for owner := range rest {
+		if _, bad := ident.Parse[ident.TenantID](owner); bad == nil && ctx.Err() == nil {
+			err = errors.Join(err, s.forget(ctx, r, owner))
+		}
+	}
+	return fault.Wrap(op, err)
+}
+
+// keyless are those of whom something lies there that no key opens. A key is the first thing that is written and the
+// first that is removed, so keys are looked for last.
+func (s *Snapshots) keyless(ctx context.Context, r *Repository) (map[string]bool, error) {
+	list := map[string]bool{}
+	for _, dir := range []string{chunksDir, stepsDir} {
+		for info, err := range r.store.List(ctx, dir) {
+			if err != nil {
+				return nil, err
+			}
+			owner, _, _ := strings.Cut(strings.TrimPrefix(info.Name, dir+"/"), "/")
+			list[owner] = true
+		}
+	}
+	keys, err := r.keyIDs(ctx, keysDir)
+	for owner := range keys {
+		delete(list, owner)
+	}
+	return list, err
+}
+
+// takenAt is from when a snapshot is. One that is not complete, because it is being taken or that was broken off, is as
+// old as the newest key of its tenant's.
+func (s *Snapshots) takenAt(ctx context.Context, r *Repository, owner string, ids []string) (time.Time, error) {
+	info, err := r.store.Stat(ctx, stepsDir+"/"+owner)
+	if fault.CodeOf(err) == "file_missing" {
+		return keyTime(slices.Max(ids)), nil
+	}
+	return info.Modified, err
 }
 
 // Rewrap seals the keys of all snapshots under the current master key, and returns how many were sealed anew.

@@ -58,6 +58,36 @@ func (s *MasterStore) InsertJob(ctx context.Context, j job.Job, ch event.Change)
 	})
 }
 
+// InsertOnlyJob stores a new job about no single tenant, unless one of these kinds is queued or at work: it returns that
+// one, and stores nothing. Of any number that are stored at the same time one is.
+func (s *MasterStore) InsertOnlyJob(ctx context.Context, j job.Job, kinds []string, ch event.Change) (other job.Job, err error) {
+	var args []any
+	for _, k := range kinds {
+		args = append(args, k)
+	}
+	err = s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		var list []job.Job
+		var seq int64
+		if err := tx.Run(func(b *Batch) {
+			// Whoever commits a change waits here for the other, and then sees what it stored.
+			b.One([]any{&seq}, `SELECT seq FROM log_head WHERE one = 1`+b.Dialect().ForUpdate())
+			b.Query(takeJobs(&list), `SELECT `+jobColumns+` FROM jobs WHERE kind IN (`+places(len(args))+`)
+				AND state IN ('queued', 'running') ORDER BY state DESC, id LIMIT 1`, args...)
+		}); err != nil {
+			return err
+		}
+		if other = (job.Job{}); len(list) > 0 {
+			other = list[0]
+			return nil
+		}
+		return tx.Commit(func(b *Batch) {
+			insertJob(b, j)
+			appendChange(b, ch, head)
+		})
+	})
+	return other, err
+}
+
 // takeTenant makes the job the tenant's one job.
 func takeTenant(tx *Tx, j job.Job) error {
 	if j.Tenant == "" {
@@ -240,6 +270,16 @@ func (s *MasterStore) FinishJob(ctx context.Context, j job.Job, node string, ch 
 		return tx.Commit(func(b *Batch) {
 			endJob(b, j)
 			appendChange(b, ch, head)
+		})
+	})
+}
+
+// NoteJob implements job.Store.
+func (s *MasterStore) NoteJob(ctx context.Context, id ident.JobID, node string, f job.Failure) error {
+	return s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) {
+			b.Exec(`UPDATE jobs SET error_code = ?, error_detail = ? WHERE id = ? AND node = ? AND state = 'running'`,
+				f.Code, f.Detail, id, node)
 		})
 	})
 }

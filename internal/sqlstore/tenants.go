@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"claude-memory-backend/internal/account"
@@ -151,9 +152,20 @@ func (s *MasterStore) NoteSchema(ctx context.Context, id ident.TenantID, seen te
 	})
 }
 
-// ChangeSchema does the same where others must hear of it.
-func (s *MasterStore) ChangeSchema(ctx context.Context, id ident.TenantID, seen tenant.Schema, ch event.Change) error {
+// ChangeSchema does the same where others must hear of it, if agree, which may be nil, agrees to the tenant as it is.
+func (s *MasterStore) ChangeSchema(ctx context.Context, id ident.TenantID, seen tenant.Schema, ch event.Change,
+	agree func(tenant.Tenant) error,
+) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		if agree != nil {
+			t, err := lockTenant(tx, id)
+			if err == nil {
+				err = agree(t)
+			}
+			if err != nil {
+				return err
+			}
+		}
 		return tx.Commit(func(b *Batch) {
 			noteSchema(b, id, seen)
 			appendChange(b, ch, head)
@@ -167,9 +179,27 @@ func noteSchema(b *Batch, id ident.TenantID, seen tenant.Schema) {
 }
 
 // CloseAccount makes the job the tenant's one job, and keeps everybody but the server out from this moment on: every
-// session of the account ends, and neither account nor tenant can be used.
-func (s *MasterStore) CloseAccount(ctx context.Context, t tenant.Tenant, j job.Job, ch event.Change) error {
+// session of the account ends, and neither account nor tenant can be used. A job of the kind supersedes, whose work is a
+// part of this one, ends as cancelled, and what it saved goes over to this one; any other is Conflict, code "tenant_busy".
+func (s *MasterStore) CloseAccount(ctx context.Context, t tenant.Tenant, j job.Job, supersedes string, ch event.Change) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		ch, j := ch, j
+		var former []job.Job
+		if err := tx.Run(func(b *Batch) {
+			b.Query(takeJobs(&former), `SELECT `+jobColumns+` FROM jobs WHERE id = (SELECT job_id FROM tenants WHERE id = ?)
+				AND kind = ? AND state IN ('queued', 'running')`+tx.Dialect().ForUpdate(), t.ID, supersedes)
+		}); err != nil {
+			return err
+		}
+		for _, f := range former {
+			j.Saved = f.Saved
+			f.State, f.FinishedAt, f.Failure = job.Cancelled, &ch.At, nil
+			if err := tx.Run(func(b *Batch) { endJob(b, f) }); err != nil {
+				return err
+			}
+			ch.Events = slices.Clone(ch.Events)
+			ch.Add("job.cancelled", string(f.ID), map[string]any{"kind": f.Kind, "tenant_id": t.ID, "superseded_by": j.ID})
+		}
 		if err := takeTenant(tx, j); err != nil {
 			return err
 		}

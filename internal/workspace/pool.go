@@ -348,9 +348,7 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	if err == nil {
-		e.store = sqlstore.NewTenantStore(e.db, func(seq event.Seq) {
-			p.Bus.Publish(context.Background(), event.Signal{Topic: string(e.id), Kind: event.Committed, Seq: seq})
-		}).Within(e.limits)
+		e.store = sqlstore.NewTenantStore(e.db, e.committed).Within(e.limits)
 		e.ws = Workspace{
 			Projects:      project.New(e.store, p.Sealer, t.Account, p.Providers, p.Now),
 			Conversations: conversation.New(e.store, p.Engine, p.Sealer, t.Account, e),
@@ -441,7 +439,7 @@ func (e *entry) limits() tenant.Limits {
 func (w *Workspace) Usage(ctx context.Context) (tenant.Usage, tenant.Limits, error) {
 	u, err := w.entry.store.Used(ctx)
 	if err != nil && w.Tenant.Schema.Problem != "" {
-		err = refusal(tenant.Quarantined) // its schema is from before the counting
+		err = Refusal(tenant.Quarantined) // its schema is from before the counting
 	}
 	return u, w.entry.limits(), fault.Wrap("workspace.Usage", err)
 }

@@ -40,12 +40,20 @@ const (
 // Database is the open database of the leased tenant, for what works on the whole of it (package relocate).
 func (w *Workspace) Database() *sqlstore.DB { return w.entry.db }
 
-// Empty removes everything that the tenant holds, and notes that in its own log and trail.
+// Empty removes everything that the tenant holds, and notes that in its own log and trail. It asks nobody whether the
+// tenant may be written: see [Refusal].
 func (w *Workspace) Empty(ctx context.Context, ch event.Change) error {
-	if err := sqlstore.Empty(ctx, w.entry.db.Direct()); err != nil {
+	db := w.entry.db.Direct()
+	if err := sqlstore.Empty(ctx, db); err != nil {
 		return fault.Wrap("workspace.Empty", err)
 	}
-	return fault.Wrap("workspace.Empty", w.entry.store.Note(ctx, ch))
+	// A freeze that came in between must not keep what was done out of the trail.
+	return fault.Wrap("workspace.Empty", sqlstore.NewTenantStore(db, w.entry.committed).Note(ctx, ch))
+}
+
+// committed tells everybody who listens that the tenant's log has grown.
+func (e *entry) committed(seq event.Seq) {
+	e.pool.Bus.Publish(context.Background(), event.Signal{Topic: string(e.id), Kind: event.Committed, Seq: seq})
 }
 
 // openDatabase opens the database of a tenant as far as its state and its schema allow.
@@ -59,7 +67,7 @@ func (p *Pool) openDatabase(ctx context.Context, t *tenant.Tenant) (*sqlstore.DB
 		p.Log.Error("tenant not migrated, it can only be read", "error", err, "tenant", t.ID)
 		t.State = worse(t.State, tenant.Quarantined)
 	}
-	db.SetReadOnly(refusal(t.State))
+	db.SetReadOnly(Refusal(t.State))
 	return db, nil
 }
 
@@ -83,8 +91,8 @@ func (p *Pool) note(ctx context.Context, t *tenant.Tenant, seen tenant.Schema) {
 	}
 }
 
-// refusal is what writes are answered with in a state; nil where they are welcome.
-func refusal(s tenant.State) error {
+// Refusal is what writes are answered with in a state; nil where they are welcome.
+func Refusal(s tenant.State) error {
 	switch s {
 	case tenant.ReadOnly:
 		return fault.New(fault.Forbidden, "workspace", "tenant_read_only",
@@ -99,7 +107,7 @@ func refusal(s tenant.State) error {
 	return nil
 }
 
-func (e *entry) refuses(t tenant.Tenant) error { return refusal(t.State) }
+func (e *entry) refuses(t tenant.Tenant) error { return Refusal(t.State) }
 
 // upToDate makes sure that this node knows where the tenant lives, and has it open there. With others at work on the same
 // databases, who has not heard from the master's log lately asks before it lets anybody in. An entry that fell behind is
@@ -318,7 +326,7 @@ func (p *Pool) know(e *entry, t tenant.Tenant) {
 		t.State = worse(t.State, tenant.Quarantined) // it was opened with an older schema, and still is, or gets one now
 	}
 	e.tenant = t
-	e.db.SetReadOnly(refusal(t.State))
+	e.db.SetReadOnly(Refusal(t.State))
 }
 
 func (p *Pool) tenantOf(e *entry) tenant.Tenant {
