@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -186,18 +187,22 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 			}
 			for _, t := range page {
 				after = t.ID
-				if c.State != "" && string(t.Shown()) != c.State || c.Problem && t.Schema.Problem == "" {
+				if c.State != "" && string(t.Shown()) != c.State {
 					continue
 				}
-				size := w.size(ctx, t)
+				facts := w.facts(ctx, t)
+				if c.Problem && t.Schema.Problem == "" && facts.Problem == "" {
+					continue
+				}
+				size := facts.SizeBytes
 				schema := fmt.Sprint(t.Schema.Version)
-				if t.Schema.Problem != "" {
-					schema += " " + t.Schema.Problem
+				if problem := cmp.Or(t.Schema.Problem, facts.Problem); problem != "" {
+					schema += " " + problem
 				}
 				if c.JSON {
 					raw, err := json.Marshal(map[string]any{"tenant": t.ID, "account": t.Account, "state": t.Shown(),
 						"kind": relocate.KindName(t.Placement.Kind), "database": t.Placement.Database, "schema_version": t.Schema.Version,
-						"schema_problem": t.Schema.Problem, "schema_at": t.Schema.At, "size_bytes": size})
+						"schema_problem": t.Schema.Problem, "schema_at": t.Schema.At, "database_problem": facts.Problem, "size_bytes": size})
 					if err != nil {
 						return err
 					}
@@ -213,13 +218,13 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 	})
 }
 
-// size is what was last noted of the active database.
-func (w *whole) size(ctx context.Context, t tenant.Tenant) int64 {
+// facts are what was last noted of the active database.
+func (w *whole) facts(ctx context.Context, t tenant.Tenant) tenant.Facts {
 	d, err := w.in.store.FindDatabase(ctx, t.ID, t.Placement.Database)
 	if err != nil {
-		return 0
+		return tenant.Facts{}
 	}
-	return d.Facts.SizeBytes
+	return d.Facts
 }
 
 type tenantShowCmd struct {
