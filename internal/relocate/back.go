@@ -77,7 +77,9 @@ func (s *Service) reopenHeld(ctx context.Context, in BackInput) error {
 	if err := b.look(ctx); err != nil {
 		return err
 	}
-	b.list = slices.DeleteFunc(b.list, func(r *returner) bool { return !r.left })
+	for _, r := range b.list {
+		r.held = r.left
+	}
 	return b.letGo(ctx)
 }
 
