@@ -2,8 +2,8 @@
 // a store, runs them, renews their leases and hears when somebody cancels.
 //
 // What the work is, each kind's Work knows; a job of which the process died is claimed again, by whoever is alive, and
-// Work decides from what it had saved whether to go on or to undo. The package keeps nothing itself and opens nothing:
-// its Store is implemented by sqlstore.
+// Work decides from what it had saved whether to go on or to undo. Who may claim which kind is decision 0042. The package
+// keeps nothing itself and opens nothing: its Store is implemented by sqlstore.
 //
 //	queued ──► running ──► completed | failed | cancelled
 //	  │           ▲ │

@@ -18,8 +18,8 @@ import (
 
 // Work does what a kind of job is about. It returns a report, which is shown, and an error when it failed: it has then
 // left everything as it was. When ctx ends because somebody cancelled, it undoes what it did and returns
-// [ErrCancelled]; that may be so from the beginning, and an earlier process may have left something to be undone. When it ends because the server stops, it may return whatever stands, and is called again later,
-// with what it saved.
+// [ErrCancelled]; that may be so from the beginning, and an earlier process may have left something to be undone. When
+// ctx ends because the server stops, it may return whatever stands, and is called again later, with what it saved.
 type Work func(ctx context.Context, run *Run) (report any, err error)
 
 // Why the context of a Work may be over.

@@ -10,8 +10,9 @@
 // sets anything on a PostgreSQL connection that outlives the transaction. Below it are the nouns and seal; above it is
 // workspace, the only door to a tenant's data.
 //
-// Databases of users ([Externals]) are reached with distrust of address and server: a budget of connections
-// (decision 0014), limits on the wire (decision 0016), and [Patient] for work that nobody waits for.
+// Reading connections of SQLite files share a budget ([Spare], decision 0040), so a read must not be asked for within
+// another one of the same database. Databases of users ([Externals]) are reached with distrust of address and server: a
+// budget of connections (decision 0014), limits on the wire (decision 0016), and [Patient] for work that nobody waits for.
 //
 // A write transaction:
 //
