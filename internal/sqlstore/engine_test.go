@@ -662,6 +662,14 @@ func TestMigrate(t *testing.T) {
 				if v, err := SchemaVersion(t.Context(), db); err != nil || v != 2 {
 					t.Fatal(v, err)
 				}
+				// Whoever finds a new database, finds all of it or nothing.
+				fresh := e.open(t)
+				if report, err := migrate(t.Context(), fresh, bad, Master); err == nil || report.Failed != "0003_third" || report.To != 0 {
+					t.Fatalf("%+v, %v", report, err)
+				}
+				if v, err := SchemaVersion(t.Context(), fresh); err != nil || v != 0 {
+					t.Fatal(v, err)
+				}
 			})
 			t.Run("a changed step is damage", func(t *testing.T) {
 				changed := fixture()

@@ -1,6 +1,7 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"embed"
@@ -8,6 +9,7 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
@@ -38,11 +40,12 @@ var embedded embed.FS
 type MigrateReport struct {
 	From, To int64
 	Applied  []string // "0001_first"
-	Failed   string   // the step that failed, if one did; it left nothing
+	Failed   string   // the step that failed, if one did: it left nothing
 }
 
 // Migrate brings a database to the newest schema of its line. Each step is one transaction under a lock of that
-// database, so several processes may try at once; when nothing is to be done it only reads. Code "schema_newer" means
+// database, so several processes may try at once; an empty database gets all steps in one. When nothing is to be done it
+// only reads. Code "schema_newer" means
 // that a newer binary was here, "schema_damaged" that the recorded history is not ours, and "migration_failed" that a
 // step does not go with what the database holds.
 func Migrate(ctx context.Context, d *DB, line Line) (MigrateReport, error) {
@@ -93,21 +96,34 @@ func migrateBy(ctx context.Context, d *DB, steps []step) (MigrateReport, error) 
 	if err != nil {
 		return report, fault.Wrap(op, err)
 	}
-	for _, s := range steps[at.Version:] {
-		var ran bool
-		if err := d.write(Patient(ctx), func(tx *Tx) (err error) {
-			if err = tx.lock(); err == nil {
-				ran, err = tx.apply(steps, s)
+	together := 1
+	if at.Version == 0 { // nobody finds a new database half made
+		together = max(1, len(steps))
+	}
+	for batch := range slices.Chunk(steps[at.Version:], together) {
+		var applied []string
+		if err := d.write(Patient(ctx), func(tx *Tx) error {
+			applied = nil
+			if err := tx.lock(); err != nil {
+				return err
 			}
-			return err
+			for _, s := range batch {
+				ran, err := tx.apply(steps, s)
+				if err != nil {
+					report.Failed = s.name
+					return err
+				}
+				if ran {
+					applied = append(applied, s.name)
+				}
+			}
+			return nil
 		}); err != nil {
-			report.Failed = s.name
+			report.Failed = cmp.Or(report.Failed, batch[0].name)
 			return report, fault.Wrap(op, err)
 		}
-		if ran {
-			report.Applied = append(report.Applied, s.name)
-		}
-		report.To = s.version
+		report.Applied = append(report.Applied, applied...)
+		report.To = batch[len(batch)-1].version
 	}
 	return report, nil
 }
