@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,7 +53,9 @@ type node struct {
 	engine *conversation.Engine
 	svc    *Service
 	runner *job.Runner
-	end    func()
+	// instead is done in the place of moving, unless it is nil.
+	instead atomic.Pointer[job.Work]
+	end     func()
 }
 
 func newHouse(t *testing.T) *house {
@@ -123,7 +126,15 @@ func (h *house) begin(name string, sole, jobs bool) *node {
 	n.pool = workspace.NewPool(workspace.Config{Directory: h.store, Notes: h.store, Master: h.store, News: h.news, Hints: h.store,
 		Trail: h.store.Trail(), Placements: h.places, Engine: n.engine, Bus: bus, Sealer: h.keys, Providers: []string{"scripted"}, Sole: sole})
 	n.svc = New(Config{Store: h.store, Places: h.places, Pool: n.pool, Probe: h.externals, Keys: h.keys, Bus: bus, Node: name, Sole: sole})
-	n.runner = job.NewRunner(job.Config{Store: h.store, Node: name, Sole: sole, Kinds: n.svc.Work(), Left: n.svc.LeftWork(), Every: 20 * time.Millisecond, Lease: 2 * time.Second})
+	kinds := n.svc.Work()
+	move := kinds[KindMove]
+	kinds[KindMove] = func(ctx context.Context, run *job.Run) (any, error) {
+		if work := n.instead.Load(); work != nil {
+			return (*work)(ctx, run)
+		}
+		return move(ctx, run)
+	}
+	n.runner = job.NewRunner(job.Config{Store: h.store, Node: name, Sole: sole, Kinds: kinds, Left: n.svc.LeftWork(), Every: 20 * time.Millisecond, Lease: 2 * time.Second})
 	n.svc.Wake = n.runner.Wake
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

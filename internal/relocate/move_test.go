@@ -398,11 +398,11 @@ func TestMoveRefusals(t *testing.T) {
 	})
 	t.Run("one job at a time", func(t *testing.T) {
 		h.t = t
-		h.runner.Kinds[KindMove] = func(ctx context.Context, run *job.Run) (any, error) {
+		h.instead.Store(new(job.Work(func(ctx context.Context, run *job.Run) (any, error) {
 			<-ctx.Done()
 			return nil, job.ErrCancelled
-		}
-		defer func() { h.runner.Kinds = h.svc.Work() }()
+		})))
+		defer h.instead.Store(nil)
 		j, err := h.svc.Activate(t.Context(), actor, ten.ID, mine, nil)
 		if err != nil {
 			t.Fatal(err)
