@@ -29,6 +29,9 @@ type BackInput struct {
 	Plan     bool             `json:"plan,omitempty"` // only look
 }
 
+// retoldAfter is when a tenant that goes back is told again of its databases: later than it has gone.
+const retoldAfter = time.Minute
+
 // BackReport is what going back did.
 type BackReport struct {
 	Plan     bool           `json:"plan,omitempty"`
@@ -252,7 +255,7 @@ func (b *backRun) lookAt(ctx context.Context, id ident.TenantID) (*returner, err
 	if err != nil {
 		return nil, err
 	}
-	version, head, err := b.now(ctx, t)
+	version, newer, err := b.now(ctx, t, snap.Head)
 	if err != nil || version <= snap.Schema() {
 		return nil, err
 	}
@@ -265,7 +268,7 @@ func (b *backRun) lookAt(ctx context.Context, id ident.TenantID) (*returner, err
 		t.Schema.Problem = ""
 	}
 	return &returner{tenant: t, left: left, snap: snap, detail: BackDetail{Tenant: id, From: version, To: snap.Schema(), At: snap.At(),
-		Newer: max(0, int64(head)-int64(snap.Head))}}, nil
+		Newer: newer.Changes}}, nil
 }
 
 // free reports why a tenant must not be made what a snapshot holds: a job works on the whole of it, or its owner had all
@@ -289,23 +292,23 @@ func (r *returner) same(now tenant.Tenant) error {
 	return nil
 }
 
-// now is how a tenant's database stands.
-func (b *backRun) now(ctx context.Context, t tenant.Tenant) (version int64, head event.Seq, err error) {
+// now is how a tenant's database stands, and what it holds after a moment.
+func (b *backRun) now(ctx context.Context, t tenant.Tenant, head event.Seq) (version int64, newer sqlstore.Newer, err error) {
 	db, err := b.Places.Open(ctx, t.Placement)
 	if err != nil {
-		return 0, 0, err
+		return 0, newer, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if version, err = sqlstore.SchemaVersion(ctx, db); err != nil || version == 0 {
-		return version, 0, err
+		return version, newer, err
 	}
 	view, err := db.Snapshot(ctx)
 	if err != nil {
-		return 0, 0, err
+		return 0, newer, err
 	}
 	defer view.Close()
-	head, err = view.Head(ctx)
-	return version, head, err
+	newer, err = view.Since(ctx, head)
+	return version, newer, err
 }
 
 // hold closes a tenant to everybody who writes, on every server, if it is as it was when it was looked at: a move that
@@ -386,15 +389,18 @@ func (b *backRun) take(ctx context.Context, r *returner) error {
 	if err != nil {
 		return err
 	}
-	past.Agree = func(head event.Seq) error {
-		newer := max(0, int64(head)-int64(r.snap.Head))
-		if newer > r.detail.Newer && !b.Lose {
+	past.Agree = func(lost sqlstore.Newer) error {
+		if lost.Changes > r.detail.Newer && !b.Lose {
 			return fault.New(fault.Conflict, "relocate.GoBack", "newer_writes", "it was written since it was looked at")
+		}
+		// What the master says of its databases is told anew, once it may be changed again.
+		if err := b.Store.TellAgain(ctx, t.ID, lost.Told, b.Now().Add(retoldAfter)); err != nil {
+			return err
 		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.report.Newer += newer - r.detail.Newer
-		r.detail.Newer = newer
+		b.report.Newer += lost.Changes - r.detail.Newer
+		r.detail.Newer = lost.Changes
 		return nil
 	}
 	return b.Places.Rebuild(ctx, t, past)

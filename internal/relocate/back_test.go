@@ -2,8 +2,10 @@ package relocate
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -106,6 +108,83 @@ func TestBackLeavesTheBusy(t *testing.T) {
 	}
 	if _, err := snaps.Find(t.Context(), late.tenant.ID); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestBackTellsAgain: what a tenant was told of its databases since is no change of its own that would be lost, and is told
+// again when it may be changed again.
+func TestBackTellsAgain(t *testing.T) {
+	h := newHouse(t)
+	fleet := h.fleet(1, 1, 0, 1)
+	h.news = h.store
+	h.upgrade(friendly)
+	if r := h.migrate(FleetInput{}); r.Migrated != 2 {
+		t.Fatalf("%+v", r)
+	}
+	type fact struct {
+		of ident.TenantID
+		id ident.EventID
+	}
+	told := func() (list []fact) {
+		t.Helper()
+		for _, m := range fleet {
+			ws := h.acquire(m.actor, m.tenant.ID)
+			all, err := ws.Events.Since(t.Context(), 0, 1000)
+			ws.Release()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range all {
+				if strings.HasPrefix(e.Type, "database.") {
+					list = append(list, fact{m.tenant.ID, e.ID})
+				}
+			}
+		}
+		return list
+	}
+	untold := func() (list []fact) {
+		t.Helper()
+		news, err := h.store.News(t.Context(), time.Now().Add(time.Hour), 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range news {
+			list = append(list, fact{n.Tenant, n.Event.ID})
+		}
+		return list
+	}
+	until := func(f func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("told of %v, to be told of %v", told(), untold())
+			}
+		}
+	}
+	for _, m := range fleet {
+		h.place(m.actor, m.tenant.ID, tenant.External)
+	}
+	until(func() bool { return len(told()) == 2 && len(untold()) == 0 })
+	want := told()
+
+	r, err := h.svc.GoBack(t.Context(), BackInput{}, nil)
+	if err != nil || r.Back != 2 || r.Newer != 0 || r.Writers != 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if list := told(); len(list) != 0 {
+		t.Errorf("gone back, they have been told of %v", list)
+	}
+	if r := h.migrate(FleetInput{}); r.Migrated != 2 {
+		t.Fatalf("%+v", r)
+	}
+	for _, m := range fleet {
+		if err := h.store.TellLater(t.Context(), m.tenant.ID, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(func() bool { return len(told()) == 2 && len(untold()) == 0 })
+	if got := told(); !slices.Equal(got, want) {
+		t.Errorf("told again of %v, want %v", got, want)
 	}
 }
 

@@ -248,7 +248,7 @@ func (s *Snapshots) past(ctx context.Context, snap *StepSnapshot) (sqlstore.Past
 	if err != nil {
 		return sqlstore.Past{}, err
 	}
-	return sqlstore.Past{Version: snap.Schema(), Sequences: snap.database().Sequences,
+	return sqlstore.Past{Version: snap.Schema(), Head: snap.Head, Sequences: snap.database().Sequences,
 		Rows: func(put func(sqlstore.Table, []sqlstore.Row) error) error {
 			return r.read(ctx, snap.Manifest, snap.database(), put, nil)
 		}}, nil

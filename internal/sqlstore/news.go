@@ -64,6 +64,22 @@ func (s *MasterStore) Told(ctx context.Context, ids []ident.EventID) error {
 	})
 }
 
+// TellAgain queues events that a tenant's log has lost, due at a moment. What does not stand in the master's log is left
+// out.
+func (s *MasterStore) TellAgain(ctx context.Context, id ident.TenantID, events []ident.EventID, due time.Time) error {
+	if len(events) == 0 {
+		return nil
+	}
+	return s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) {
+			for _, e := range events {
+				b.Exec(`INSERT INTO news (event_id, tenant_id, due_at) SELECT id, ?, ? FROM events WHERE id = ?
+					ON CONFLICT (event_id) DO UPDATE SET due_at = excluded.due_at`, id, ident.Micros(due), e)
+			}
+		})
+	})
+}
+
 // TellLater puts off whatever a tenant is to be told.
 func (s *MasterStore) TellLater(ctx context.Context, id ident.TenantID, due time.Time) error {
 	return s.db.Write(ctx, func(tx *Tx) error {

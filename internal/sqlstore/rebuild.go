@@ -7,6 +7,7 @@ import (
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
 )
 
 // Past is a state of a database that it had at an older version of its schema.
@@ -16,8 +17,33 @@ type Past struct {
 	// beginning.
 	Rows      func(put func(t Table, rows []Row) error) error
 	Sequences []Sequence
-	// Agree, unless it is nil, is asked before anything is lost, with the end of the log as it is now.
-	Agree func(head event.Seq) error
+	Head      event.Seq // of the log then
+	// Agree, unless it is nil, is asked before anything is lost, with what would be.
+	Agree func(lost Newer) error
+}
+
+// Newer is what a tenant's log holds after a moment.
+type Newer struct {
+	Changes int64           // that were made in this database
+	Told    []ident.EventID // what the master's log says of it, and can say again
+}
+
+// ask queues the question.
+func (n *Newer) ask(b *Batch, after event.Seq, lock string) {
+	*n = Newer{}
+	b.Query(func(s Scanner) error {
+		var head event.Seq
+		err := s.Scan(&head)
+		n.Changes += int64(head - after)
+		return err
+	}, `SELECT seq FROM log_head`+lock)
+	b.Query(func(s Scanner) error {
+		var id ident.EventID
+		err := s.Scan(&id)
+		n.Told = append(n.Told, id)
+		n.Changes--
+		return err
+	}, `SELECT id FROM events WHERE seq > ? AND type LIKE 'database.%' ORDER BY seq`, after)
 }
 
 // Rebuild makes a database what it was: our tables go, with everything in them, and those of the older version come
@@ -34,10 +60,10 @@ func (s *Steps) Rebuild(ctx context.Context, d *DB, line Line, past Past) error 
 		if err := tx.lock(); err != nil {
 			return err
 		}
-		var head event.Seq
+		var lost Newer
 		var there []string
 		if err := tx.Run(func(b *Batch) {
-			b.One([]any{&head}, `SELECT seq FROM log_head`+b.Dialect().ForUpdate())
+			lost.ask(b, past.Head, b.Dialect().ForUpdate())
 			b.Query(func(s Scanner) error {
 				var name string
 				err := s.Scan(&name)
@@ -49,7 +75,7 @@ func (s *Steps) Rebuild(ctx context.Context, d *DB, line Line, past Past) error 
 			return err
 		}
 		if past.Agree != nil {
-			if err := past.Agree(head); err != nil {
+			if err := past.Agree(lost); err != nil {
 				return err
 			}
 		}
@@ -125,4 +151,10 @@ func checkRows(t Table, rows []Row) error {
 func (s *Snapshot) Head(ctx context.Context) (head event.Seq, err error) {
 	err = s.Read(ctx, func(b *Batch) { b.One([]any{&head}, `SELECT seq FROM log_head`) })
 	return head, err
+}
+
+// Since is what the log as the snapshot sees it holds after a moment.
+func (s *Snapshot) Since(ctx context.Context, head event.Seq) (n Newer, err error) {
+	err = s.Read(ctx, func(b *Batch) { n.ask(b, head, "") })
+	return n, err
 }

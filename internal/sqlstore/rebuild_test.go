@@ -5,10 +5,12 @@ import (
 	"io/fs"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/ident"
 )
 
 // stepsWith are the released steps and one more of the tenants' line.
@@ -75,6 +77,11 @@ func TestRebuild(t *testing.T) {
 			if _, err := steps.Migrate(t.Context(), db, Tenant); err != nil {
 				t.Fatal(err)
 			}
+			stepped := digest(t, db)
+			told := event.Event{ID: "told", Type: "database.created", Subject: "db_1", CreatedAt: time.Now()}
+			if err := NewTenantStore(db, nil).Tell(t.Context(), told, ""); err != nil {
+				t.Fatal(err)
+			}
 			head, err := NewTenantStore(db, nil).Head(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -92,9 +99,10 @@ func TestRebuild(t *testing.T) {
 			t.Run("leaves everything when it is not agreed", func(t *testing.T) {
 				no := errors.New("no")
 				refused := past
-				refused.Agree = func(got event.Seq) error {
-					if got != head {
-						t.Errorf("the log ends at %d, not %d", got, head)
+				refused.Head = head - 2
+				refused.Agree = func(got Newer) error {
+					if want := (Newer{Changes: 1, Told: []ident.EventID{told.ID}}); !cmp.Equal(got, want) {
+						t.Error(cmp.Diff(want, got))
 					}
 					return no
 				}
@@ -140,8 +148,8 @@ func TestRebuild(t *testing.T) {
 				if r, err := steps.Migrate(t.Context(), db, Tenant); err != nil || r.From != newest-1 || r.To != newest {
 					t.Fatal(r, err)
 				}
-				if got := digest(t, db); got != after {
-					t.Error(cmp.Diff(after, got))
+				if got := digest(t, db); got != stepped {
+					t.Error(cmp.Diff(stepped, got))
 				}
 			})
 			t.Run("a step that does not go with the rows is named and leaves nothing", func(t *testing.T) {
