@@ -201,9 +201,30 @@ func TestAnswersOutliveOutages(t *testing.T) {
 		t.Run("the server goes on, the network is "+how, func(t *testing.T) {
 			t.Parallel() // they wait more than they work
 			o := newOutage(t, binary)
+			other, err := o.client.NewConversation(t.Context(), "Another tale")
+			if err != nil {
+				t.Fatal(err)
+			}
+			waited := make(chan lab.Answer, 1)
+			go func() {
+				waited <- o.client.Do(t.Context(), http.MethodPost, "/conversations/"+other.ID+"/messages", map[string]any{"content": "Tell me another"})
+			}()
+			o.until("both are answered", func() bool {
+				var there struct{ Data []lab.Message }
+				if err := o.client.Get(t.Context(), "/conversations/"+other.ID+"/messages", &there); err != nil {
+					t.Fatal(err)
+				}
+				return len(there.Data) == 2
+			})
 			away(o.link)
 			o.until("all of it was told", func() bool { seen, _ := o.told(); return seen == tale.Text })
-			o.until("its end is in the spool", func() bool { running, spooled := o.health(); return running == 0 && spooled == 1 })
+			o.until("their ends are in the spool", func() bool { running, spooled := o.health(); return running == 0 && spooled == 2 })
+			// Who waits for the whole is not kept waiting for the database.
+			var accepted struct{ Turn lab.Turn }
+			a := <-waited
+			if err := a.Into(&accepted, http.StatusAccepted); err != nil || accepted.Turn.State != "streaming" {
+				t.Errorf("%+v, %v", accepted, err)
+			}
 			if _, _, _, away := o.answer(); !away {
 				t.Error("the outage is none")
 			}
@@ -215,6 +236,8 @@ func TestAnswersOutliveOutages(t *testing.T) {
 			if state, _, text, _ := o.answer(); state != "completed" || text != tale.Text {
 				t.Errorf("%s, %d characters", state, len(text))
 			}
+			o.turn, o.conv = accepted.Turn.ID, other.ID
+			o.completes(t, "completed", "", len(tale.Text))
 			o.until("the spool is empty", func() bool { _, spooled := o.health(); return spooled == 0 })
 		})
 	}

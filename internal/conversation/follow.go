@@ -76,9 +76,10 @@ func waitEnded(ctx context.Context, sub *event.Subscription, patience time.Durat
 	}
 }
 
-// Await waits for the end of a turn and returns it with its messages.
+// Await waits for the end of a turn and returns it with its messages. While the tenant's database is away it does not wait
+// for that end to get there: it returns a turn that goes on.
 func (s *Service) Await(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Exchange, error) {
-	return s.follow(ctx, actor, id, turn, idMessage, func(Moment) error { return nil })
+	return s.follow(ctx, actor, id, turn, idMessage, func(Moment) error { return nil }, false)
 }
 
 // Follow tells of a turn from its start, or from just after lastID, up to its end: no gap, no repeat, wherever the
@@ -87,13 +88,13 @@ func (s *Service) Await(ctx context.Context, actor ident.Actor, id ident.Convers
 func (s *Service) Follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastID string,
 	emit func(Moment) error,
 ) error {
-	_, err := s.follow(ctx, actor, id, turn, lastID, emit)
+	_, err := s.follow(ctx, actor, id, turn, lastID, emit, true)
 	return err
 }
 
-// follow is Follow; it returns the turn as it ended.
+// follow is Follow, if it is patient, and returns the turn as it ended.
 func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastID string,
-	emit func(Moment) error,
+	emit func(Moment) error, patient bool,
 ) (x Exchange, err error) {
 	const op = "conversation.Follow"
 	if err := s.allow(op, actor); err != nil {
@@ -172,6 +173,8 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 		switch {
 		case err == nil:
 			x = now
+		case fault.Is(err, fault.Unavailable) && !patient:
+			return x, nil
 		case fault.Is(err, fault.Unavailable) && s.holds(turn):
 			// All of it was said, and its end is in the spool: it comes when the database is back.
 		default:

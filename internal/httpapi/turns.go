@@ -239,6 +239,9 @@ func (s *Server) answerExchange(x *exchange, ws Workspace, e conversation.Exchan
 	if err != nil {
 		return nil, err
 	}
+	if !done.Turn.State.Final() { // the database is away: it gets the end when it is back
+		return writeJSON(http.StatusAccepted, h, viewExchange(done)), nil
+	}
 	return writeJSON(http.StatusCreated, h, viewExchange(done)), nil
 }
 
