@@ -190,7 +190,7 @@ func (in *install) openExternals(s *settings, own []netip.AddrPort) {
 		own = s.listeners() // of the server that may run beside this command
 	}
 	dialer := outbound.NewDialer(outbound.Config{Allow: s.networks("OUTBOUND_ALLOW"), Own: own})
-	in.externals = sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed})
+	in.externals = sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed, Judge: dialer.Judge})
 	in.onClose(func() error { in.externals.Close(); return nil })
 }
 

@@ -116,7 +116,11 @@ func TestMovingToADatabaseOfOnesOwn(t *testing.T) {
 	if closed.at("ok") != false || closed.text("problems", "0", "code") != "address_unreachable" || closed.at("server_version") != nil {
 		t.Errorf("%s", closed.Text)
 	}
-	do(call{method: "POST", path: at + "/test", body: `{"url":"postgres://ada@10.0.0.1/ada"}`}).is(400, "address_refused")
+	for _, path := range []string{at, at + "/test"} {
+		do(call{method: "POST", path: path, body: `{"name":"x","url":"postgres://ada@10.0.0.1/ada"}`}).is(400, "address_refused")
+	}
+	do(call{method: "POST", path: at, body: `{"name":"x","url":"postgres://ada@192.0.2.1/ada?sslmode=disable"}`}).is(400)
+	do(call{method: "POST", path: at, body: `{"name":"x","url":"postgres://ada@1.1.1.1/ada?sslmode=disable"}`}).is(400, "tls_required")
 	if a := do(call{method: "GET", path: at}).is(200); len(a.at("data").([]any)) != 1 {
 		t.Errorf("a test was stored: %s", a.Text)
 	}
@@ -254,8 +258,8 @@ func TestAddressesOfDatabasesAreChecked(t *testing.T) {
 	if a := h.do(call{as: "ada", method: "GET", path: "/api/v1/database"}).is(200); len(a.at("data").([]any)) != 1 {
 		t.Errorf("something was stored: %s", a.Text)
 	}
-	ipv6 := h.do(call{as: "ada", method: "POST", path: "/api/v1/database", body: `{"name":"N","url":"postgres://u@[2001:db8::1]/d"}`}).is(201)
-	if ipv6.text("host") != "2001:db8::1" || ipv6.at("port") != 5432.0 || ipv6.text("tls") != "verify-full" {
+	ipv6 := h.do(call{as: "ada", method: "POST", path: "/api/v1/database", body: `{"name":"N","url":"postgres://u@[2606:4700::1111]/d"}`}).is(201)
+	if ipv6.text("host") != "2606:4700::1111" || ipv6.at("port") != 5432.0 || ipv6.text("tls") != "verify-full" {
 		t.Errorf("%s", ipv6.Text)
 	}
 	required := h.do(call{as: "ada", method: "POST", path: "/api/v1/database", body: `{"name":"N","host":"h.example","database":"d","username":"u","tls":"require"}`}).is(201)

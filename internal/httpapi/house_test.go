@@ -94,7 +94,7 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	store := sqlstore.NewMasterStore(master, nil)
 	// What is on this machine may be reached by users, as their PostgreSQL of these tests is here.
 	dialer := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
-	externals := sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed})
+	externals := sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed, Judge: dialer.Judge})
 	t.Cleanup(externals.Close)
 	hosts := map[string]*sqlstore.LazyHost{}
 	if address != "" {

@@ -187,6 +187,16 @@ func local(a netip.Addr) bool {
 	})
 }
 
+// Judge refuses (code "address_refused") what DialContext would refuse of an address as it is written. Nothing is looked
+// up: where a name leads is seen when it is dialled.
+func (d *Dialer) Judge(host string, port uint16) error {
+	literal, err := netip.ParseAddr(host)
+	if err == nil && d.may(netip.AddrPortFrom(literal, port)) || err != nil && hostname(host) {
+		return nil
+	}
+	return refused()
+}
+
 // Allowed reports whether the operator allows the network of a TCP address by name. Unencrypted connections may go to
 // such addresses only.
 func (d *Dialer) Allowed(addr net.Addr) bool {

@@ -61,6 +61,7 @@ func TestForbiddenAddressesAreRefused(t *testing.T) {
 	}
 	for _, host := range outboundtest.Hosts() {
 		try("tcp", net.JoinHostPort(host, fmt.Sprint(trap.Port)))
+		wantRefused(t, host, d.Judge(host, trap.Port))
 	}
 	for host := range names {
 		try("tcp", net.JoinHostPort(host, fmt.Sprint(trap.Port)))

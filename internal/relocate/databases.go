@@ -89,6 +89,11 @@ func (s *Service) freshen(ctx context.Context, t tenant.Tenant, d tenant.Databas
 	if d.State != tenant.InUse || s.Pool == nil || at != nil && d.Facts.SizeBytes > 0 && s.Now().Sub(*at) < factsAge {
 		return d
 	}
+	return s.observe(ctx, t, d)
+}
+
+// observe looks at the database in use through the pool, as requests do, and keeps what it saw.
+func (s *Service) observe(ctx context.Context, t tenant.Tenant, d tenant.Database) tenant.Database {
 	within, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	facts := d.Facts
@@ -143,7 +148,8 @@ func (s *Service) Database(ctx context.Context, actor ident.Actor, of ident.Tena
 	return d, fault.Wrap(op, err)
 }
 
-// Register stores the address of a database of the user's own. Nothing is sent there: testing and activating do.
+// Register stores the address of a database of the user's own. Nothing is sent there: testing and activating do. One that
+// can never be reached as it is written is refused (codes "address_refused" and "tls_required").
 func (s *Service) Register(ctx context.Context, actor ident.Actor, of ident.TenantID, in NewDatabase) (tenant.Database, error) {
 	const op = "relocate.Register"
 	t, err := s.own(ctx, op, actor, of)
@@ -156,6 +162,9 @@ func (s *Service) Register(ctx context.Context, actor ident.Actor, of ident.Tena
 	in.Name = strings.TrimSpace(in.Name)
 	if err := checkDatabase(op, in.Name, in.Address, in.Password); err != nil {
 		return tenant.Database{}, err
+	}
+	if err := s.Probe.Check(in.Address); err != nil {
+		return tenant.Database{}, fault.Wrap(op, err)
 	}
 	list, err := s.Store.ListDatabases(ctx, of)
 	if err != nil {
@@ -309,7 +318,8 @@ func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.
 	change func(*DatabaseEdit) error,
 ) (tenant.Database, error) {
 	const op = "relocate.EditDatabase"
-	if _, err := s.own(ctx, op, actor, of); err != nil {
+	t, err := s.own(ctx, op, actor, of)
+	if err != nil {
 		return tenant.Database{}, err
 	}
 	reopen := false
@@ -349,6 +359,11 @@ func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.
 			if err := checkDatabase(op, edit.Name, edit.Address, password); err != nil {
 				return d, event.Change{}, err
 			}
+			if moved && s.Probe != nil {
+				if err := s.Probe.Check(edit.Address); err != nil {
+					return d, event.Change{}, fault.Wrap(op, err)
+				}
+			}
 		} else {
 			var c fault.Checks
 			c.Text("body.name", edit.Name, 1, 100)
@@ -375,12 +390,27 @@ func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.
 		return d, ch, nil
 	})
 	if err == nil && reopen {
-		// Whatever fails now is tried again by whoever uses the tenant next.
-		if rerr := s.Pool.Refresh(ctx, of); rerr != nil {
-			s.Log.Warn("database not opened with its new credentials", "code", fault.CodeOf(rerr), "tenant", of)
-		}
+		d = s.reenter(ctx, t, d)
 	}
 	return d, fault.Wrap(op, err)
+}
+
+// reenter opens the database in use with its new credentials, and notes with it whether that went well. Whatever fails is
+// tried again by whoever uses the tenant next.
+func (s *Service) reenter(ctx context.Context, t tenant.Tenant, d tenant.Database) tenant.Database {
+	within, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	err := s.Pool.Refresh(within, t.ID)
+	if err == nil {
+		return s.observe(ctx, t, d)
+	}
+	s.Log.Warn("database not opened with its new credentials", "code", fault.CodeOf(err), "tenant", t.ID)
+	if ctx.Err() != nil {
+		return d
+	}
+	facts := d.Facts
+	facts.Problem = problemOf(err)
+	return s.noteFacts(ctx, d, facts)
 }
 
 // Remove forgets a configuration. One that the data lives in is Conflict (code "database_in_use"), and so is one that

@@ -86,7 +86,7 @@ func newHouse(t *testing.T) *house {
 	}
 	h.own, h.password = addressOf(t, pgtest.URL(t))
 	dialer := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
-	h.externals = sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed, PerTenant: 6})
+	h.externals = sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed, Judge: dialer.Judge, PerTenant: 6})
 	t.Cleanup(h.externals.Close)
 	h.places, err = workspace.NewPlacements(ctx, workspace.PlacementsConfig{Root: filepath.Join(h.dir, "tenants"), Keys: h.keys,
 		Hosts: h.hosts, Externals: h.externals})

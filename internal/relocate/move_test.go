@@ -19,6 +19,7 @@ import (
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/pgtest"
 	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
@@ -790,4 +791,44 @@ func TestATargetEditedWhileItIsFilled(t *testing.T) {
 	if !bytes.Equal(ws.Tenant.Placement.SealedPassword, d.Placement.SealedPassword) {
 		t.Error("it is open with the old credentials")
 	}
+}
+
+// TestCredentialsEditedInUse: what is wrong with new credentials of the database in use is said at once, while what is
+// open goes on with the old ones; right ones take effect at once, too, though the wrong ones have failed just before.
+func TestCredentialsEditedInUse(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.External)
+	w := h.fill(actor, ten.ID, 2)
+	edit := func(password seal.Secret) tenant.Database {
+		t.Helper()
+		d, err := h.svc.EditDatabase(t.Context(), actor, ten.ID, ten.Placement.Database, nil, func(e *DatabaseEdit) error {
+			e.Password = &password
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kept, err := h.store.FindDatabase(t.Context(), ten.ID, d.ID()); err != nil || kept.Facts.Problem != d.Facts.Problem {
+			t.Errorf("%+v is kept, %+v was answered, %v", kept.Facts, d.Facts, err)
+		}
+		return d
+	}
+	const refused = "login_refused"
+	if d := edit("wrong"); d.Facts.Problem != refused || d.Facts.CheckedAt == nil {
+		t.Errorf("%+v", d.Facts)
+	}
+	w.check2(t)
+	h.node.end()
+	h.node = h.start("node-b", true)
+	w.pool = h.pool
+	if _, err := h.pool.Acquire(t.Context(), actor, ten.ID); fault.CodeOf(err) != refused {
+		t.Error(err)
+	}
+	if d := edit("wrong again"); d.Facts.Problem != refused {
+		t.Errorf("%+v", d.Facts)
+	}
+	if d := edit(h.password); d.Facts.Problem != "" || d.Facts.SizeBytes == 0 {
+		t.Errorf("%+v", d.Facts)
+	}
+	w.check2(t)
 }

@@ -16,8 +16,10 @@ import (
 	"claude-memory-backend/internal/workspace"
 )
 
-// Prober tests an address of a user's own without leaving anything there; sqlstore.Externals does.
+// Prober tests an address of a user's own without leaving anything there; sqlstore.Externals does. Check looks at nothing
+// but the way that it is written.
 type Prober interface {
+	Check(a tenant.Address) error
 	Probe(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) (sqlstore.Report, error)
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"io"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -30,6 +31,8 @@ type ExternalOptions struct {
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// PlainAllowed says whether the address that was dialled may be spoken to without TLS; nil refuses.
 	PlainAllowed func(addr net.Addr) bool
+	// Judge refuses what Dial would refuse of an address as it is written; nil lets all of them pass.
+	Judge func(host string, port uint16) error
 	// MaxConns bounds the connections of all databases of users together; 0 is 200.
 	MaxConns int
 	// PerTenant bounds the connections of one database; 0 is 4.
@@ -51,6 +54,31 @@ type Externals struct {
 	texts   texts // shared by all, whose statements are the same
 	hasty   limits
 	whole   time.Duration // what a database is made, dropped or tested in
+}
+
+// Check refuses an address that will never be reached as it is written: one that may not be dialled (code
+// "address_refused"), or not without TLS (code "tls_required"). Nothing is sent, and no name is looked up.
+func (x *Externals) Check(a tenant.Address) error {
+	const op = "sqlstore.CheckAddress"
+	if x.options.Judge != nil {
+		if err := x.options.Judge(a.Host, a.Port); err != nil {
+			return fault.Wrap(op, err)
+		}
+	}
+	literal, err := netip.ParseAddr(a.Host)
+	if err == nil && a.TLS == tenant.TLSDisable && !x.options.plain(net.TCPAddrFromAddrPort(netip.AddrPortFrom(literal, a.Port))) {
+		return tlsRequired(op)
+	}
+	return nil
+}
+
+func (o ExternalOptions) plain(addr net.Addr) bool {
+	return o.PlainAllowed != nil && o.PlainAllowed(addr)
+}
+
+func tlsRequired(op string) error {
+	return fault.New(fault.Invalid, op, "tls_required",
+		"this database may be reached with TLS only: use sslmode=verify-full, or ask the operator to allow its network in OUTBOUND_ALLOW")
 }
 
 // neutral is a connection string that sets every key there is, so that nothing is taken from the environment, from
@@ -235,10 +263,9 @@ func (h *external) connect(ctx context.Context) (*extConn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if config.TLSConfig == nil && (h.owner.options.PlainAllowed == nil || !h.owner.options.PlainAllowed(conn.RemoteAddr())) {
+		if config.TLSConfig == nil && !h.owner.options.plain(conn.RemoteAddr()) {
 			_ = conn.Close()
-			return nil, fault.New(fault.Invalid, op, "tls_required",
-				"this database may be reached with TLS only: use sslmode=verify-full, or ask the operator to allow its network in OUTBOUND_ALLOW")
+			return nil, tlsRequired(op)
 		}
 		c.meter = newMeter(conn)
 		c.meter.begin(limits{silence: h.owner.options.ConnectTimeout * 10, wire: 1 << 20})

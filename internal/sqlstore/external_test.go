@@ -23,7 +23,7 @@ var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustPa
 func openExternals(t testing.TB, change func(*ExternalOptions)) *Externals {
 	t.Helper()
 	d := outbound.NewDialer(outbound.Config{Allow: loopback})
-	o := ExternalOptions{Dial: d.DialContext, PlainAllowed: d.Allowed}
+	o := ExternalOptions{Dial: d.DialContext, PlainAllowed: d.Allowed, Judge: d.Judge}
 	if change != nil {
 		change(&o)
 	}

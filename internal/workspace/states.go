@@ -258,12 +258,20 @@ func (p *Pool) await(ctx context.Context, e *entry) {
 }
 
 // Refresh looks a tenant up again and acts on what changed: its state at once, and where it lives, or how it is entered,
-// by opening it anew. What fails is tried again by those who acquire the tenant.
+// by opening it anew. What fails is tried again by those who acquire the tenant; so is, without a pause, what had failed.
 func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 	p.mu.Lock()
 	e := p.entries[id]
 	p.mu.Unlock()
-	if e == nil || !p.retain(e) {
+	if e == nil {
+		return nil
+	}
+	if !p.retain(e) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if e.err != nil {
+			e.until = time.Time{}
+		}
 		return nil
 	}
 	defer p.release(e)
