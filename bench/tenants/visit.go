@@ -195,7 +195,7 @@ func (c *crowd) stream(ctx context.Context, n int, rate float64, next func() vis
 	for i := range n {
 		due = due.Add(time.Duration(c.r.ExpFloat64() / rate * float64(time.Second)))
 		v := next()
-		time.Sleep(time.Until(due))
+		time.Sleep(time.Until(due)) //nolint:forbidigo // arrivals keep to a clock
 		meant := due
 		wg.Go(func() {
 			late := time.Since(meant)
