@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -196,6 +197,9 @@ func (in *install) openExternals(s *settings, own []netip.AddrPort) {
 
 func (in *install) openMaster(ctx context.Context, s *settings, url seal.Secret) (err error) {
 	if url == "" {
+		if err := os.MkdirAll(s.text("STORAGE_PATH"), 0o700); err != nil {
+			return fmt.Errorf("STORAGE_PATH cannot be made: %w", err)
+		}
 		in.master, err = sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: s.storage("master.db"), Create: true,
 			Synchronous: s.text("SQLITE_SYNCHRONOUS"), Readers: 4})
 		return err

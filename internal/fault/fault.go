@@ -91,12 +91,16 @@ func (e *Error) RetryAfter(d time.Duration) *Error {
 	return &c
 }
 
-// Error is for logs: operation, code, message and the chain of causes.
+// Error is for logs: operation, code, message and the chain of causes. What was only wrapped is said once.
 func (e *Error) Error() string {
 	var b strings.Builder
 	if e.Op != "" {
 		b.WriteString(e.Op)
 		b.WriteString(": ")
+	}
+	if inner, ok := e.Cause.(*Error); ok && inner.StableCode() == e.StableCode() && inner.Message == e.Message { //nolint:errorlint // of the next one only
+		b.WriteString(inner.Error())
+		return b.String()
 	}
 	b.WriteString(e.StableCode())
 	if e.Message != "" {

@@ -67,3 +67,14 @@ func TestChecks(t *testing.T) {
 		t.Error("nothing wrong is an error")
 	}
 }
+
+func TestWhatIsWrappedIsSaidOnce(t *testing.T) {
+	err := fault.Wrap("outer", fault.Wrap("middle", fault.New(fault.Conflict, "inner", "taken", "it is taken").With(errors.New("driver"))))
+	if got, want := err.Error(), "outer: middle: inner: taken: it is taken: driver"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	other := fault.New(fault.Unavailable, "outer", "away", "it is away").With(fault.New(fault.Conflict, "inner", "taken", "it is taken"))
+	if got, want := other.Error(), "outer: away: it is away: inner: taken: it is taken"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
