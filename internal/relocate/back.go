@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
@@ -255,9 +254,12 @@ func (b *backRun) lookAt(ctx context.Context, id ident.TenantID) (*returner, err
 	if err != nil {
 		return nil, err
 	}
-	version, newer, err := b.now(ctx, t, snap.Head)
+	version, newer, err := b.now(ctx, t, snap.Mark)
 	if err != nil || version <= snap.Schema() {
 		return nil, err
+	}
+	if newer.Apart {
+		return nil, apart()
 	}
 	if err := b.free(ctx, t, snap); err != nil {
 		return nil, err
@@ -269,6 +271,12 @@ func (b *backRun) lookAt(ctx context.Context, id ident.TenantID) (*returner, err
 	}
 	return &returner{tenant: t, left: left, snap: snap, detail: BackDetail{Tenant: id, From: version, To: snap.Schema(), At: snap.At(),
 		Newer: newer.Changes}}, nil
+}
+
+// apart is why a tenant is not made what a snapshot holds that is of another log.
+func apart() error {
+	return fault.New(fault.NotFound, "relocate.GoBack", "snapshot_missing",
+		"the data is not what it was when the snapshot was taken, with changes since: it was put back from a backup, or erased")
 }
 
 // free reports why a tenant must not be made what a snapshot holds: a job works on the whole of it, or its owner had all
@@ -292,8 +300,8 @@ func (r *returner) same(now tenant.Tenant) error {
 	return nil
 }
 
-// now is how a tenant's database stands, and what it holds after a moment.
-func (b *backRun) now(ctx context.Context, t tenant.Tenant, head event.Seq) (version int64, newer sqlstore.Newer, err error) {
+// now is how a tenant's database stands, and what it holds after a mark.
+func (b *backRun) now(ctx context.Context, t tenant.Tenant, after sqlstore.LogMark) (version int64, newer sqlstore.Newer, err error) {
 	db, err := b.Places.Open(ctx, t.Placement)
 	if err != nil {
 		return 0, newer, err
@@ -307,7 +315,7 @@ func (b *backRun) now(ctx context.Context, t tenant.Tenant, head event.Seq) (ver
 		return 0, newer, err
 	}
 	defer view.Close()
-	newer, err = view.Since(ctx, head)
+	newer, err = view.Since(ctx, after)
 	return version, newer, err
 }
 
@@ -390,6 +398,9 @@ func (b *backRun) take(ctx context.Context, r *returner) error {
 		return err
 	}
 	past.Agree = func(lost sqlstore.Newer) error {
+		if lost.Apart {
+			return apart()
+		}
 		if lost.Changes > r.detail.Newer && !b.Lose {
 			return fault.New(fault.Conflict, "relocate.GoBack", "newer_writes", "it was written since it was looked at")
 		}

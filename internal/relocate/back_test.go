@@ -2,14 +2,19 @@ package relocate
 
 import (
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"claude-memory-backend/internal/blob"
+	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/steptest"
 	"claude-memory-backend/internal/tenant"
 )
 
@@ -186,6 +191,78 @@ func TestBackTellsAgain(t *testing.T) {
 	if got := told(); !slices.Equal(got, want) {
 		t.Errorf("told again of %v, want %v", got, want)
 	}
+}
+
+// TestBackAfterAPutBack: what was put back from a backup is not taken back to a snapshot of what it was before, and does
+// not hide what others wrote.
+func TestBackAfterAPutBack(t *testing.T) {
+	h := newHouse(t)
+	fleet := h.fleet(1, 1, 0, 1)
+	restored, other := fleet[0], fleet[1]
+	write := func(m *member, n int) {
+		t.Helper()
+		ws := h.acquire(m.actor, m.tenant.ID)
+		defer ws.Release()
+		for range n {
+			if _, err := ws.Conversations.Send(t.Context(), m.actor, m.conv, conversation.SendInput{Text: "a buoy"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	master, err := sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: filepath.Join(h.dir, "master.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	store, err := blob.OpenFolder(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := OpenRepository(t.Context(), store, h.keys, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Backup(t.Context(), Installation{Master: master, Store: h.store, Places: h.places}, BackupOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	write(restored, 20)
+	h.upgrade(friendly)
+	if r := h.migrate(FleetInput{}); r.Migrated != 2 {
+		t.Fatalf("%+v", r)
+	}
+	snaps := h.svc.Snapshots
+	h.svc.Snapshots = nil // as on a machine that has none
+	j, err := h.svc.PutBack(t.Context(), r, restored.tenant.ID, RestoreOptions{})
+	if err != nil || j.State != job.Completed {
+		t.Fatalf("%+v, %v", j, err)
+	}
+	h.svc.Snapshots = snaps
+	// The step is taken again where nobody keeps a snapshot of it.
+	steps, err := steptest.Next(friendly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := h.places.Open(t.Context(), h.find(restored).Placement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := steps.Migrate(t.Context(), db, sqlstore.Tenant); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write(restored, 3)
+	write(other, 10)
+	back, err := h.svc.GoBack(t.Context(), BackInput{}, nil)
+	if fault.CodeOf(err) != "newer_writes" || back.Back != 0 || back.Tenants != 1 || back.Without != 1 || back.Newer < 10 || back.Writers != 1 {
+		t.Fatalf("%+v, %v", back, err)
+	}
+	back, err = h.svc.GoBack(t.Context(), BackInput{Tenants: []ident.TenantID{restored.tenant.ID}, Lose: true}, nil)
+	if err != nil || back.Back != 0 || back.Failed != 1 || back.Failures[0].Code != "snapshot_missing" {
+		t.Fatalf("%+v, %v", back, err)
+	}
+	h.wantUse(restored, "")
 }
 
 // TestReceiptNamesTheNode: where several machines keep snapshots, a receipt claims no more than what one of them did.

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"claude-memory-backend/internal/blob"
-	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/seal"
@@ -52,7 +51,7 @@ func NewSnapshots(open func(context.Context) (blob.Store, error), keys *seal.Key
 type StepSnapshot struct {
 	Steps    []string         `json:"steps"`    // that were to be taken
 	Database ident.DatabaseID `json:"database"` // in which the data was then
-	Head     event.Seq        `json:"head"`     // of the log
+	Mark     sqlstore.LogMark `json:"mark"`     // the end of the log
 	Manifest *Manifest        `json:"manifest"` // of this one database
 }
 
@@ -112,7 +111,7 @@ func (s *Snapshots) Keep(ctx context.Context, t tenant.Tenant, db *sqlstore.DB, 
 		limit = ownBytes
 	}
 	d, _, err := b.copy(ctx, owner, db, limit, func(view *sqlstore.Snapshot) (err error) {
-		snap.Head, err = view.Head(ctx)
+		snap.Mark, err = view.Mark(ctx)
 		return err
 	})
 	if err != nil {
@@ -135,12 +134,12 @@ func (s *Snapshots) unchanged(ctx context.Context, r *Repository, t tenant.Tenan
 		return false, err
 	}
 	defer view.Close()
-	head, err := view.Head(ctx)
+	mark, err := view.Mark(ctx)
 	if err != nil {
 		return false, err
 	}
 	version, err := sqlstore.SchemaVersion(ctx, db)
-	return err == nil && head == was.Head && version == was.Schema(), err
+	return err == nil && mark == was.Mark && version == was.Schema(), err
 }
 
 // ignoreLost lets a snapshot be replaced that is missing or cannot be read.
@@ -248,7 +247,7 @@ func (s *Snapshots) past(ctx context.Context, snap *StepSnapshot) (sqlstore.Past
 	if err != nil {
 		return sqlstore.Past{}, err
 	}
-	return sqlstore.Past{Version: snap.Schema(), Head: snap.Head, Sequences: snap.database().Sequences,
+	return sqlstore.Past{Version: snap.Schema(), Mark: snap.Mark, Sequences: snap.database().Sequences,
 		Rows: func(put func(sqlstore.Table, []sqlstore.Row) error) error {
 			return r.read(ctx, snap.Manifest, snap.database(), put, nil)
 		}}, nil

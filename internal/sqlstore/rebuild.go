@@ -17,33 +17,43 @@ type Past struct {
 	// beginning.
 	Rows      func(put func(t Table, rows []Row) error) error
 	Sequences []Sequence
-	Head      event.Seq // of the log then
+	Mark      LogMark // the end of the log then
 	// Agree, unless it is nil, is asked before anything is lost, with what would be.
 	Agree func(lost Newer) error
 }
 
-// Newer is what a tenant's log holds after a moment.
+// LogMark is a place in a log: the number of an event and its id, by which another log is told from this one.
+type LogMark struct {
+	Seq event.Seq     `json:"seq"`
+	ID  ident.EventID `json:"id,omitempty"`
+}
+
+// Newer is what a tenant's log holds after a mark.
 type Newer struct {
+	// Apart says that the mark is not in it: it is another log, or one that was put back to before.
+	Apart   bool
 	Changes int64           // that were made in this database
 	Told    []ident.EventID // what the master's log says of it, and can say again
 }
 
 // ask queues the question.
-func (n *Newer) ask(b *Batch, after event.Seq, lock string) {
+func (n *Newer) ask(b *Batch, after LogMark, lock string) {
 	*n = Newer{}
 	b.Query(func(s Scanner) error {
 		var head event.Seq
-		err := s.Scan(&head)
-		n.Changes += int64(head - after)
+		var id ident.EventID
+		err := s.Scan(&head, &id)
+		n.Apart = head < after.Seq || id != after.ID
+		n.Changes += max(0, int64(head-after.Seq))
 		return err
-	}, `SELECT seq FROM log_head`+lock)
+	}, `SELECT seq, coalesce((SELECT id FROM events WHERE seq = ?), '') FROM log_head`+lock, after.Seq)
 	b.Query(func(s Scanner) error {
 		var id ident.EventID
 		err := s.Scan(&id)
 		n.Told = append(n.Told, id)
 		n.Changes--
 		return err
-	}, `SELECT id FROM events WHERE seq > ? AND type LIKE 'database.%' ORDER BY seq`, after)
+	}, `SELECT id FROM events WHERE seq > ? AND type LIKE 'database.%' ORDER BY seq`, after.Seq)
 }
 
 // Rebuild makes a database what it was: our tables go, with everything in them, and those of the older version come
@@ -63,7 +73,7 @@ func (s *Steps) Rebuild(ctx context.Context, d *DB, line Line, past Past) error 
 		var lost Newer
 		var there []string
 		if err := tx.Run(func(b *Batch) {
-			lost.ask(b, past.Head, b.Dialect().ForUpdate())
+			lost.ask(b, past.Mark, b.Dialect().ForUpdate())
 			b.Query(func(s Scanner) error {
 				var name string
 				err := s.Scan(&name)
@@ -147,14 +157,16 @@ func checkRows(t Table, rows []Row) error {
 	return nil
 }
 
-// Head is the end of the log as the snapshot sees it.
-func (s *Snapshot) Head(ctx context.Context) (head event.Seq, err error) {
-	err = s.Read(ctx, func(b *Batch) { b.One([]any{&head}, `SELECT seq FROM log_head`) })
-	return head, err
+// Mark is the end of the log as the snapshot sees it.
+func (s *Snapshot) Mark(ctx context.Context) (m LogMark, err error) {
+	err = s.Read(ctx, func(b *Batch) {
+		b.One([]any{&m.Seq, &m.ID}, `SELECT h.seq, coalesce(e.id, '') FROM log_head h LEFT JOIN events e ON e.seq = h.seq`)
+	})
+	return m, err
 }
 
-// Since is what the log as the snapshot sees it holds after a moment.
-func (s *Snapshot) Since(ctx context.Context, head event.Seq) (n Newer, err error) {
-	err = s.Read(ctx, func(b *Batch) { n.ask(b, head, "") })
+// Since is what the log as the snapshot sees it holds after a mark.
+func (s *Snapshot) Since(ctx context.Context, after LogMark) (n Newer, err error) {
+	err = s.Read(ctx, func(b *Batch) { n.ask(b, after, "") })
 	return n, err
 }

@@ -99,7 +99,7 @@ func TestRebuild(t *testing.T) {
 			t.Run("leaves everything when it is not agreed", func(t *testing.T) {
 				no := errors.New("no")
 				refused := past
-				refused.Head = head - 2
+				refused.Mark = markAt(t, db, head-2)
 				refused.Agree = func(got Newer) error {
 					if want := (Newer{Changes: 1, Told: []ident.EventID{told.ID}}); !cmp.Equal(got, want) {
 						t.Error(cmp.Diff(want, got))
@@ -111,6 +111,24 @@ func TestRebuild(t *testing.T) {
 				}
 				if got := digest(t, db); got != after {
 					t.Error(cmp.Diff(after, got))
+				}
+			})
+			t.Run("tells another log from its own", func(t *testing.T) {
+				other, ahead := markAt(t, db, head), LogMark{Seq: head + 1}
+				other.ID += "x"
+				for _, mark := range []LogMark{other, ahead} {
+					no := errors.New("no")
+					refused := past
+					refused.Mark = mark
+					refused.Agree = func(got Newer) error {
+						if !got.Apart || got.Changes != 0 {
+							t.Errorf("%+v: %+v", mark, got)
+						}
+						return no
+					}
+					if err := steps.Rebuild(t.Context(), db, Tenant, refused); !errors.Is(err, no) {
+						t.Fatal(err)
+					}
 				}
 			})
 			t.Run("leaves everything when rows are damaged in the middle", func(t *testing.T) {
@@ -208,4 +226,14 @@ func remember(t *testing.T, db *DB) Past {
 		}
 		return nil
 	}}
+}
+
+// markAt is the mark at a place of a log.
+func markAt(t *testing.T, db *DB, seq event.Seq) LogMark {
+	t.Helper()
+	m := LogMark{Seq: seq}
+	if err := db.Read(t.Context(), func(b *Batch) { b.One([]any{&m.ID}, `SELECT id FROM events WHERE seq = ?`, seq) }); err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
