@@ -1,13 +1,21 @@
 package relocate
 
 import (
+	"net/netip"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/outbound"
+	"claude-memory-backend/internal/pgtest"
+	"claude-memory-backend/internal/pgtest/toxic"
+	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
 )
 
 // TestStatesHoldEverywhere: what the operator decides about a tenant holds at once where it was decided, and soon on
@@ -100,4 +108,58 @@ func TestMoveBesideAnotherNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.sameHistory(now, ten.Placement.Database)
+}
+
+// TestWhoHangsHoldsNobodyUp: what a command decides about a tenant holds in the server beside it while another one's
+// database does not answer whoever signs in, however often that one's credentials are edited.
+func TestWhoHangsHoldsNobodyUp(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	address, link := toxic.Slow(t, pgtest.URL(t), 0)
+	h.own, h.password = addressOf(t, address)
+	dialer := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
+	patient := sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed, ConnectTimeout: time.Minute})
+	t.Cleanup(patient.Close)
+	var err error
+	h.places, err = workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(h.dir, "tenants"), Keys: h.keys,
+		Hosts: h.hosts, Externals: patient})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.node = h.start("node-b", true)
+	hangs, owner := h.newTenant(tenant.External)
+	other, actor := h.newTenant(tenant.SQLite)
+	h.acquire(owner, hangs.ID).Release()
+	h.acquire(actor, other.ID).Release()
+	link.Hang()
+	defer link.Restore()
+	for range 3 {
+		_, err := h.store.UpdateDatabase(t.Context(), hangs.ID, hangs.Placement.Database, nil,
+			func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+				ch := event.NewChange(owner, time.Now())
+				d.Placement.SealedPassword = h.places.SealPassword(d.ID(), h.password)
+				ch.Add(workspace.EventUpdated, string(hangs.ID), map[string]any{"credentials": true})
+				return d, ch, nil
+			})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	command := New(Config{Store: h.store, Places: h.places, Keys: h.keys, Node: "command"})
+	if _, err := command.SetState(t.Context(), ident.System("test"), other.ID, tenant.Suspended); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		ws, err := h.pool.Acquire(t.Context(), actor, other.ID)
+		if fault.CodeOf(err) == "tenant_suspended" {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws.Release()
+		if time.Now().After(deadline) {
+			t.Fatal("it is not suspended in the server")
+		}
+	}
 }

@@ -52,28 +52,28 @@ func (p *Pool) Recover(ctx context.Context) error {
 
 // Run looks after open and hinted tenants until ctx ends.
 func (p *Pool) Run(ctx context.Context) error {
-	due, idle, once, changed := time.NewTicker(dueEvery), time.NewTicker(idleEvery), time.NewTicker(onceEvery), time.NewTicker(followEvery)
-	defer changed.Stop()
-	defer due.Stop()
-	defer idle.Stop()
-	defer once.Stop()
 	// What may wait for a tenant's database stands in nobody's way.
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { p.followSpool(ctx) })
 	beside.Go(func() { p.followNews(ctx) })
+	beside.Go(func() { every(ctx, dueEvery, func() { p.lookAtDue(ctx) }) })
+	beside.Go(func() { every(ctx, onceEvery, func() { p.sweepOnces(ctx) }) })
+	beside.Go(func() { every(ctx, idleEvery, p.closeIdle) })
+	every(ctx, followEvery, func() { p.followMaster(ctx) })
+	return nil
+}
+
+// every does something again and again until ctx ends.
+func every(ctx context.Context, pause time.Duration, do func()) {
+	t := time.NewTicker(pause)
+	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-due.C:
-			p.lookAtDue(ctx)
-		case <-changed.C:
-			p.followMaster(ctx)
-		case <-idle.C:
-			p.closeIdle()
-		case <-once.C:
-			p.sweepOnces(ctx)
+			return
+		case <-t.C:
+			do()
 		}
 	}
 }

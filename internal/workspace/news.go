@@ -24,16 +24,7 @@ func (p *Pool) followNews(ctx context.Context) {
 	if p.News == nil {
 		return
 	}
-	t := time.NewTicker(dueEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-			p.tellNews(ctx)
-		}
-	}
+	every(ctx, dueEvery, func() { p.tellNews(ctx) })
 }
 
 // tellNews writes into tenants' own logs what the master's says of their databases.

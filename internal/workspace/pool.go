@@ -84,6 +84,8 @@ type entry struct {
 	missed error         // why this is not what the directory says, see Pool.fellBehind; guarded by pool.mu, as the next two
 	lost   bool          // and may therefore not be used
 	retry  time.Time     // when it may be looked up again
+	wished bool          // somebody wants it opened anew; guarded by pool.mu, as the next one
+	anew   bool          // somebody is at it
 	db     *sqlstore.DB
 	store  *sqlstore.TenantStore
 	ws     Workspace // the services; handed out as copies

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -467,8 +468,9 @@ func TestATenantThatMovedIsNotServedFromWhereItWas(t *testing.T) {
 
 // Credentials that do not work yet are tried again, while those from before are used; what else changed holds at once.
 func TestNewCredentialsAreTriedAgain(t *testing.T) {
-	now := time.Now()
-	h := newHouse(t, func(c *Config) { c.Now = func() time.Time { return now } })
+	var now atomic.Pointer[time.Time]
+	now.Store(new(time.Now()))
+	h := newHouse(t, func(c *Config) { c.Now = func() time.Time { return *now.Load() } })
 	was := h.newTenant()
 	h.acquire(was).Release()
 	bad := was
@@ -487,6 +489,12 @@ func TestNewCredentialsAreTriedAgain(t *testing.T) {
 		if _, _, err := ws.Projects.List(t.Context(), ident.Actor{Account: was.Account}, project.Query{Limit: 1}); err != nil {
 			t.Error(err)
 		}
+		// Whoever finds that it is time has it tried, and does not wait for that.
+		for tried := false; !tried; time.Sleep(time.Millisecond) {
+			h.pool.mu.Lock()
+			tried = !h.pool.entries[was.ID].anew
+			h.pool.mu.Unlock()
+		}
 	}
 	used("")
 	good := bad
@@ -497,6 +505,7 @@ func TestNewCredentialsAreTriedAgain(t *testing.T) {
 	if h.town.asked != asked {
 		t.Error("asked before the pause was over")
 	}
-	now = now.Add(pause)
+	now.Store(new(now.Load().Add(pause)))
+	used("")
 	used("new")
 }

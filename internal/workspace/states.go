@@ -111,7 +111,8 @@ func (e *entry) refuses(t tenant.Tenant) error { return Refusal(t.State) }
 
 // upToDate makes sure that this node knows where the tenant lives, and has it open there. With others at work on the same
 // databases, who has not heard from the master's log lately asks before it lets anybody in. An entry that fell behind is
-// tried again, by one caller in each pause; the others use it as it is, if it may be used.
+// tried again, by one caller in each pause; the others use it as it is, if it may be used. Who only lacks new credentials
+// may be: nobody waits for those.
 func (p *Pool) upToDate(ctx context.Context, e *entry) error {
 	now := p.Now()
 	p.mu.Lock()
@@ -123,7 +124,15 @@ func (p *Pool) upToDate(ctx context.Context, e *entry) error {
 	p.mu.Unlock()
 	var err error
 	if late || again {
-		err = p.Refresh(ctx, e.id)
+		var t tenant.Tenant
+		var anew bool
+		if t, anew, err = p.look(ctx, e); err == nil && anew {
+			if p.stays(e, t) {
+				p.refreshBeside(ctx, e)
+			} else {
+				err = p.reopen(ctx, e, t)
+			}
+		}
 	}
 	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Canceled) {
 		return err
@@ -137,6 +146,71 @@ func (p *Pool) upToDate(ctx context.Context, e *entry) error {
 		return unavailable(e.missed)
 	}
 	return nil
+}
+
+// look looks an open tenant up again and acts at once on what needs no other database: its state. anew says that t, as it
+// was found, lives elsewhere than what is open, or is entered in another way.
+func (p *Pool) look(ctx context.Context, e *entry) (t tenant.Tenant, anew bool, err error) {
+	t, err = p.Directory.FindTenant(ctx, e.id)
+	switch {
+	case fault.Is(err, fault.NotFound):
+		go p.Expel(context.WithoutCancel(ctx), e.id)
+	case err != nil:
+		p.fellBehind(e, t, err)
+	case sameDoor(t.Placement, p.tenantOf(e).Placement):
+		p.become(e, t)
+	default:
+		anew = true
+	}
+	return t, anew, err
+}
+
+// reopen opens a tenant where and how t says.
+func (p *Pool) reopen(ctx context.Context, e *entry, t tenant.Tenant) error {
+	err := e.db.Switch(ctx, func() (*sqlstore.DB, error) { return p.relocated(ctx, e, t) })
+	if err != nil {
+		p.fellBehind(e, t, err)
+	}
+	return err
+}
+
+// stays takes over the state of t, and reports whether what is open is still the tenant's database.
+func (p *Pool) stays(e *entry, t tenant.Tenant) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := e.tenant.Placement
+	same := t.Placement.Database == at.Database
+	t.Placement = at
+	p.know(e, t)
+	return same
+}
+
+// refreshBeside is Refresh without anybody waiting for it. A wish that comes while one is fulfilled is one more time.
+func (p *Pool) refreshBeside(ctx context.Context, e *entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.wished = true
+	if e.anew {
+		return
+	}
+	e.anew = true
+	go func() {
+		for p.takeWish(e) {
+			within, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTime)
+			if err := p.Refresh(within, e.id); err != nil {
+				p.Log.Warn("tenant not looked up again", "code", fault.CodeOf(err), "tenant", e.id)
+			}
+			cancel()
+		}
+	}()
+}
+
+func (p *Pool) takeWish(e *entry) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.anew = e.wished && !p.closed
+	e.wished = false
+	return e.anew
 }
 
 // fellBehind notes that an open entry is not what the directory says: t, as far as that is known. Where the tenant lives
@@ -193,7 +267,7 @@ func (p *Pool) followMaster(ctx context.Context) {
 	p.mu.Unlock()
 }
 
-// tell acts on one event of the master's log.
+// tell acts on one event of the master's log. It waits for nothing but the master: others' events come next.
 func (p *Pool) tell(ctx context.Context, ev event.Event) {
 	id := ident.TenantID(ev.Subject)
 	if !strings.HasPrefix(ev.Type, "tenant.") {
@@ -216,10 +290,16 @@ func (p *Pool) tell(ctx context.Context, ev event.Event) {
 	case EventSwitching:
 		go p.await(ctx, e)
 	case EventErased:
-		p.Expel(ctx, id)
+		go p.Expel(context.WithoutCancel(ctx), id)
 	default:
-		if err := p.Refresh(ctx, id); err != nil {
-			p.Log.Warn("tenant not looked up again", "code", fault.CodeOf(err), "tenant", id)
+		if !opened(e) || !p.retain(e) { // what it is opened by may be old already
+			p.refreshBeside(ctx, e)
+			return
+		}
+		defer p.release(e)
+		if t, anew, err := p.look(ctx, e); err == nil && anew {
+			p.stays(e, t)
+			p.refreshBeside(ctx, e)
 		}
 	}
 }
@@ -275,20 +355,9 @@ func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 		return nil
 	}
 	defer p.release(e)
-	t, err := p.Directory.FindTenant(ctx, id)
-	if fault.Is(err, fault.NotFound) {
-		go p.Expel(context.WithoutCancel(ctx), id)
-		return err
-	}
-	if err == nil && sameDoor(t.Placement, p.tenantOf(e).Placement) {
-		p.become(e, t)
-		return nil
-	}
-	if err == nil {
-		err = e.db.Switch(ctx, func() (*sqlstore.DB, error) { return p.relocated(ctx, e, t) })
-	}
-	if err != nil {
-		p.fellBehind(e, t, err)
+	t, anew, err := p.look(ctx, e)
+	if err == nil && anew {
+		err = p.reopen(ctx, e, t)
 	}
 	return err
 }
