@@ -83,6 +83,7 @@ func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
 	}
 	if t.Placement.Database == in.To {
 		// An earlier process had switched already.
+		m.arrived(look)
 		return m.finish(ctx)
 	}
 	if run.Again() {
@@ -100,7 +101,12 @@ func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
 		}
 		undo, cancel := settling(ctx)
 		defer cancel()
-		if uerr := m.undo(undo); uerr != nil {
+		uerr := m.undo(undo)
+		if errors.Is(uerr, errSwitched) {
+			m.arrived(undo)
+			return m.finish(ctx)
+		}
+		if uerr != nil {
 			// The tenant may be fenced: this must not be left, so the job stays and comes back.
 			return nil, errors.Join(job.ErrAgain, uerr, err)
 		}
@@ -184,11 +190,19 @@ func (m *mover) do(ctx context.Context) (err error) {
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
 	// Whoever edited the target or the tenant meanwhile meant what is open now.
-	if err := m.Pool.Refresh(after, m.tenant.ID); err != nil {
-		m.Log.Warn("tenant not looked up again", "code", fault.CodeOf(err), "tenant", m.tenant.ID)
-	}
+	m.arrived(after)
 	m.retire(after, former)
 	return nil
+}
+
+// arrived has this process use the tenant where the directory says that it lives.
+func (m *mover) arrived(ctx context.Context) {
+	if m.Pool == nil {
+		return
+	}
+	if err := m.Pool.Refresh(ctx, m.tenant.ID); err != nil {
+		m.Log.Warn("tenant not looked up again", "code", fault.CodeOf(err), "tenant", m.tenant.ID)
+	}
 }
 
 // prove sees that the source can be read now: what is destroyed to make room at the target may be the only other copy.
@@ -592,11 +606,15 @@ func (m *mover) finish(ctx context.Context) (any, error) {
 }
 
 // undo takes back whatever a move did before its switch: the tenant is where it was, and can be written. It may be done
-// again. It fails only when the source was touched and cannot be reached, and must then be tried until it can.
+// again. It fails when the source was touched and cannot be reached, and must then be tried until it can; and with
+// errSwitched.
 func (m *mover) undo(ctx context.Context) error {
 	ctx = sqlstore.Patient(ctx)
 	t, err := m.Store.FindTenant(ctx, m.tenant.ID)
-	if err != nil || t.Placement.Database == m.in.To {
+	if err == nil && t.Placement.Database == m.in.To {
+		err = errSwitched
+	}
+	if err != nil {
 		return err
 	}
 	if m.touched {
@@ -620,6 +638,10 @@ func (m *mover) undo(ctx context.Context) error {
 	_, err = m.note(ctx, d, rest)
 	return err
 }
+
+// errSwitched says that there is nothing to take back: the tenant lives at its new place, though whoever switched did not
+// hear that it does.
+var errSwitched = errors.New("the switch was made")
 
 // reopen lets the tenant be written where it lives, after a switch that did not come to its end. It may be done again.
 func (m *mover) reopen(ctx context.Context) error {

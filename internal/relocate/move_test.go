@@ -832,3 +832,40 @@ func TestCredentialsEditedInUse(t *testing.T) {
 	}
 	w.check2(t)
 }
+
+// TestSwitchedAfterAll: whoever did not hear that the switch was made takes nothing back, and uses the new place.
+func TestSwitchedAfterAll(t *testing.T) {
+	h := newHouse(t)
+	was, actor := h.newTenant(tenant.SQLite)
+	w := h.fill(actor, was.ID, 2)
+	h.moveTo(actor, was.ID, h.place(actor, was.ID, tenant.Postgres))
+	is, err := h.store.FindTenant(t.Context(), was.ID)
+	if err != nil || is.Placement.Database == was.Placement.Database {
+		t.Fatalf("%+v, %v", is, err)
+	}
+	h.idle()
+	// What such a process has open is the original.
+	ws := h.acquire(actor, was.ID)
+	former, err := h.places.Open(t.Context(), was.Placement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ws.Database().Switch(t.Context(), func() (*sqlstore.DB, error) { return former, nil }); err != nil {
+		t.Fatal(err)
+	}
+	ws.Moved(was)
+	ws.Release()
+	m := &mover{Service: h.svc, in: moveInput{To: is.Placement.Database}, tenant: was, touched: true}
+	if err := m.undo(t.Context()); !errors.Is(err, errSwitched) {
+		t.Errorf("it would take back what was done: %v", err)
+	}
+	m.arrived(t.Context())
+	ws = h.acquire(actor, was.ID)
+	defer ws.Release()
+	if d := ws.Database().Dialect(); d != sqlstore.Postgres || ws.Tenant.Placement.Database != is.Placement.Database {
+		t.Errorf("it uses %s, %+v", d.Name(), ws.Tenant.Placement)
+	}
+	if _, err := ws.Conversations.Send(t.Context(), actor, w.convs[0], conversation.SendInput{Text: "x"}); err != nil {
+		t.Error(err)
+	}
+}

@@ -87,7 +87,11 @@ func (s *Service) rekey(ctx context.Context, run *job.Run, t tenant.Tenant, save
 	if err := m.do(ctx); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 		defer cancel()
-		return errors.Join(err, m.undo(undo))
+		uerr := m.undo(undo)
+		if !errors.Is(uerr, errSwitched) {
+			return errors.Join(err, uerr)
+		}
+		m.arrived(undo)
 	}
 	_, err = m.finish(ctx)
 	return err

@@ -262,7 +262,10 @@ func (p *putBack) unfence(ctx context.Context, run *job.Run, at tenant.Placement
 func (p *putBack) undo(ctx context.Context, m *mover, in restoreInput) error {
 	ctx = sqlstore.Patient(ctx)
 	t, err := p.Store.FindTenant(ctx, m.tenant.ID)
-	if err != nil || t.Placement.Database == in.To {
+	if err == nil && t.Placement.Database == in.To {
+		err = errSwitched
+	}
+	if err != nil {
 		return err
 	}
 	if err := p.unfence(ctx, m.run, t.Placement); err != nil {
