@@ -45,6 +45,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 				return map[string]any{"open": st.Open, "in_use": st.Leased, "failed": st.Failed, "closing": st.Closing,
 					"unreachable": st.Unreachable}, nil
 			}},
+			{Name: "tenant_servers", Look: in.lookAtHosts},
 			{Name: "turns", Look: func(context.Context) (map[string]any, error) {
 				fallback, configured := engine.Providers()
 				facts := map[string]any{"running": engine.Count(), "provider": fallback, "configured": configured}

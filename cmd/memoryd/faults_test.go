@@ -343,12 +343,39 @@ func TestServersOfTenants(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	w.wantServers(2, 1)
 	w.recovers(others...)
 	w.ledger(w.join("late", 3)...) // more than the server that is there has: the other one would be emptier
 	done(t, server.Restart(t.Context()))
 	w.recovers(w.people...)
+	w.wantServers(2, 2)
 	done(t, w.server.Stop())
 	w.settled()
+}
+
+// wantServers sees what the detailed health says of tenants' servers.
+func (w *world) wantServers(servers, answering int) {
+	w.t.Helper()
+	var health struct {
+		Status string
+		Checks []struct {
+			Name, Status string
+			Facts        struct{ Servers, Answering int }
+		}
+	}
+	if err := w.people[0].client.Get(w.ctx, "/health/detailed", &health); err != nil {
+		w.t.Fatal(err)
+	}
+	want := map[bool]string{true: "ok", false: "failing"}[servers == answering]
+	for _, c := range health.Checks {
+		if c.Name == "tenant_servers" {
+			if c.Status != want || (health.Status == "ok") != (want == "ok") || c.Facts.Servers != servers || c.Facts.Answering != answering {
+				w.t.Errorf("%+v", health)
+			}
+			return
+		}
+	}
+	w.t.Errorf("no check of tenants' servers: %+v", health)
 }
 
 // The master database's PostgreSQL server is frozen, then killed under load.

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -183,6 +184,29 @@ func (in *install) openHosts(ctx context.Context, urls []string, log *slog.Logge
 		})
 	}
 	return group.Wait()
+}
+
+// lookAtHosts asks all servers for tenants whether they answer. One that does not is an error, with what the others say.
+func (in *install) lookAtHosts(ctx context.Context) (map[string]any, error) {
+	var answering, schemas atomic.Int64
+	var group errgroup.Group
+	for _, lazy := range in.hosts {
+		group.Go(func() error {
+			host, err := lazy.Host(ctx)
+			if err != nil {
+				return err
+			}
+			n, err := host.Count(ctx)
+			if err != nil {
+				return err
+			}
+			answering.Add(1)
+			schemas.Add(int64(n))
+			return nil
+		})
+	}
+	err := group.Wait()
+	return map[string]any{"servers": len(in.hosts), "answering": answering.Load(), "schemas": schemas.Load()}, err
 }
 
 // openExternals prepares the way to databases of users' own. Nothing is sent yet.

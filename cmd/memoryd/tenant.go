@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -196,13 +195,16 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 				}
 				size := facts.SizeBytes
 				schema := fmt.Sprint(t.Schema.Version)
-				if problem := cmp.Or(t.Schema.Problem, facts.Problem); problem != "" {
-					schema += " " + problem
+				switch {
+				case t.Schema.Problem != "":
+					schema += " " + t.Schema.Problem
+				case facts.Problem != "" && facts.CheckedAt != nil: // it may be well since: nobody looked
+					schema += " " + facts.Problem + " (" + facts.CheckedAt.UTC().Format(time.RFC3339) + ")"
 				}
 				if c.JSON {
 					raw, err := json.Marshal(map[string]any{"tenant": t.ID, "account": t.Account, "state": t.Shown(),
 						"kind": relocate.KindName(t.Placement.Kind), "database": t.Placement.Database, "schema_version": t.Schema.Version,
-						"schema_problem": t.Schema.Problem, "schema_at": t.Schema.At, "database_problem": facts.Problem, "size_bytes": size})
+						"schema_problem": t.Schema.Problem, "schema_at": t.Schema.At, "database_problem": facts.Problem, "database_checked_at": facts.CheckedAt, "size_bytes": size})
 					if err != nil {
 						return err
 					}
