@@ -97,6 +97,9 @@ func (c restoreCmd) all(ctx context.Context, p *program, log *slog.Logger, o rel
 	if err != nil {
 		return err
 	}
+	if o.Emptied, err = relocate.Emptyings(ctx, in.store, ""); err != nil {
+		return err
+	}
 	aside, err := in.openAside(ctx, p.settings)
 	if err != nil {
 		return err
@@ -204,7 +207,7 @@ func (c restoreCmd) beside(ctx context.Context, p *program, log *slog.Logger, id
 	if err != nil {
 		return err
 	}
-	if err := p.erasedHere(ctx, log, id); err != nil {
+	if o.Emptied, err = p.erasedHere(ctx, log, id); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(c.Beside, 0o700); err != nil {
@@ -269,26 +272,27 @@ func openBeside(ctx context.Context, folder string, keys *seal.Keyring) (in relo
 	return in, nil
 }
 
-// erasedHere refuses a tenant that the ledger of the installation here, if there is one, says was erased.
-func (p *program) erasedHere(ctx context.Context, log *slog.Logger, id ident.TenantID) error {
+// erasedHere refuses a tenant that the ledger of the installation here, if there is one, says was erased, and returns what
+// that remembers of data that was.
+func (p *program) erasedHere(ctx context.Context, log *slog.Logger, id ident.TenantID) ([]job.Job, error) {
 	if _, err := os.Stat(p.settings.storage("master.db")); err != nil && p.settings.secret("MASTER_DATABASE_URL") == "" {
-		return nil
+		return nil, nil
 	}
 	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), guest)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { warn(log, "databases", in.close()) }()
 	list, err := relocate.Ledger(ctx, in.store)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, e := range list {
 		if e.Tenant == id {
-			return errors.New("this tenant was erased and does not come back")
+			return nil, errors.New("this tenant was erased and does not come back")
 		}
 	}
-	return nil
+	return relocate.Emptyings(ctx, in.store, id)
 }
 
 // The master database that is being restored lies beside the one that there is, under these names, until it is complete.

@@ -40,14 +40,18 @@ type PutBackReport struct {
 }
 
 // PutBack puts one tenant back to an earlier state while servers go on: a new database is made and proved, then it takes
-// the place of the present one, which is kept as an original. Whatever fails before that leaves the tenant as it is.
+// the place of the present one, which is kept as an original. Whatever fails before that leaves the tenant as it is. Code
+// "tenant_emptied": its owner had all data erased since.
 func (s *Service) PutBack(ctx context.Context, r *Repository, id ident.TenantID, o RestoreOptions) (job.Job, error) {
 	const op = "relocate.PutBack"
 	t, err := s.Store.FindTenant(ctx, id)
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
-	m, d, err := r.chooseTenant(ctx, id, o.At)
+	if o.Emptied, err = Emptyings(ctx, s.Store, id); err != nil {
+		return job.Job{}, fault.Wrap(op, err)
+	}
+	m, d, err := r.chooseTenant(ctx, id, o)
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
@@ -141,6 +145,14 @@ func (p *putBack) do(ctx context.Context, m *mover, in restoreInput) (PutBackRep
 	d := manifest.find(string(m.tenant.ID))
 	if d == nil {
 		return none, damaged("the snapshot "+in.Snapshot, nil)
+	}
+	// Asked again: from now on the tenant is this job's, and nobody empties it meanwhile.
+	emptied, err := Emptyings(ctx, p.Store, m.tenant.ID)
+	if err == nil && (RestoreOptions{Emptied: emptied}).forbids(d) {
+		err = forgotten()
+	}
+	if err != nil {
+		return none, err
 	}
 	at := tenant.Placement{Database: in.To, Kind: in.Kind}
 	if in.Kind == tenant.External {

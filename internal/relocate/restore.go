@@ -16,6 +16,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
@@ -29,6 +30,16 @@ type RestoreOptions struct {
 	To       tenant.Kind
 	Parallel int // tenants at the same time; 4 when 0
 	Progress Progress
+	// Emptied are the jobs by which owners had all data erased, as an installation at hand remembers them ([Emptyings]):
+	// no copy from before comes back, also where the repository has not heard of it yet.
+	Emptied []job.Job
+}
+
+// forbids reports whether a copy is from before its owner had all data erased.
+func (o RestoreOptions) forbids(d *Database) bool {
+	return slices.ContainsFunc(o.Emptied, func(j job.Job) bool {
+		return string(j.Tenant) == d.Owner && j.FinishedAt != nil && madeBefore(d.Key, *j.FinishedAt)
+	})
 }
 
 // Outcomes of restoring a tenant.
@@ -164,7 +175,7 @@ const restoringFact = "restoring/"
 // their own under new names; nothing that exists is touched.
 //
 // Whoever is in the ledger of the repository, in erased (the ledger of the installation that was there) or in the
-// snapshot's own does not come back. Every session has ended. A tenant that cannot be restored is reported, and is
+// snapshot's own does not come back; who had all data erased since comes back empty. Every session has ended. A tenant that cannot be restored is reported, and is
 // unavailable by itself; the error is about all of them.
 func (r *Repository) RestoreAll(ctx context.Context, in Installation, erased []tenant.Erasure, o RestoreOptions) (*RestoreReport, error) {
 	const op = "relocate.Restore"
@@ -265,7 +276,11 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 	if err != nil {
 		return err
 	}
-	for _, e := range slices.Concat(ledger, erased, own) {
+	ledger = slices.Concat(ledger, erased, own)
+	if err := a.keepEmptied(ctx, ledger); err != nil {
+		return err
+	}
+	for _, e := range ledger {
 		t, err := a.in.Store.FindTenant(ctx, e.Tenant)
 		if fault.Is(err, fault.NotFound) {
 			if err := a.in.Store.PutErasure(ctx, e); err != nil {
@@ -286,6 +301,22 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 		a.report.Erased++
 	}
 	return nil
+}
+
+// keepEmptied lets the restored installation remember what the present one does: who had all data erased.
+func (a *restorer) keepEmptied(ctx context.Context, erased []tenant.Erasure) error {
+	for _, j := range a.Emptied {
+		if slices.ContainsFunc(erased, func(e tenant.Erasure) bool { return e.Tenant == j.Tenant }) {
+			continue // of whom nothing is kept
+		}
+		j.Input = nil // who asked, and from where
+		if err := a.in.Store.KeepJob(ctx, j); err != nil {
+			return err
+		}
+	}
+	known, err := Emptyings(ctx, a.in.Store, "")
+	a.Emptied = known
+	return err
 }
 
 // Ledger reads who was erased from an installation.
@@ -352,7 +383,7 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 	one.At, one.Rows, one.Digest = d.At, d.Count(), d.Digest
 	if gone, err := a.r.unreadable(ctx, d); err != nil {
 		return fail(err)
-	} else if gone {
+	} else if gone || a.forbids(d) {
 		one.Outcome, one.Rows, one.Digest, d = OutcomeEmptied, 0, nil, nil
 	}
 	at, err := a.in.Places.Choose(ctx, tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: one.Kind})
@@ -383,7 +414,7 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 // use afterwards.
 func (r *Repository) RestoreAccount(ctx context.Context, in Installation, scratch *sqlstore.DB, id ident.TenantID, o RestoreOptions) (*RestoredTenant, error) {
 	const op = "relocate.RestoreAccount"
-	m, d, err := r.chooseTenant(ctx, id, o.At)
+	m, d, err := r.chooseTenant(ctx, id, o)
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
@@ -427,24 +458,28 @@ func (r *Repository) RestoreAccount(ctx context.Context, in Installation, scratc
 	return &RestoredTenant{Tenant: id, Outcome: OutcomeRestored, Kind: at.Kind, At: d.At, Rows: d.Count(), Digest: d.Digest}, nil
 }
 
-// chooseTenant finds the copy of one tenant to restore. Code "tenant_erased": the ledger forbids it.
-func (r *Repository) chooseTenant(ctx context.Context, id ident.TenantID, at time.Time) (*Manifest, *Database, error) {
+// chooseTenant finds the copy of one tenant to restore. Code "tenant_erased": the ledger forbids it; "tenant_emptied": the
+// copy is from before its owner had all data erased.
+func (r *Repository) chooseTenant(ctx context.Context, id ident.TenantID, o RestoreOptions) (*Manifest, *Database, error) {
 	switch _, err := r.store.Stat(ctx, erasedDir+"/"+string(id)); {
 	case err == nil:
 		return nil, nil, fault.New(fault.Conflict, "relocate.Restore", "tenant_erased", "this tenant was erased and does not come back")
 	case fault.CodeOf(err) != "file_missing":
 		return nil, nil, err
 	}
-	m, d, err := r.choose(ctx, at, string(id))
+	m, d, err := r.choose(ctx, o.At, string(id))
 	if err != nil {
 		return nil, nil, err
 	}
 	gone, err := r.unreadable(ctx, d)
-	if err == nil && gone {
-		err = fault.New(fault.Conflict, "relocate.Restore", "tenant_emptied",
-			"the owner had all data erased since: it does not come back")
+	if err == nil && (gone || o.forbids(d)) {
+		err = forgotten()
 	}
 	return m, d, err
+}
+
+func forgotten() error {
+	return fault.New(fault.Conflict, "relocate.Restore", "tenant_emptied", "the owner had all data erased since: it does not come back")
 }
 
 // chunkProgress counts the chunks of a database.
