@@ -279,6 +279,17 @@ func (s *Service) size(ctx context.Context, d tenant.Database) int64 {
 	return n
 }
 
+// sizeNow is what an open database takes; 0, which is not known, where that cannot be told soon: it is looked at later.
+func sizeNow(ctx context.Context, db *sqlstore.DB) int64 {
+	within, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	n, err := sqlstore.Size(within, db)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // look reports on a hosted database, which is the operator's to keep well.
 func (s *Service) look(ctx context.Context, d tenant.Database) sqlstore.Report {
 	r := sqlstore.Report{Schema: sqlstore.SchemaNone, Encoding: "UTF8"}

@@ -176,6 +176,7 @@ func (m *mover) do(ctx context.Context) (err error) {
 	if err := m.catchUp(ctx); err != nil {
 		return err
 	}
+	m.target.Facts.SizeBytes = sizeNow(ctx, m.to)
 	former := m.from
 	if err := m.change(ctx); err != nil {
 		return err
@@ -235,6 +236,7 @@ func (m *mover) prepare(ctx context.Context) error {
 			return err
 		}
 	}
+	d.Facts = tenant.Facts{} // they were of what is gone
 	// Noted before anything is made, so that whatever is made can be found and removed.
 	if d.Placement, err = m.Places.Choose(ctx, d.Placement); err != nil {
 		return err
@@ -516,7 +518,7 @@ func (m *mover) commit(ctx context.Context) error {
 	ch := event.NewChange(actor, m.moment())
 	ch.Add("database.activated", string(m.in.To), map[string]any{"from": m.report.From, "job_id": m.run.Job.ID})
 	ch.Add(workspace.EventMoved, string(m.tenant.ID), map[string]any{"node": m.Node, "from": m.report.From, "to": m.in.To})
-	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, m.in.To, m.target.Facts.SchemaVersion, ch)
+	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, m.in.To, m.target.Facts, ch)
 	for fault.Unknown(err) {
 		// Only looking can tell. Until it is known neither place may be used.
 		t, lerr := m.Store.FindTenant(ctx, m.tenant.ID)
@@ -614,6 +616,7 @@ func (m *mover) undo(ctx context.Context) error {
 		return nil
 	}
 	rest := tenant.Ready
+	d.Facts = tenant.Facts{}
 	if d.Placement.Kind != tenant.External {
 		rest, d.Placement.WrappedKey, d.Placement.Host = tenant.Empty, nil, ""
 	}

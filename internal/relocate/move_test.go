@@ -721,6 +721,42 @@ func TestMixedInstallation(t *testing.T) {
 	}
 }
 
+// TestFactsAreOfWhatIsThere: what is said of a database after a move was seen of that one, and of one that is gone nothing.
+func TestFactsAreOfWhatIsThere(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 5)
+	long := time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond)
+	stale := tenant.Facts{SchemaVersion: 99, SizeBytes: 1, Problem: "timeout", CheckedAt: &long}
+	say := func(id ident.DatabaseID) {
+		t.Helper()
+		if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, id, nil,
+			func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+				d.Facts = stale
+				return d, event.Change{}, nil
+			}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := ten.Placement.Database
+	for _, dest := range []ident.DatabaseID{h.place(actor, ten.ID, tenant.Postgres), h.place(actor, ten.ID, tenant.External), first} {
+		say(dest)
+		h.moveTo(actor, ten.ID, dest)
+		d, err := h.store.FindDatabase(t.Context(), ten.ID, dest)
+		if f := d.Facts; err != nil || f.SizeBytes < 1000 || f.SchemaVersion != h.places.Newest() || f.Problem != "" || f.CheckedAt == nil || f.CheckedAt.Equal(long) {
+			t.Errorf("%s: %+v, %v", KindName(d.Placement.Kind), f, err)
+		}
+	}
+	half := h.half(ten.ID, tenant.SQLite).ID()
+	say(half)
+	if err := (&mover{Service: h.svc, in: moveInput{To: half}, tenant: ten}).undo(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := h.store.FindDatabase(t.Context(), ten.ID, half); err != nil || d.State != tenant.Empty || d.Facts != (tenant.Facts{}) {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
 // TestMismatchIsFound: a copy that differs in one row is not taken for the original.
 func TestMismatchIsFound(t *testing.T) {
 	h := newHouse(t)

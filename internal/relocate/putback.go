@@ -182,11 +182,11 @@ func (p *putBack) do(ctx context.Context, m *mover, in restoreInput) (PutBackRep
 			p.progress()
 		}
 	}
-	at, schema, err := p.r.fresh(ctx, p.Places, at, manifest, d, step)
+	at, facts, err := p.r.fresh(ctx, p.Places, at, manifest, d, step)
 	if err != nil {
 		return none, err
 	}
-	m.target.Placement, m.target.Facts.SchemaVersion = at, schema
+	m.target.Placement, m.target.Facts = at, facts
 	if m.target, err = m.note(ctx, m.target, tenant.Filling); err != nil { // the key of a file is known only now
 		return none, err
 	}

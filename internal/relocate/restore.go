@@ -134,11 +134,11 @@ func (r *Repository) load(ctx context.Context, m *Manifest, d *Database, db *sql
 // fresh makes a database at a place, fills it with a copy (nil: with nothing), and brings its schema up to date. What it
 // made is gone again when it fails.
 func (r *Repository) fresh(ctx context.Context, places *workspace.Placements, at tenant.Placement, m *Manifest, d *Database, step func()) (
-	_ tenant.Placement, schema int64, err error,
+	_ tenant.Placement, facts tenant.Facts, err error,
 ) {
 	ctx = sqlstore.Patient(ctx)
 	if at, err = places.Make(ctx, at); err != nil {
-		return at, 0, err
+		return at, facts, err
 	}
 	defer func() {
 		if err != nil {
@@ -149,22 +149,27 @@ func (r *Repository) fresh(ctx context.Context, places *workspace.Placements, at
 	}()
 	db, err := places.Open(ctx, at)
 	if err != nil {
-		return at, 0, err
+		return at, facts, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if schema, err = sqlstore.SchemaVersion(ctx, db); err != nil || d == nil {
-		return at, schema, err
+	if facts.SchemaVersion, err = sqlstore.SchemaVersion(ctx, db); err != nil {
+		return at, facts, err
 	}
-	if d.Schema != schema {
-		if err = sqlstore.Remake(ctx, db, d.Schema); err != nil {
-			return at, 0, err
+	if d != nil {
+		if d.Schema != facts.SchemaVersion {
+			if err = sqlstore.Remake(ctx, db, d.Schema); err != nil {
+				return at, facts, err
+			}
+		}
+		if err = r.load(ctx, m, d, db, step); err != nil {
+			return at, facts, err
+		}
+		if _, err = sqlstore.Migrate(ctx, db, sqlstore.Tenant); err != nil {
+			return at, facts, err
 		}
 	}
-	if err = r.load(ctx, m, d, db, step); err != nil {
-		return at, 0, err
-	}
-	_, err = sqlstore.Migrate(ctx, db, sqlstore.Tenant)
-	return at, schema, err
+	facts.SizeBytes = sizeNow(ctx, db)
+	return at, facts, nil
 }
 
 // restoringFact begins the names of the facts by which a restore knows the databases that it made, until it is over.
@@ -397,13 +402,14 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 	if _, err := a.in.Store.PutFact(ctx, restoringFact+string(at.Database), raw, a.now()); err != nil {
 		return fail(err)
 	}
-	at, schema, err := a.r.fresh(ctx, a.in.Places, at, a.m, d, nil)
+	at, facts, err := a.r.fresh(ctx, a.in.Places, at, a.m, d, nil)
 	if err != nil {
 		return fail(err)
 	}
 	now := a.now()
+	facts.CheckedAt = &now
 	if err := a.in.Store.Place(ctx, tenant.Database{Tenant: t.ID, Name: "Hosted", Placement: at, Version: 1, CreatedAt: now, UpdatedAt: now,
-		Facts: tenant.Facts{SchemaVersion: schema, CheckedAt: &now}}); err != nil {
+		Facts: facts}); err != nil {
 		return fail(errors.Join(err, a.in.Places.Destroy(context.WithoutCancel(ctx), at)))
 	}
 	return one
@@ -440,13 +446,13 @@ func (r *Repository) RestoreAccount(ctx context.Context, in Installation, scratc
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	at, schema, err := r.fresh(ctx, in.Places, tenant.Placement{Database: tenant.First(id), Kind: tenant.SQLite}, m, d, chunkProgress(d, o.Progress))
+	at, facts, err := r.fresh(ctx, in.Places, tenant.Placement{Database: tenant.First(id), Kind: tenant.SQLite}, m, d, chunkProgress(d, o.Progress))
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
 	now := r.now().UTC().Truncate(time.Microsecond)
 	t.Placement, t.Job, t.State = at, "", tenant.Active
-	t.Schema = tenant.Schema{Version: schema, At: now}
+	t.Schema = tenant.Schema{Version: facts.SchemaVersion, At: now}
 	_, err = in.Store.InsertAccount(ctx, account.Newcomer{Account: owner, Hash: hash, Tenant: t}, func(a account.Account) event.Change {
 		ch := event.NewChange(ident.System(""), now)
 		ch.Add("account.restored", string(a.ID), map[string]any{"snapshot": m.ID, "at": d.At})

@@ -110,6 +110,9 @@ func TestRestoreAll(t *testing.T) {
 				if now.Account != was.Account || now.Placement.Database == was.Placement.Database || now.State != tenant.Active {
 					t.Errorf("%+v", now)
 				}
+				if d, err := into.Store.FindDatabase(t.Context(), was.ID, now.Placement.Database); err != nil || d.Facts.SizeBytes < 1000 {
+					t.Errorf("%+v, %v", d.Facts, err)
+				}
 				if c.to != "" && now.Placement.Kind != c.to {
 					t.Errorf("it lies in %s", now.Placement.Kind)
 				}

@@ -158,9 +158,9 @@ func (s *MasterStore) DeleteDatabase(ctx context.Context, of ident.TenantID, id 
 
 // SwitchDatabase makes to the tenant's active database instead of from, which becomes its original, under the job that
 // moved it. Of both, only what the switch is about is written: name, credentials and what is sealed may have become others
-// since the move began. It reports false, and changes nothing, when the tenant is not that job's, or from is not the
+// since the move began. facts are what was seen of to. It reports false, and changes nothing, when the tenant is not that job's, or from is not the
 // active one any more.
-func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by ident.JobID, from, to ident.DatabaseID, schemaVersion int64,
+func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by ident.JobID, from, to ident.DatabaseID, facts tenant.Facts,
 	ch event.Change,
 ) (switched bool, err error) {
 	err = s.change(ctx, func(tx *Tx, head *event.Seq) error {
@@ -175,13 +175,13 @@ func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by 
 		}
 		was.State, was.Version, was.UpdatedAt = tenant.Original, was.Version+1, ch.At
 		now.State, now.Version, now.UpdatedAt = tenant.InUse, now.Version+1, ch.At
-		now.Facts.SchemaVersion, now.Facts.Problem, now.Facts.CheckedAt = schemaVersion, "", &ch.At
+		now.Facts = tenant.Facts{SchemaVersion: facts.SchemaVersion, SizeBytes: facts.SizeBytes, CheckedAt: &ch.At}
 		switched = true
 		return tx.Commit(func(b *Batch) {
 			updateDatabase(b, was)
 			updateDatabase(b, now)
 			b.Exec(`UPDATE tenants SET database_id = ?, schema_version = ?, schema_problem = '', schema_at = ? WHERE id = ?`,
-				to, schemaVersion, ident.Micros(ch.At), of)
+				to, facts.SchemaVersion, ident.Micros(ch.At), of)
 			toTell(b, of, ch)
 			appendChange(b, ch, head)
 		})
