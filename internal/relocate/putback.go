@@ -290,7 +290,7 @@ func (p *putBack) undo(ctx context.Context, m *mover, in restoreInput) error {
 	if err := p.Places.Destroy(ctx, d.Placement); err != nil {
 		return err
 	}
-	return p.Store.DeleteDatabase(ctx, t.ID, in.To, func(tenant.Tenant, tenant.Database) (event.Change, error) {
+	return p.Store.DeleteDatabase(ctx, t.ID, in.To, func(tenant.Tenant, tenant.Database, []tenant.Database) (event.Change, error) {
 		ch := event.NewChange(ident.System(""), p.moment())
 		ch.Add("database.deleted", string(in.To), map[string]any{"kind": KindName(in.Kind), "job_id": m.run.Job.ID})
 		return ch, nil

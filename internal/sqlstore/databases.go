@@ -135,16 +135,22 @@ func lockDatabase(tx *Tx, of ident.TenantID, id ident.DatabaseID) (tenant.Tenant
 	return t, list[0], nil
 }
 
-// DeleteDatabase forgets a configuration, if decide agrees.
+// DeleteDatabase forgets a configuration, if decide agrees, which is told what others the tenant has.
 func (s *MasterStore) DeleteDatabase(ctx context.Context, of ident.TenantID, id ident.DatabaseID,
-	decide func(tenant.Tenant, tenant.Database) (event.Change, error),
+	decide func(t tenant.Tenant, d tenant.Database, others []tenant.Database) (event.Change, error),
 ) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		t, d, err := lockDatabase(tx, of, id)
 		if err != nil {
 			return err
 		}
-		ch, err := decide(t, d)
+		var others []tenant.Database
+		if err := tx.Run(func(b *Batch) {
+			b.Query(takeDatabases(&others), selectDatabases+` WHERE d.tenant_id = ? AND d.id <> ? ORDER BY d.id`, of, id)
+		}); err != nil {
+			return err
+		}
+		ch, err := decide(t, d, others)
 		if err != nil {
 			return err
 		}
@@ -175,7 +181,7 @@ func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by 
 		}
 		was.State, was.Version, was.UpdatedAt = tenant.Original, was.Version+1, ch.At
 		now.State, now.Version, now.UpdatedAt = tenant.InUse, now.Version+1, ch.At
-		now.Facts = tenant.Facts{SchemaVersion: facts.SchemaVersion, SizeBytes: facts.SizeBytes, CheckedAt: &ch.At}
+		now.Facts = tenant.Facts{SchemaVersion: facts.SchemaVersion, SizeBytes: facts.SizeBytes} // not looked at in use yet
 		switched = true
 		return tx.Commit(func(b *Batch) {
 			updateDatabase(b, was)
