@@ -107,10 +107,22 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	return exitFailed
 }
 
-// told is an error as an operator reads it: of a wrong input every mistake, of anything else the chain of causes.
+// told is an error as an operator reads it: of a wrong input every mistake, of what was refused the code and why. Of
+// what broke, and of anything that is no fault of ours, the chain of causes.
 func told(err error) string {
+	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // of this one only
+		var lines []string
+		for _, one := range several.Unwrap() {
+			lines = append(lines, told(one))
+		}
+		return strings.Join(lines, "\n")
+	}
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok || len(f.Fields) == 0 {
+		f, ok = err.(*fault.Error) //nolint:errorlint // one that was wrapped in words of its own is told in them
+		if ok && f.Message != "" && f.Class != fault.Internal && f.Class != fault.Unavailable {
+			return f.StableCode() + ": " + f.Message
+		}
 		return strings.TrimSpace(err.Error())
 	}
 	lines := []string{f.Message + ":"}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -27,7 +28,7 @@ import (
 
 type restoreCmd struct {
 	Src    string `arg:"" optional:"" help:"Folder, or s3:// address; BACKUP_URL when it is left out."`
-	Tenant string `help:"Only this tenant, beside a running server: put it back to what it was."`
+	Tenant string `help:"Only this tenant (its id, or the e-mail address of its account), beside a running server: put it back to what it was."`
 	Beside string `help:"With --tenant: leave the present alone, and make an installation of that account in this empty folder."`
 	At     string `help:"Go back to this moment (2026-11-25T18:00:00Z): nothing that was written later comes back."`
 	To     string `help:"Where restored databases go: sqlite or postgres; left out: where each was." enum:",sqlite,postgres" default:""`
@@ -44,14 +45,10 @@ func (c restoreCmd) Run(ctx context.Context, p *program) error {
 		}
 		o.At = at
 	}
-	var id ident.TenantID
-	if c.Tenant != "" {
-		var err error
-		if id, err = ident.Parse[ident.TenantID](c.Tenant); err != nil {
-			return usageError{errors.New("--tenant needs the id of a tenant: ten_…")}
-		}
+	if _, err := ident.Parse[ident.TenantID](c.Tenant); err != nil && c.Tenant != "" && !strings.Contains(c.Tenant, "@") {
+		return usageError{errors.New("--tenant needs the id of a tenant (ten_…), or the e-mail address of its account")}
 	}
-	if c.Beside != "" && (id == "" || c.To == "postgres") {
+	if c.Beside != "" && (c.Tenant == "" || c.To == "postgres") {
 		return usageError{errors.New("--beside makes an installation of one --tenant, on sqlite")}
 	}
 	var err error
@@ -65,9 +62,9 @@ func (c restoreCmd) Run(ctx context.Context, p *program) error {
 	defer closeLog()
 	switch {
 	case c.Beside != "":
-		return c.beside(ctx, p, log, id, o, shown)
-	case id != "":
-		return c.putBack(ctx, p, log, id, o, shown)
+		return c.beside(ctx, p, log, o, shown)
+	case c.Tenant != "":
+		return c.putBack(ctx, p, log, o, shown)
 	default:
 		return c.all(ctx, p, log, o, shown)
 	}
@@ -95,6 +92,9 @@ func (c restoreCmd) all(ctx context.Context, p *program, log *slog.Logger, o rel
 	}
 	erased, err := relocate.Ledger(ctx, in.store)
 	if err != nil {
+		return err
+	}
+	if o.Emptied, err = relocate.Emptyings(ctx, in.store, ""); err != nil {
 		return err
 	}
 	aside, err := in.openAside(ctx, p.settings)
@@ -150,7 +150,7 @@ func writeRestored(p *program, r *relocate.RestoreReport) {
 }
 
 // putBack puts one tenant back, beside a running server.
-func (c restoreCmd) putBack(ctx context.Context, p *program, log *slog.Logger, id ident.TenantID, o relocate.RestoreOptions, shown *progress) error {
+func (c restoreCmd) putBack(ctx context.Context, p *program, log *slog.Logger, o relocate.RestoreOptions, shown *progress) error {
 	if err := installed(ctx, p.settings); err != nil {
 		return err
 	}
@@ -161,6 +161,10 @@ func (c restoreCmd) putBack(ctx context.Context, p *program, log *slog.Logger, i
 	}
 	defer func() { warn(log, "databases", in.close()) }()
 	repo, err := openRepository(ctx, c.Src, in.keys, false)
+	if err != nil {
+		return err
+	}
+	id, err := in.tenantOf(ctx, c.Tenant)
 	if err != nil {
 		return err
 	}
@@ -192,7 +196,7 @@ func (c restoreCmd) putBack(ctx context.Context, p *program, log *slog.Logger, i
 }
 
 // beside makes an installation of one account.
-func (c restoreCmd) beside(ctx context.Context, p *program, log *slog.Logger, id ident.TenantID, o relocate.RestoreOptions, shown *progress) (err error) {
+func (c restoreCmd) beside(ctx context.Context, p *program, log *slog.Logger, o relocate.RestoreOptions, shown *progress) (err error) {
 	if entries, err := os.ReadDir(c.Beside); err != nil && !errors.Is(err, fs.ErrNotExist) || len(entries) > 0 {
 		return usageError{errors.New("--beside needs an empty folder")}
 	}
@@ -204,15 +208,17 @@ func (c restoreCmd) beside(ctx context.Context, p *program, log *slog.Logger, id
 	if err != nil {
 		return err
 	}
-	if err := p.erasedHere(ctx, log, id); err != nil {
+	id, emptied, err := p.knownHere(ctx, log, c.Tenant)
+	if err != nil {
 		return err
 	}
+	o.Emptied = emptied
 	if err := os.MkdirAll(c.Beside, 0o700); err != nil {
 		return fmt.Errorf("the folder cannot be made: %w", err)
 	}
 	defer func() {
 		if err != nil { // the folder is as empty as it was
-			err = errors.Join(err, emptied(c.Beside))
+			err = errors.Join(err, cleared(c.Beside))
 		}
 	}()
 	in, err := openBeside(ctx, c.Beside, keys)
@@ -245,8 +251,8 @@ func (c restoreCmd) beside(ctx context.Context, p *program, log *slog.Logger, id
 	return nil
 }
 
-// emptied removes what lies in a folder.
-func emptied(folder string) error {
+// cleared removes what lies in a folder.
+func cleared(folder string) error {
 	entries, err := os.ReadDir(folder)
 	for _, e := range entries {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(folder, e.Name())))
@@ -269,26 +275,34 @@ func openBeside(ctx context.Context, folder string, keys *seal.Keyring) (in relo
 	return in, nil
 }
 
-// erasedHere refuses a tenant that the ledger of the installation here, if there is one, says was erased.
-func (p *program) erasedHere(ctx context.Context, log *slog.Logger, id ident.TenantID) error {
+// knownHere is the id of a tenant, and what the installation here, if there is one, remembers of data that its owner had
+// erased. It refuses a tenant that is in the ledger there.
+func (p *program) knownHere(ctx context.Context, log *slog.Logger, who string) (id ident.TenantID, emptied []job.Job, err error) {
 	if _, err := os.Stat(p.settings.storage("master.db")); err != nil && p.settings.secret("MASTER_DATABASE_URL") == "" {
-		return nil
+		if strings.Contains(who, "@") {
+			return "", nil, usageError{errors.New("no installation here knows this e-mail address: give the id of the tenant (ten_…)")}
+		}
+		return ident.TenantID(who), nil, nil
 	}
 	in, err := openInstall(ctx, p.settings, log, event.NewLocalBus(), guest)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	defer func() { warn(log, "databases", in.close()) }()
+	if id, err = in.tenantOf(ctx, who); err != nil {
+		return "", nil, err
+	}
 	list, err := relocate.Ledger(ctx, in.store)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	for _, e := range list {
 		if e.Tenant == id {
-			return errors.New("this tenant was erased and does not come back")
+			return "", nil, errors.New("this tenant was erased and does not come back")
 		}
 	}
-	return nil
+	emptied, err = relocate.Emptyings(ctx, in.store, id)
+	return id, emptied, err
 }
 
 // The master database that is being restored lies beside the one that there is, under these names, until it is complete.

@@ -79,19 +79,27 @@ var errFolderTaken = errors.New("another memoryd already works")
 
 // find takes a tenant's id or the e-mail address of its account.
 func (w *whole) find(ctx context.Context, who string) (tenant.Tenant, error) {
-	id := ident.TenantID(who)
-	if strings.Contains(who, "@") {
-		a, _, err := w.in.store.FindByEmail(ctx, account.Fold(who))
-		if err != nil {
-			return tenant.Tenant{}, fmt.Errorf("there is no account with this e-mail address")
-		}
-		id = a.Tenant
+	id, err := w.in.tenantOf(ctx, who)
+	if err != nil {
+		return tenant.Tenant{}, err
 	}
 	t, err := w.in.store.FindTenant(ctx, id)
 	if fault.Is(err, fault.NotFound) {
 		return t, fmt.Errorf("there is no tenant %s", who)
 	}
 	return t, err
+}
+
+// tenantOf is the id of a tenant that is named by it, or by the e-mail address of its account.
+func (in *install) tenantOf(ctx context.Context, who string) (ident.TenantID, error) {
+	if !strings.Contains(who, "@") {
+		return ident.TenantID(who), nil
+	}
+	a, _, err := in.store.FindByEmail(ctx, account.Fold(who))
+	if fault.Is(err, fault.NotFound) {
+		return "", errors.New("there is no account with this e-mail address")
+	}
+	return a.Tenant, err
 }
 
 // serverPatience is how long a job waits for a server where nobody can tell whether one runs: on PostgreSQL.
@@ -300,6 +308,9 @@ func (c tenantMoveCmd) Run(ctx context.Context, p *program) error {
 			j, err = w.svc.MoveHosted(ctx, asOperator(), t.ID, tenant.Kind(c.To))
 		case strings.HasPrefix(c.To, ident.DatabaseID("").Prefix()):
 			j, err = w.svc.Activate(ctx, asOperator(), t.ID, ident.DatabaseID(c.To), nil)
+			if fault.Is(err, fault.NotFound) {
+				return fmt.Errorf("%s has no database %s", t.ID, c.To)
+			}
 		default:
 			return usageError{errors.New("--to is sqlite, postgres, or the id of one of the tenant's databases")}
 		}

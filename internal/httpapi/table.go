@@ -250,7 +250,9 @@ func databaseRows() []operation {
 				"database that data lives in cannot be changed: register the other one and activate it."
 		}),
 		row(tagDatabase, "delete-database", "DELETE", "/database/{id}", "Forget a configuration",
-			on((*Server).deleteDatabase)).with(refuses(missing, conflict, stale)),
+			on((*Server).deleteDatabase)).with(refuses(missing, conflict, stale)).with(func(o *operation) {
+			o.description = "A hosted one may go when nothing is in it and another hosted one stays."
+		}),
 		row(tagDatabase, "activate-database", "POST", "/database/{id}/activate", "Move the account's data to this database",
 			on((*Server).activateDatabase)).with(refuses(missing, conflict)).with(func(o *operation) {
 			o.Body, o.status, o.once = NoBody, http.StatusAccepted, true

@@ -14,7 +14,6 @@ import (
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
-	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
@@ -172,6 +171,7 @@ type backup struct {
 	before   *Manifest // the newest snapshot there was; nil without one
 	keys     map[string][]string
 	erased   map[string]bool
+	emptied  map[string]time.Time // when owners last had all data erased
 
 	mu sync.Mutex // guards the shapes while tenants are read
 }
@@ -236,32 +236,35 @@ func (b *backup) applyErasures(ctx context.Context) error {
 
 // applyEmptied deletes the keys that are older than the last time when a tenant's owner had all data erased.
 func (b *backup) applyEmptied(ctx context.Context) error {
-	seen := map[ident.TenantID]bool{}
-	for cursor := ""; ; {
-		list, next, err := b.in.Store.ListJobs(ctx, job.Filter{Kind: KindEmpty, State: job.Completed}, cursor, 200)
-		if err != nil {
+	list, err := Emptyings(ctx, b.in.Store, "")
+	if err != nil {
+		return err
+	}
+	b.emptied = make(map[string]time.Time)
+	for _, j := range list {
+		owner, at := string(j.Tenant), *j.FinishedAt
+		b.emptied[owner] = at
+		old := func(id string) bool { return madeBefore(id, at) }
+		if !slices.ContainsFunc(b.keys[owner], old) {
+			continue
+		}
+		if err := b.r.Empty(ctx, j.Tenant, at); err != nil {
 			return err
 		}
-		for _, j := range list { // newest first
-			if seen[j.Tenant] || j.FinishedAt == nil {
-				continue
-			}
-			seen[j.Tenant] = true
-			owner := string(j.Tenant)
-			old := slices.ContainsFunc(b.keys[owner], func(id string) bool { return madeBefore(id, *j.FinishedAt) })
-			if !old {
-				continue
-			}
-			if err := b.r.Empty(ctx, j.Tenant, *j.FinishedAt); err != nil {
-				return err
-			}
-			b.keys[owner] = slices.DeleteFunc(b.keys[owner], func(id string) bool { return madeBefore(id, *j.FinishedAt) })
-			b.report.Erased++
-		}
-		if cursor = next; next == "" {
-			return nil
-		}
+		b.keys[owner] = slices.DeleteFunc(b.keys[owner], old)
+		b.report.Erased++
 	}
+	return nil
+}
+
+// keyOf returns the key that a database is written under.
+func (b *backup) keyOf(ctx context.Context, owner string) (*ownerKey, error) {
+	at, was := b.emptied[owner]
+	if soonest := at.Add(clockSkew); was && len(b.keys[owner]) == 0 && b.r.now().Before(soonest) {
+		// What is read now is from after that, however near: its key must not be taken for one from before.
+		return b.r.makeKey(ctx, owner, soonest)
+	}
+	return b.r.writeKey(ctx, owner, b.keys[owner])
 }
 
 // findBefore reads the newest snapshot there is.
@@ -406,7 +409,7 @@ func (b *backup) shape(tables []sqlstore.Table) int {
 // copy stores one state of a database, of at most limit bytes (0: any number). also, when it is not nil, reads more of
 // the same state.
 func (b *backup) copy(ctx context.Context, owner string, db *sqlstore.DB, limit int64, also func(*sqlstore.Snapshot) error) (*Database, Size, error) {
-	key, err := b.r.writeKey(ctx, owner, b.keys[owner])
+	key, err := b.keyOf(ctx, owner)
 	if err != nil {
 		// Its keys may have gone while they were looked at.
 		if _, gone := b.r.store.Stat(ctx, erasedDir+"/"+owner); gone == nil {

@@ -279,6 +279,17 @@ func (s *Service) size(ctx context.Context, d tenant.Database) int64 {
 	return n
 }
 
+// sizeNow is what an open database takes; 0, which is not known, where that cannot be told soon: it is looked at later.
+func sizeNow(ctx context.Context, db *sqlstore.DB) int64 {
+	within, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	n, err := sqlstore.Size(within, db)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // look reports on a hosted database, which is the operator's to keep well.
 func (s *Service) look(ctx context.Context, d tenant.Database) sqlstore.Report {
 	r := sqlstore.Report{Schema: sqlstore.SchemaNone, Encoding: "UTF8"}
@@ -415,14 +426,15 @@ func (s *Service) reenter(ctx context.Context, t tenant.Tenant, d tenant.Databas
 
 // Remove forgets a configuration. One that the data lives in is Conflict (code "database_in_use"), and so is one that
 // is being filled, and any while a job works on the tenant (code "tenant_busy"). A kept original must be released first;
-// half a copy that a move could not take away again need not, since its server may be gone for good. The hosted database
-// always keeps its entry.
+// half a copy that a move could not take away again need not, since its server may be gone for good; but one on the
+// operator's own must. One hosted entry always stays (code "database_hosted").
 func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, ifVersion *int64) error {
 	const op = "relocate.Remove"
 	if _, err := s.own(ctx, op, actor, of); err != nil {
 		return err
 	}
-	return fault.Wrap(op, s.Store.DeleteDatabase(ctx, of, id, func(t tenant.Tenant, d tenant.Database) (event.Change, error) {
+	return fault.Wrap(op, s.Store.DeleteDatabase(ctx, of, id, func(t tenant.Tenant, d tenant.Database, others []tenant.Database) (event.Change, error) {
+		hosted := func(d tenant.Database) bool { return d.Placement.Kind != tenant.External }
 		switch {
 		case ifVersion != nil && *ifVersion != d.Version:
 			return event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again")
@@ -431,8 +443,10 @@ func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.Tenant
 		case d.State == tenant.Original:
 			return event.Change{}, fault.New(fault.Conflict, op, "database_kept",
 				"the original of your data is kept there: release it first")
-		case d.Placement.Kind != tenant.External:
-			return event.Change{}, fault.New(fault.Conflict, op, "database_hosted", "the hosted database always keeps its entry")
+		case hosted(d) && d.State != tenant.Empty:
+			return event.Change{}, fault.New(fault.Conflict, op, "database_kept", "half a copy of your data is kept there: release it first")
+		case hosted(d) && !slices.ContainsFunc(others, hosted):
+			return event.Change{}, fault.New(fault.Conflict, op, "database_hosted", "one hosted database always keeps its entry")
 		case t.Job != "":
 			// It may be on its way there.
 			return event.Change{}, fault.New(fault.Conflict, op, "tenant_busy",

@@ -311,11 +311,33 @@ func (s *Service) here() string {
 
 // emptiedAt is when a tenant's owner last had all data erased and kept the account; zero: never.
 func (s *Service) emptiedAt(ctx context.Context, id ident.TenantID) (time.Time, error) {
-	list, _, err := s.Store.ListJobs(ctx, job.Filter{Tenant: id, Kind: KindEmpty, State: job.Completed}, "", 1)
-	if err != nil || len(list) == 0 || list[0].FinishedAt == nil {
+	list, err := Emptyings(ctx, s.Store, id)
+	if err != nil || len(list) == 0 {
 		return time.Time{}, err
 	}
 	return *list[0].FinishedAt, nil
+}
+
+// Emptyings are the jobs by which owners last had all data erased and kept the account, as an installation remembers them:
+// one for each tenant that did, or of one tenant alone.
+func Emptyings(ctx context.Context, store *sqlstore.MasterStore, of ident.TenantID) ([]job.Job, error) {
+	var last []job.Job
+	seen := map[ident.TenantID]bool{}
+	for cursor := ""; ; {
+		page, next, err := store.ListJobs(ctx, job.Filter{Tenant: of, Kind: KindEmpty, State: job.Completed}, cursor, 200)
+		if err != nil {
+			return nil, err
+		}
+		for _, j := range page { // newest first
+			if !seen[j.Tenant] && j.FinishedAt != nil {
+				seen[j.Tenant] = true
+				last = append(last, j)
+			}
+		}
+		if cursor = next; next == "" || of != "" && len(last) > 0 {
+			return last, nil
+		}
+	}
 }
 
 // TidySnapshots removes what this machine keeps from before migrations where it is too old, or its tenant is gone, or

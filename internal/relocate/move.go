@@ -182,6 +182,7 @@ func (m *mover) do(ctx context.Context) (err error) {
 	if err := m.catchUp(ctx); err != nil {
 		return err
 	}
+	m.target.Facts.SizeBytes = sizeNow(ctx, m.to)
 	former := m.from
 	if err := m.change(ctx); err != nil {
 		return err
@@ -249,6 +250,7 @@ func (m *mover) prepare(ctx context.Context) error {
 			return err
 		}
 	}
+	d.Facts = tenant.Facts{} // they were of what is gone
 	// Noted before anything is made, so that whatever is made can be found and removed.
 	if d.Placement, err = m.Places.Choose(ctx, d.Placement); err != nil {
 		return err
@@ -530,7 +532,7 @@ func (m *mover) commit(ctx context.Context) error {
 	ch := event.NewChange(actor, m.moment())
 	ch.Add("database.activated", string(m.in.To), map[string]any{"from": m.report.From, "job_id": m.run.Job.ID})
 	ch.Add(workspace.EventMoved, string(m.tenant.ID), map[string]any{"node": m.Node, "from": m.report.From, "to": m.in.To})
-	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, m.in.To, m.target.Facts.SchemaVersion, ch)
+	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, m.in.To, m.target.Facts, ch)
 	for fault.Unknown(err) {
 		// Only looking can tell. Until it is known neither place may be used.
 		t, lerr := m.Store.FindTenant(ctx, m.tenant.ID)
@@ -594,7 +596,7 @@ func (m *mover) finish(ctx context.Context) (any, error) {
 	if err := m.Places.Destroy(ctx, d.Placement); err != nil {
 		return m.report, errors.Join(job.ErrAgain, err)
 	}
-	err = m.Store.DeleteDatabase(ctx, m.tenant.ID, d.ID(), func(_ tenant.Tenant, now tenant.Database) (event.Change, error) {
+	err = m.Store.DeleteDatabase(ctx, m.tenant.ID, d.ID(), func(_ tenant.Tenant, now tenant.Database, _ []tenant.Database) (event.Change, error) {
 		ch := event.NewChange(m.in.Asker.actor(), m.moment())
 		ch.Add("database.deleted", string(d.ID()), map[string]any{"kind": now.Placement.Kind, "job_id": m.run.Job.ID})
 		return ch, nil
@@ -632,6 +634,7 @@ func (m *mover) undo(ctx context.Context) error {
 		return nil
 	}
 	rest := tenant.Ready
+	d.Facts = tenant.Facts{}
 	if d.Placement.Kind != tenant.External {
 		rest, d.Placement.WrappedKey, d.Placement.Host = tenant.Empty, nil, ""
 	}

@@ -484,6 +484,36 @@ func TestReleaseIsAlone(t *testing.T) {
 	}
 }
 
+// TestHostedEntriesGo: hosted entries in which nothing is left can be forgotten, all but the last one.
+func TestHostedEntriesGo(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.External) // the first entry is its original
+	remove := func(id ident.DatabaseID, want string) {
+		t.Helper()
+		err := h.svc.Remove(t.Context(), actor, ten.ID, id, nil)
+		if err == nil && want != "" || err != nil && fault.CodeOf(err) != want {
+			t.Errorf("%v, not %q", err, want)
+		}
+	}
+	release := func(id ident.DatabaseID) {
+		t.Helper()
+		if _, err := h.svc.Release(t.Context(), actor, ten.ID, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, half := tenant.First(ten.ID), h.half(ten.ID, tenant.SQLite).ID()
+	remove(first, "database_kept")
+	remove(half, "database_kept") // its file would be nobody's
+	release(first)
+	release(half)
+	remove(first, "")
+	remove(half, "database_hosted")
+	if list, err := h.store.ListDatabases(t.Context(), ten.ID); err != nil || len(list) != 2 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	h.moveTo(actor, ten.ID, half) // and is of use again
+}
+
 // TestHalfACopyIsNoOriginal: what could not be taken away from a server that is gone is not called an original, and can be
 // forgotten.
 func TestHalfACopyIsNoOriginal(t *testing.T) {
@@ -718,6 +748,42 @@ func TestMixedInstallation(t *testing.T) {
 				t.Errorf("another's tenant: %v", err)
 			}
 		}
+	}
+}
+
+// TestFactsAreOfWhatIsThere: what is said of a database after a move was seen of that one, and of one that is gone nothing.
+func TestFactsAreOfWhatIsThere(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.fill(actor, ten.ID, 5)
+	long := time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond)
+	stale := tenant.Facts{SchemaVersion: 99, SizeBytes: 1, Problem: "timeout", CheckedAt: &long}
+	say := func(id ident.DatabaseID) {
+		t.Helper()
+		if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, id, nil,
+			func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+				d.Facts = stale
+				return d, event.Change{}, nil
+			}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := ten.Placement.Database
+	for _, dest := range []ident.DatabaseID{h.place(actor, ten.ID, tenant.Postgres), h.place(actor, ten.ID, tenant.External), first} {
+		say(dest)
+		h.moveTo(actor, ten.ID, dest)
+		d, err := h.store.FindDatabase(t.Context(), ten.ID, dest)
+		if f := d.Facts; err != nil || f.SizeBytes < 1000 || f.SchemaVersion != h.places.Newest() || f.Problem != "" || f.CheckedAt != nil {
+			t.Errorf("%s: %+v, %v", KindName(d.Placement.Kind), f, err)
+		}
+	}
+	half := h.half(ten.ID, tenant.SQLite).ID()
+	say(half)
+	if err := (&mover{Service: h.svc, in: moveInput{To: half}, tenant: ten}).undo(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := h.store.FindDatabase(t.Context(), ten.ID, half); err != nil || d.State != tenant.Empty || d.Facts != (tenant.Facts{}) {
+		t.Errorf("%+v, %v", d, err)
 	}
 }
 

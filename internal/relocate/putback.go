@@ -40,14 +40,18 @@ type PutBackReport struct {
 }
 
 // PutBack puts one tenant back to an earlier state while servers go on: a new database is made and proved, then it takes
-// the place of the present one, which is kept as an original. Whatever fails before that leaves the tenant as it is.
+// the place of the present one, which is kept as an original. Whatever fails before that leaves the tenant as it is. Code
+// "tenant_emptied": its owner had all data erased since.
 func (s *Service) PutBack(ctx context.Context, r *Repository, id ident.TenantID, o RestoreOptions) (job.Job, error) {
 	const op = "relocate.PutBack"
 	t, err := s.Store.FindTenant(ctx, id)
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
-	m, d, err := r.chooseTenant(ctx, id, o.At)
+	if o.Emptied, err = Emptyings(ctx, s.Store, id); err != nil {
+		return job.Job{}, fault.Wrap(op, err)
+	}
+	m, d, err := r.chooseTenant(ctx, id, o)
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
@@ -142,6 +146,14 @@ func (p *putBack) do(ctx context.Context, m *mover, in restoreInput) (PutBackRep
 	if d == nil {
 		return none, damaged("the snapshot "+in.Snapshot, nil)
 	}
+	// Asked again: from now on the tenant is this job's, and nobody empties it meanwhile.
+	emptied, err := Emptyings(ctx, p.Store, m.tenant.ID)
+	if err == nil && (RestoreOptions{Emptied: emptied}).forbids(d) {
+		err = forgotten()
+	}
+	if err != nil {
+		return none, err
+	}
 	at := tenant.Placement{Database: in.To, Kind: in.Kind}
 	if in.Kind == tenant.External {
 		if m.tenant.Placement.Kind != tenant.External {
@@ -170,11 +182,11 @@ func (p *putBack) do(ctx context.Context, m *mover, in restoreInput) (PutBackRep
 			p.progress()
 		}
 	}
-	at, schema, err := p.r.fresh(ctx, p.Places, at, manifest, d, step)
+	at, facts, err := p.r.fresh(ctx, p.Places, at, manifest, d, step)
 	if err != nil {
 		return none, err
 	}
-	m.target.Placement, m.target.Facts.SchemaVersion = at, schema
+	m.target.Placement, m.target.Facts = at, facts
 	if m.target, err = m.note(ctx, m.target, tenant.Filling); err != nil { // the key of a file is known only now
 		return none, err
 	}
@@ -281,7 +293,7 @@ func (p *putBack) undo(ctx context.Context, m *mover, in restoreInput) error {
 	if err := p.Places.Destroy(ctx, d.Placement); err != nil {
 		return err
 	}
-	return p.Store.DeleteDatabase(ctx, t.ID, in.To, func(tenant.Tenant, tenant.Database) (event.Change, error) {
+	return p.Store.DeleteDatabase(ctx, t.ID, in.To, func(tenant.Tenant, tenant.Database, []tenant.Database) (event.Change, error) {
 		ch := event.NewChange(ident.System(""), p.moment())
 		ch.Add("database.deleted", string(in.To), map[string]any{"kind": KindName(in.Kind), "job_id": m.run.Job.ID})
 		return ch, nil

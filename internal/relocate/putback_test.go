@@ -71,6 +71,9 @@ func TestPutBackUnderLoad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if d, err := h.store.FindDatabase(t.Context(), ten.ID, told.To); err != nil || d.Facts.SizeBytes < 1000 || d.Facts.CheckedAt != nil {
+				t.Errorf("%+v, %v", d.Facts, err)
+			}
 			here, there := h.messages(now.Placement, w), h.messages(old.Placement, w)
 			only := 0
 			for id, text := range w.acked {

@@ -243,11 +243,7 @@ func (r *Repository) keyIDs(ctx context.Context, folder string) (map[string][]st
 // sealed anew. Code "tenant_erased": there must be none any more.
 func (r *Repository) writeKey(ctx context.Context, owner string, ids []string) (*ownerKey, error) {
 	if len(ids) == 0 {
-		id, key := newKeyID(r.now()), seal.NewKey()
-		if err := r.putKey(ctx, owner, id, r.keyring.Seal(keyPurpose, key[:], []byte(keyFile(owner, id)))); err != nil {
-			return nil, err
-		}
-		return r.remember(newOwnerKey(owner, id, key)), nil
+		return r.makeKey(ctx, owner, r.now())
 	}
 	for _, id := range ids {
 		if _, err := r.resealKey(ctx, owner, id); err != nil {
@@ -255,6 +251,15 @@ func (r *Repository) writeKey(ctx context.Context, owner string, ids []string) (
 		}
 	}
 	return r.key(ctx, owner, slices.Min(ids))
+}
+
+// makeKey makes a key that counts as made at that moment.
+func (r *Repository) makeKey(ctx context.Context, owner string, at time.Time) (*ownerKey, error) {
+	id, key := newKeyID(at), seal.NewKey()
+	if err := r.putKey(ctx, owner, id, r.keyring.Seal(keyPurpose, key[:], []byte(keyFile(owner, id)))); err != nil {
+		return nil, err
+	}
+	return r.remember(newOwnerKey(owner, id, key)), nil
 }
 
 // putKey stores a sealed key, unless its owner is erased meanwhile: an erasure notes the owner in the ledger first and

@@ -16,6 +16,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
@@ -29,6 +30,16 @@ type RestoreOptions struct {
 	To       tenant.Kind
 	Parallel int // tenants at the same time; 4 when 0
 	Progress Progress
+	// Emptied are the jobs by which owners had all data erased, as an installation at hand remembers them ([Emptyings]):
+	// no copy from before comes back, also where the repository has not heard of it yet.
+	Emptied []job.Job
+}
+
+// forbids reports whether a copy is from before its owner had all data erased.
+func (o RestoreOptions) forbids(d *Database) bool {
+	return slices.ContainsFunc(o.Emptied, func(j job.Job) bool {
+		return string(j.Tenant) == d.Owner && j.FinishedAt != nil && madeBefore(d.Key, *j.FinishedAt)
+	})
 }
 
 // Outcomes of restoring a tenant.
@@ -123,11 +134,11 @@ func (r *Repository) load(ctx context.Context, m *Manifest, d *Database, db *sql
 // fresh makes a database at a place, fills it with a copy (nil: with nothing), and brings its schema up to date. What it
 // made is gone again when it fails.
 func (r *Repository) fresh(ctx context.Context, places *workspace.Placements, at tenant.Placement, m *Manifest, d *Database, step func()) (
-	_ tenant.Placement, schema int64, err error,
+	_ tenant.Placement, facts tenant.Facts, err error,
 ) {
 	ctx = sqlstore.Patient(ctx)
 	if at, err = places.Make(ctx, at); err != nil {
-		return at, 0, err
+		return at, facts, err
 	}
 	defer func() {
 		if err != nil {
@@ -138,22 +149,27 @@ func (r *Repository) fresh(ctx context.Context, places *workspace.Placements, at
 	}()
 	db, err := places.Open(ctx, at)
 	if err != nil {
-		return at, 0, err
+		return at, facts, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if schema, err = sqlstore.SchemaVersion(ctx, db); err != nil || d == nil {
-		return at, schema, err
+	if facts.SchemaVersion, err = sqlstore.SchemaVersion(ctx, db); err != nil {
+		return at, facts, err
 	}
-	if d.Schema != schema {
-		if err = sqlstore.Remake(ctx, db, d.Schema); err != nil {
-			return at, 0, err
+	if d != nil {
+		if d.Schema != facts.SchemaVersion {
+			if err = sqlstore.Remake(ctx, db, d.Schema); err != nil {
+				return at, facts, err
+			}
+		}
+		if err = r.load(ctx, m, d, db, step); err != nil {
+			return at, facts, err
+		}
+		if _, err = sqlstore.Migrate(ctx, db, sqlstore.Tenant); err != nil {
+			return at, facts, err
 		}
 	}
-	if err = r.load(ctx, m, d, db, step); err != nil {
-		return at, 0, err
-	}
-	_, err = sqlstore.Migrate(ctx, db, sqlstore.Tenant)
-	return at, schema, err
+	facts.SizeBytes = sizeNow(ctx, db)
+	return at, facts, nil
 }
 
 // restoringFact begins the names of the facts by which a restore knows the databases that it made, until it is over.
@@ -164,7 +180,7 @@ const restoringFact = "restoring/"
 // their own under new names; nothing that exists is touched.
 //
 // Whoever is in the ledger of the repository, in erased (the ledger of the installation that was there) or in the
-// snapshot's own does not come back. Every session has ended. A tenant that cannot be restored is reported, and is
+// snapshot's own does not come back; who had all data erased since comes back empty. Every session has ended. A tenant that cannot be restored is reported, and is
 // unavailable by itself; the error is about all of them.
 func (r *Repository) RestoreAll(ctx context.Context, in Installation, erased []tenant.Erasure, o RestoreOptions) (*RestoreReport, error) {
 	const op = "relocate.Restore"
@@ -265,7 +281,11 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 	if err != nil {
 		return err
 	}
-	for _, e := range slices.Concat(ledger, erased, own) {
+	ledger = slices.Concat(ledger, erased, own)
+	if err := a.keepEmptied(ctx, ledger); err != nil {
+		return err
+	}
+	for _, e := range ledger {
 		t, err := a.in.Store.FindTenant(ctx, e.Tenant)
 		if fault.Is(err, fault.NotFound) {
 			if err := a.in.Store.PutErasure(ctx, e); err != nil {
@@ -286,6 +306,22 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 		a.report.Erased++
 	}
 	return nil
+}
+
+// keepEmptied lets the restored installation remember what the present one does: who had all data erased.
+func (a *restorer) keepEmptied(ctx context.Context, erased []tenant.Erasure) error {
+	for _, j := range a.Emptied {
+		if slices.ContainsFunc(erased, func(e tenant.Erasure) bool { return e.Tenant == j.Tenant }) {
+			continue // of whom nothing is kept
+		}
+		j.Input = nil // who asked, and from where
+		if err := a.in.Store.KeepJob(ctx, j); err != nil {
+			return err
+		}
+	}
+	known, err := Emptyings(ctx, a.in.Store, "")
+	a.Emptied = known
+	return err
 }
 
 // Ledger reads who was erased from an installation.
@@ -352,7 +388,7 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 	one.At, one.Rows, one.Digest = d.At, d.Count(), d.Digest
 	if gone, err := a.r.unreadable(ctx, d); err != nil {
 		return fail(err)
-	} else if gone {
+	} else if gone || a.forbids(d) {
 		one.Outcome, one.Rows, one.Digest, d = OutcomeEmptied, 0, nil, nil
 	}
 	at, err := a.in.Places.Choose(ctx, tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: one.Kind})
@@ -366,13 +402,14 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 	if _, err := a.in.Store.PutFact(ctx, restoringFact+string(at.Database), raw, a.now()); err != nil {
 		return fail(err)
 	}
-	at, schema, err := a.r.fresh(ctx, a.in.Places, at, a.m, d, nil)
+	at, facts, err := a.r.fresh(ctx, a.in.Places, at, a.m, d, nil)
 	if err != nil {
 		return fail(err)
 	}
 	now := a.now()
+	facts.CheckedAt = &now
 	if err := a.in.Store.Place(ctx, tenant.Database{Tenant: t.ID, Name: "Hosted", Placement: at, Version: 1, CreatedAt: now, UpdatedAt: now,
-		Facts: tenant.Facts{SchemaVersion: schema, CheckedAt: &now}}); err != nil {
+		Facts: facts}); err != nil {
 		return fail(errors.Join(err, a.in.Places.Destroy(context.WithoutCancel(ctx), at)))
 	}
 	return one
@@ -383,7 +420,7 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 // use afterwards.
 func (r *Repository) RestoreAccount(ctx context.Context, in Installation, scratch *sqlstore.DB, id ident.TenantID, o RestoreOptions) (*RestoredTenant, error) {
 	const op = "relocate.RestoreAccount"
-	m, d, err := r.chooseTenant(ctx, id, o.At)
+	m, d, err := r.chooseTenant(ctx, id, o)
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
@@ -409,13 +446,13 @@ func (r *Repository) RestoreAccount(ctx context.Context, in Installation, scratc
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	at, schema, err := r.fresh(ctx, in.Places, tenant.Placement{Database: tenant.First(id), Kind: tenant.SQLite}, m, d, chunkProgress(d, o.Progress))
+	at, facts, err := r.fresh(ctx, in.Places, tenant.Placement{Database: tenant.First(id), Kind: tenant.SQLite}, m, d, chunkProgress(d, o.Progress))
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
 	now := r.now().UTC().Truncate(time.Microsecond)
 	t.Placement, t.Job, t.State = at, "", tenant.Active
-	t.Schema = tenant.Schema{Version: schema, At: now}
+	t.Schema = tenant.Schema{Version: facts.SchemaVersion, At: now}
 	_, err = in.Store.InsertAccount(ctx, account.Newcomer{Account: owner, Hash: hash, Tenant: t}, func(a account.Account) event.Change {
 		ch := event.NewChange(ident.System(""), now)
 		ch.Add("account.restored", string(a.ID), map[string]any{"snapshot": m.ID, "at": d.At})
@@ -427,24 +464,28 @@ func (r *Repository) RestoreAccount(ctx context.Context, in Installation, scratc
 	return &RestoredTenant{Tenant: id, Outcome: OutcomeRestored, Kind: at.Kind, At: d.At, Rows: d.Count(), Digest: d.Digest}, nil
 }
 
-// chooseTenant finds the copy of one tenant to restore. Code "tenant_erased": the ledger forbids it.
-func (r *Repository) chooseTenant(ctx context.Context, id ident.TenantID, at time.Time) (*Manifest, *Database, error) {
+// chooseTenant finds the copy of one tenant to restore. Code "tenant_erased": the ledger forbids it; "tenant_emptied": the
+// copy is from before its owner had all data erased.
+func (r *Repository) chooseTenant(ctx context.Context, id ident.TenantID, o RestoreOptions) (*Manifest, *Database, error) {
 	switch _, err := r.store.Stat(ctx, erasedDir+"/"+string(id)); {
 	case err == nil:
 		return nil, nil, fault.New(fault.Conflict, "relocate.Restore", "tenant_erased", "this tenant was erased and does not come back")
 	case fault.CodeOf(err) != "file_missing":
 		return nil, nil, err
 	}
-	m, d, err := r.choose(ctx, at, string(id))
+	m, d, err := r.choose(ctx, o.At, string(id))
 	if err != nil {
 		return nil, nil, err
 	}
 	gone, err := r.unreadable(ctx, d)
-	if err == nil && gone {
-		err = fault.New(fault.Conflict, "relocate.Restore", "tenant_emptied",
-			"the owner had all data erased since: it does not come back")
+	if err == nil && (gone || o.forbids(d)) {
+		err = forgotten()
 	}
 	return m, d, err
+}
+
+func forgotten() error {
+	return fault.New(fault.Conflict, "relocate.Restore", "tenant_emptied", "the owner had all data erased since: it does not come back")
 }
 
 // chunkProgress counts the chunks of a database.

@@ -110,6 +110,9 @@ func TestRestoreAll(t *testing.T) {
 				if now.Account != was.Account || now.Placement.Database == was.Placement.Database || now.State != tenant.Active {
 					t.Errorf("%+v", now)
 				}
+				if d, err := into.Store.FindDatabase(t.Context(), was.ID, now.Placement.Database); err != nil || d.Facts.SizeBytes < 1000 {
+					t.Errorf("%+v, %v", d.Facts, err)
+				}
 				if c.to != "" && now.Placement.Kind != c.to {
 					t.Errorf("it lies in %s", now.Placement.Kind)
 				}
@@ -645,51 +648,102 @@ func TestPutBackAndErasure(t *testing.T) {
 	wantCode(t, err, "not_found")
 }
 
-// Whoever had all data erased and kept the account gets it back from no snapshot.
+// Whoever had all data erased and kept the account gets it back from no snapshot: at once, also before the repository
+// has heard of it, and after the whole installation was put back. What was backed up since comes back.
 func TestEmptiedStayEmptied(t *testing.T) {
-	s := newSite(t, "sqlite", keyring(t, siteKey))
-	home, other := s.newTenant(), s.newTenant()
-	s.write(home, "a canary in the cage")
-	s.write(other, "fine")
-	store := folder(t)
-	r := s.repository(store)
-	old := s.backup(r, BackupOptions{}).Manifest
+	for _, engine := range engines {
+		t.Run(engine, func(t *testing.T) {
+			s := newSite(t, engine, keyring(t, siteKey))
+			home, other := s.newTenant(), s.newTenant()
+			s.write(home, "a canary in the cage")
+			s.write(other, "fine")
+			store := folder(t)
+			r := s.repository(store)
+			old := s.backup(r, BackupOptions{}).Manifest
 
-	s.must(sqlstore.Empty(t.Context(), s.open(home.ID)))
-	svc := s.service()
-	j, err := svc.newJob(KindEmpty, home, eraseInput{})
-	s.must(err)
-	s.must(s.Store.InsertJob(t.Context(), j, event.Change{}))
-	_, _, err = s.Store.ClaimJob(t.Context(), job.Claim{Kinds: []string{KindEmpty}, Node: "node", Now: time.Now(), Lease: time.Now().Add(time.Minute)})
-	s.must(err)
-	finished := time.Now().UTC()
-	j.State, j.FinishedAt = job.Completed, &finished
-	s.must(s.Store.FinishJob(t.Context(), j, "node", event.Change{}))
+			s.must(sqlstore.Empty(t.Context(), s.open(home.ID)))
+			svc := s.service()
+			j, err := svc.newJob(KindEmpty, home, eraseInput{Asker: asker{Address: "192.0.2.7"}})
+			s.must(err)
+			s.must(s.Store.InsertJob(t.Context(), j, event.Change{}))
+			_, _, err = s.Store.ClaimJob(t.Context(), job.Claim{Kinds: []string{KindEmpty}, Node: "node", Now: time.Now(), Lease: time.Now().Add(time.Minute)})
+			s.must(err)
+			finished := time.Now().UTC()
+			j.State, j.FinishedAt = job.Completed, &finished
+			s.must(s.Store.FinishJob(t.Context(), j, "node", event.Change{}))
+			known, err := Emptyings(t.Context(), s.Store, "")
+			if err != nil || len(known) != 1 || known[0].Tenant != home.ID {
+				t.Fatalf("%+v, %v", known, err)
+			}
 
-	report := s.backup(r, BackupOptions{})
-	if report.Erased != 1 {
-		t.Errorf("%+v", report)
+			wantEmpty := func(engine string, emptied []job.Job) *site {
+				t.Helper()
+				into := blank(t, engine, s.keys)
+				restored, err := r.RestoreAll(t.Context(), into.Installation, nil,
+					RestoreOptions{At: old.Ended, To: tenant.Kind(engine), Emptied: emptied})
+				into.must(err)
+				for _, one := range restored.Tenants {
+					if emptied := one.Tenant == home.ID; emptied != (one.Outcome == OutcomeEmptied) || one.Outcome == OutcomeFailed {
+						t.Errorf("%+v", one)
+					}
+				}
+				if got := into.texts(home); len(got) != 0 {
+					t.Errorf("it holds %q", got)
+				}
+				return into
+			}
+			beside := func(o RestoreOptions) error {
+				_, err := r.RestoreAccount(t.Context(), newSite(t, "sqlite", s.keys).Installation, blank(t, "sqlite", s.keys).Master, home.ID, o)
+				return err
+			}
+
+			// The repository has not heard of it.
+			_, err = svc.PutBack(t.Context(), r, home.ID, RestoreOptions{})
+			wantCode(t, err, "tenant_emptied")
+			wantCode(t, beside(RestoreOptions{Emptied: known}), "tenant_emptied")
+			into := wantEmpty(engine, known)
+			_, err = into.service().PutBack(t.Context(), r, home.ID, RestoreOptions{})
+			wantCode(t, err, "tenant_emptied")
+			kept, err := into.Store.FindJob(t.Context(), j.ID)
+			if err != nil || kept.State != job.Completed || len(kept.Input) != 0 {
+				t.Errorf("%+v, %v", kept, err)
+			}
+			// A job that began with it looks again.
+			_, err = (&putBack{Service: svc, r: r}).do(t.Context(), &mover{Service: svc, tenant: home},
+				restoreInput{Snapshot: old.ID, To: ident.New[ident.DatabaseID](), Kind: home.Placement.Kind})
+			wantCode(t, err, "tenant_emptied")
+
+			// Now it has.
+			report := s.backup(r, BackupOptions{})
+			if report.Erased != 1 {
+				t.Errorf("%+v", report)
+			}
+			if damages, err := r.Verify(t.Context(), old, nil); err != nil || len(damages) != 0 {
+				t.Error(damages, err)
+			}
+			if d := old.find(string(home.ID)); slices.Contains(files(t, store, keysDir), keyFile(d.Owner, d.Key)) {
+				t.Error("the old key is still there")
+			}
+			_, err = svc.PutBack(t.Context(), r, home.ID, RestoreOptions{At: old.Ended})
+			wantCode(t, err, "tenant_emptied")
+			into = wantEmpty("sqlite", nil)
+			into.write(home, "life goes on")
+
+			// What was written and backed up since is nobody's to withhold, however soon that was.
+			s.write(home, "life goes on")
+			if again := s.backup(r, BackupOptions{}); again.Erased != 0 {
+				t.Errorf("%+v", again)
+			}
+			s.must(beside(RestoreOptions{Emptied: known}))
+			j, err = svc.PutBack(t.Context(), r, home.ID, RestoreOptions{})
+			if err != nil || j.State != job.Completed {
+				t.Fatalf("%+v, %v", j, err)
+			}
+			if got := s.texts(home); !slices.Equal(got, []string{"life goes on"}) {
+				t.Errorf("it holds %q", got)
+			}
+		})
 	}
-	if damages, err := r.Verify(t.Context(), old, nil); err != nil || len(damages) != 0 {
-		t.Error(damages, err)
-	}
-	if d := old.find(string(home.ID)); slices.Contains(files(t, store, keysDir), keyFile(d.Owner, d.Key)) {
-		t.Error("the old key is still there")
-	}
-	_, err = svc.PutBack(t.Context(), r, home.ID, RestoreOptions{At: old.Ended})
-	wantCode(t, err, "tenant_emptied")
-	into := blank(t, "sqlite", s.keys)
-	restored, err := r.RestoreAll(t.Context(), into.Installation, nil, RestoreOptions{At: old.Ended})
-	into.must(err)
-	for _, one := range restored.Tenants {
-		if emptied := one.Tenant == home.ID; emptied != (one.Outcome == OutcomeEmptied) || one.Outcome == OutcomeFailed {
-			t.Errorf("%+v", one)
-		}
-	}
-	if got := into.texts(home); len(got) != 0 {
-		t.Errorf("it holds %q", got)
-	}
-	into.write(home, "life goes on")
 }
 
 func TestRestoreAccount(t *testing.T) {

@@ -135,16 +135,22 @@ func lockDatabase(tx *Tx, of ident.TenantID, id ident.DatabaseID) (tenant.Tenant
 	return t, list[0], nil
 }
 
-// DeleteDatabase forgets a configuration, if decide agrees.
+// DeleteDatabase forgets a configuration, if decide agrees, which is told what others the tenant has.
 func (s *MasterStore) DeleteDatabase(ctx context.Context, of ident.TenantID, id ident.DatabaseID,
-	decide func(tenant.Tenant, tenant.Database) (event.Change, error),
+	decide func(t tenant.Tenant, d tenant.Database, others []tenant.Database) (event.Change, error),
 ) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		t, d, err := lockDatabase(tx, of, id)
 		if err != nil {
 			return err
 		}
-		ch, err := decide(t, d)
+		var others []tenant.Database
+		if err := tx.Run(func(b *Batch) {
+			b.Query(takeDatabases(&others), selectDatabases+` WHERE d.tenant_id = ? AND d.id <> ? ORDER BY d.id`, of, id)
+		}); err != nil {
+			return err
+		}
+		ch, err := decide(t, d, others)
 		if err != nil {
 			return err
 		}
@@ -158,9 +164,9 @@ func (s *MasterStore) DeleteDatabase(ctx context.Context, of ident.TenantID, id 
 
 // SwitchDatabase makes to the tenant's active database instead of from, which becomes its original, under the job that
 // moved it. Of both, only what the switch is about is written: name, credentials and what is sealed may have become others
-// since the move began. It reports false, and changes nothing, when the tenant is not that job's, or from is not the
+// since the move began. facts are what was seen of to. It reports false, and changes nothing, when the tenant is not that job's, or from is not the
 // active one any more.
-func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by ident.JobID, from, to ident.DatabaseID, schemaVersion int64,
+func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by ident.JobID, from, to ident.DatabaseID, facts tenant.Facts,
 	ch event.Change,
 ) (switched bool, err error) {
 	err = s.change(ctx, func(tx *Tx, head *event.Seq) error {
@@ -175,13 +181,13 @@ func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by 
 		}
 		was.State, was.Version, was.UpdatedAt = tenant.Original, was.Version+1, ch.At
 		now.State, now.Version, now.UpdatedAt = tenant.InUse, now.Version+1, ch.At
-		now.Facts.SchemaVersion, now.Facts.Problem, now.Facts.CheckedAt = schemaVersion, "", &ch.At
+		now.Facts = tenant.Facts{SchemaVersion: facts.SchemaVersion, SizeBytes: facts.SizeBytes} // not looked at in use yet
 		switched = true
 		return tx.Commit(func(b *Batch) {
 			updateDatabase(b, was)
 			updateDatabase(b, now)
 			b.Exec(`UPDATE tenants SET database_id = ?, schema_version = ?, schema_problem = '', schema_at = ? WHERE id = ?`,
-				to, schemaVersion, ident.Micros(ch.At), of)
+				to, facts.SchemaVersion, ident.Micros(ch.At), of)
 			toTell(b, of, ch)
 			appendChange(b, ch, head)
 		})

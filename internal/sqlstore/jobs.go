@@ -296,6 +296,18 @@ func endJob(b *Batch, j job.Job) {
 	b.Exec(`UPDATE tenants SET job_id = '' WHERE job_id = ?`, j.ID)
 }
 
+// KeepJob stores a job that has ended, as another installation remembers it, in the place of what is known of it here. It
+// is a part of restoring the whole, which [MasterStore.Revive] tells of.
+func (s *MasterStore) KeepJob(ctx context.Context, j job.Job) error {
+	return s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) {
+			b.Exec(`DELETE FROM jobs WHERE id = ?`, j.ID)
+			insertJob(b, j)
+			endJob(b, j)
+		})
+	})
+}
+
 // CancelJob implements job.Store.
 func (s *MasterStore) CancelJob(ctx context.Context, id ident.JobID, now time.Time,
 	decide func(job.Job) (event.Change, error),

@@ -833,12 +833,12 @@ func TestASwitchKeepsWhatWasEditedMeanwhile(t *testing.T) {
 			want[id] = edited
 		}
 		ch := told("database.activated")
-		if switched := settle[bool](t)(s.SwitchDatabase(t.Context(), a.Tenant, j.ID, from, to, 7, ch)); !switched {
+		if switched := settle[bool](t)(s.SwitchDatabase(t.Context(), a.Tenant, j.ID, from, to, tenant.Facts{SchemaVersion: 7, SizeBytes: 4096}, ch)); !switched {
 			t.Fatal("not switched")
 		}
 		was, is := want[from], want[to]
 		was.State, was.UpdatedAt = tenant.Original, ch.At
-		is.State, is.UpdatedAt, is.Facts = tenant.InUse, ch.At, tenant.Facts{SchemaVersion: 7, CheckedAt: &ch.At}
+		is.State, is.UpdatedAt, is.Facts = tenant.InUse, ch.At, tenant.Facts{SchemaVersion: 7, SizeBytes: 4096}
 		for _, want := range []tenant.Database{was, is} {
 			got := settle[tenant.Database](t)(s.FindDatabase(t.Context(), a.Tenant, want.ID()))
 			if d := cmp.Diff(want, got); d != "" {
