@@ -334,7 +334,7 @@ func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.
 		return tenant.Database{}, err
 	}
 	reopen := false
-	d, err := s.Store.UpdateDatabase(ctx, of, id, nil, func(_ tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+	d, err := s.Store.UpdateDatabase(ctx, of, id, nil, func(t tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
 		if ifVersion != nil && *ifVersion != d.Version {
 			return d, event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again and repeat your edit")
 		}
@@ -355,12 +355,15 @@ func (s *Service) EditDatabase(ctx context.Context, actor ident.Actor, of ident.
 			}
 			d.Facts = tenant.Facts{}
 		}
-		if d.State == tenant.InUse || d.State == tenant.Original || d.State == tenant.Filling {
-			was.Username, was.TLS, now.Username, now.TLS = "", "", "", ""
-			if was != now {
-				return d, event.Change{}, fault.New(fault.Conflict, op, "database_in_use",
-					"the data is there: register the other address and activate it, which moves the data")
-			}
+		was.Username, was.TLS, now.Username, now.TLS = "", "", "", ""
+		switch {
+		case was == now:
+		case d.State == tenant.InUse || d.State == tenant.Original || d.State == tenant.Filling:
+			return d, event.Change{}, fault.New(fault.Conflict, op, "database_in_use",
+				"the data is there: register the other address and activate it, which moves the data")
+		case t.Job != "": // which may be about to bring the data there
+			return d, event.Change{}, fault.New(fault.Conflict, op, "tenant_busy",
+				"another job works on this account's data: wait for its end, or cancel it")
 		}
 		if d.Placement.Kind == tenant.External {
 			var password seal.Secret

@@ -240,7 +240,10 @@ func (m *mover) prepare(ctx context.Context) error {
 			return err
 		}
 		for _, p := range r.Problems {
-			if p.Level == "error" {
+			if p.Level == sqlstore.ProblemError {
+				facts := d.Facts
+				facts.Problem = p.Code
+				m.noteFacts(ctx, d, facts)
 				return fault.New(fault.Conflict, "relocate.Move", p.Code, p.Message)
 			}
 		}

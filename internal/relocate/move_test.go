@@ -388,6 +388,9 @@ func TestMoveRefusals(t *testing.T) {
 		if j = h.await(j.ID); j.State != job.Failed || j.Failure == nil {
 			t.Fatalf("%+v", j)
 		}
+		if d, err := h.store.FindDatabase(t.Context(), ten.ID, d.ID()); err != nil || d.Facts.Problem != "address_unreachable" {
+			t.Errorf("%+v, %v", d.Facts, err)
+		}
 		if now, err := h.store.FindTenant(t.Context(), ten.ID); err != nil || now.Placement.Database != ten.Placement.Database || now.Job != "" {
 			t.Errorf("%+v, %v", now, err)
 		}
@@ -409,6 +412,12 @@ func TestMoveRefusals(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = h.svc.Activate(t.Context(), actor, ten.ID, mine, nil)
+		code(err, "tenant_busy")
+		_, err = h.svc.EditDatabase(t.Context(), actor, ten.ID, mine, nil, func(e *DatabaseEdit) error {
+			e.Address.Port++
+			e.Password = &h.password
+			return nil
+		})
 		code(err, "tenant_busy")
 		if now, _ := h.store.FindTenant(t.Context(), ten.ID); now.Shown() != tenant.Moving {
 			t.Errorf("shown as %s", now.Shown())
