@@ -13,10 +13,14 @@ import (
 
 const nameMax = 200
 
-// Find returns the actor's account.
+// Find returns the actor's account. One that is gone is Unauthenticated (code "session_ended").
 func (s *Service) Find(ctx context.Context, actor ident.Actor) (Account, error) {
+	const op = "account.Find"
 	a, _, err := s.store.FindAccount(ctx, actor.Account)
-	return a, fault.Wrap("account.Find", err)
+	if fault.Is(err, fault.NotFound) { // it was erased a moment ago, and the session with it
+		return a, sessionEnded(op)
+	}
+	return a, fault.Wrap(op, err)
 }
 
 // Edit lets change alter the details. An edit that alters nothing is no change.

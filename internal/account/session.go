@@ -77,7 +77,7 @@ func (s *Service) Refresh(ctx context.Context, t RefreshToken, o Origin) (Grant,
 // ended it.
 func (s *Service) Verify(ctx context.Context, t AccessToken, o Origin) (Identity, error) {
 	const op = "account.Verify"
-	ended := fault.New(fault.Unauthenticated, op, "session_ended", "the session has ended: sign in again")
+	ended := sessionEnded(op)
 	id, session, err := s.signer.read(t)
 	if err != nil {
 		return Identity{}, err
@@ -102,6 +102,10 @@ func (s *Service) Verify(ctx context.Context, t AccessToken, o Origin) (Identity
 	}
 	return Identity{Tenant: live.Tenant, Actor: ident.Actor{Account: live.Account, Name: live.Name, Role: live.Role,
 		Session: session, Address: o.Address, RequestID: o.RequestID}}, nil
+}
+
+func sessionEnded(op string) *fault.Error {
+	return fault.New(fault.Unauthenticated, op, "session_ended", "the session has ended: sign in again")
 }
 
 // Logout ends the actor's session. One that has ended already is as good.

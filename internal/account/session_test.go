@@ -380,6 +380,8 @@ func TestEdit(t *testing.T) {
 	if found.Name != "Augusta" || found.Version != 2 {
 		t.Fatalf("%+v", found)
 	}
+	_, err = h.Find(t.Context(), ident.Actor{Account: "usr_erased"})
+	refused(t, err, "session_ended")
 	must(t, h.Deny(t.Context(), actor, "admin"))
 	if got := h.trail(g.Account.ID, "access.denied"); len(got) != 1 || got[0].Subject != "admin" {
 		t.Fatalf("%+v", got)
