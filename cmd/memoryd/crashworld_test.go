@@ -26,20 +26,19 @@ import (
 
 // world is a storage that outlives its servers, who writes to it, and the ledger of what they were told.
 type world struct {
-	t         *testing.T
-	ctx       context.Context
-	binary    string
-	dir       string
-	root      string   // through which the server's files are seen; empty: as they are
-	under     []string // the command that starts the server; empty: none
-	env       []string
-	model     *lab.Model
-	dice      *rand.Rand
-	server    *lab.Server
-	people    []*writer
-	tailLimit time.Duration // how much of an answer a crash may take
-	files     int           // how many of them have a file of their own
-	started   time.Time     // of the current server
+	t       *testing.T
+	ctx     context.Context
+	binary  string
+	dir     string
+	root    string   // through which the server's files are seen; empty: as they are
+	under   []string // the command that starts the server; empty: none
+	env     []string
+	model   *lab.Model
+	dice    *rand.Rand
+	server  *lab.Server
+	people  []*writer
+	files   int       // how many of them have a file of their own
+	started time.Time // of the current server
 
 	mu       sync.Mutex // writers report while they write
 	problems []string
@@ -105,7 +104,7 @@ func emptyWorld(t *testing.T, binary string, seed int, env ...string) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(model.Close)
-	w := &world{t: t, ctx: t.Context(), binary: binary, dir: t.TempDir(), model: model, tailLimit: crashTailBesides,
+	w := &world{t: t, ctx: t.Context(), binary: binary, dir: t.TempDir(), model: model,
 		dice: rand.New(rand.NewPCG(uint64(seed), 0))}
 	w.env = append(append([]string{"STORAGE_PATH=" + filepath.Join(w.dir, "storage")}, model.Env()...), env...)
 	t.Cleanup(func() {
@@ -436,7 +435,7 @@ func (w *world) tail(q *asked, stored string) {
 		}
 		missing := q.killed.Sub(p.at)
 		w.longestTail = max(w.longestTail, missing)
-		if missing > w.tailLimit {
+		if missing > crashTail {
 			w.problem("tail: %s lacks %v of its text: the client had %d, stored are %d", q.key, missing, len(q.seen), len(stored))
 		}
 		return
