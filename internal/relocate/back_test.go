@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"claude-memory-backend/internal/blob"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -214,14 +213,7 @@ func TestBackAfterAPutBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer master.Close()
-	store, err := blob.OpenFolder(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := OpenRepository(t.Context(), store, h.keys, true)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := h.repository()
 	if _, err := r.Backup(t.Context(), Installation{Master: master, Store: h.store, Places: h.places}, BackupOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/blob"
 	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
@@ -96,6 +97,20 @@ func newHouse(t *testing.T) *house {
 	h.node = h.start("node-a", true)
 	t.Cleanup(func() { h.node.end() })
 	return h
+}
+
+// repository is an empty one, for backups.
+func (h *house) repository() *Repository {
+	h.t.Helper()
+	store, err := blob.OpenFolder(h.t.TempDir())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	r, err := OpenRepository(h.t.Context(), store, h.keys, true)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return r
 }
 
 // addressOf takes a test's database for a user's own.

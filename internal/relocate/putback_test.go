@@ -37,14 +37,7 @@ func TestPutBackUnderLoad(t *testing.T) {
 			h.t = t
 			ten, actor := h.newTenant(c.lives)
 			w := h.fill(actor, ten.ID, 40)
-			store, err := blob.OpenFolder(t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			r, err := OpenRepository(t.Context(), store, h.keys, true)
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := h.repository()
 			w.start(4)
 			w.more(5)
 			report, err := r.Backup(t.Context(), Installation{Master: master, Store: h.store, Places: h.places}, BackupOptions{})

@@ -180,8 +180,8 @@ const restoringFact = "restoring/"
 // their own under new names; nothing that exists is touched.
 //
 // Whoever is in the ledger of the repository, in erased (the ledger of the installation that was there) or in the
-// snapshot's own does not come back; who had all data erased since comes back empty. Every session has ended. A tenant that cannot be restored is reported, and is
-// unavailable by itself; the error is about all of them.
+// snapshot's own does not come back; who had all data erased since comes back empty. Every session has ended. A tenant that
+// cannot be restored is reported, and is unavailable by itself; the error is about all of them.
 func (r *Repository) RestoreAll(ctx context.Context, in Installation, erased []tenant.Erasure, o RestoreOptions) (*RestoreReport, error) {
 	const op = "relocate.Restore"
 	m, master, err := r.choose(ctx, o.At, "")

@@ -164,8 +164,8 @@ func (s *MasterStore) DeleteDatabase(ctx context.Context, of ident.TenantID, id 
 
 // SwitchDatabase makes to the tenant's active database instead of from, which becomes its original, under the job that
 // moved it. Of both, only what the switch is about is written: name, credentials and what is sealed may have become others
-// since the move began. facts are what was seen of to. It reports false, and changes nothing, when the tenant is not that job's, or from is not the
-// active one any more.
+// since the move began. facts are what was seen of to. It reports false, and changes nothing, when the tenant is not that
+// job's, or from is not the active one any more.
 func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by ident.JobID, from, to ident.DatabaseID, facts tenant.Facts,
 	ch event.Change,
 ) (switched bool, err error) {

@@ -45,9 +45,8 @@ type MigrateReport struct {
 
 // Migrate brings a database to the newest schema of its line. Each step is one transaction under a lock of that
 // database, so several processes may try at once; an empty database gets all steps in one. When nothing is to be done it
-// only reads. Code "schema_newer" means
-// that a newer binary was here, "schema_damaged" that the recorded history is not ours, and "migration_failed" that a
-// step does not go with what the database holds.
+// only reads. Code "schema_newer" means that a newer binary was here, "schema_damaged" that the recorded history is not
+// ours, and "migration_failed" that a step does not go with what the database holds.
 func Migrate(ctx context.Context, d *DB, line Line) (MigrateReport, error) {
 	return migrate(ctx, d, embedded, line)
 }
