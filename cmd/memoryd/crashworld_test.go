@@ -443,8 +443,8 @@ func (w *world) tail(q *asked, stored string) {
 		}
 		missing := q.killed.Sub(p.at)
 		w.longestTail = max(w.longestTail, missing)
-		// A flush can wait for the one before it. On a machine where that takes longer than it should, so do notes.
-		if missing > max(crashTail, crashFlush+2*q.commit) {
+		// Where a commit takes longer than a flush may wait, the machine is to blame: notes take as long.
+		if missing > max(crashTail, crashFlush+q.commit) {
 			w.problem("tail: %s lacks %v of its text beside notes that took %v: the client had %d, stored are %d", q.key, missing, q.commit, len(q.seen), len(stored))
 		}
 		return
