@@ -150,6 +150,7 @@ func Codes() []Explanation {
 		Explanation{"snapshot_failed", "The account's data could not be kept before a migration", "Nothing was changed; the operator has to look."},
 		Explanation{"snapshot_missing", "Nothing was kept of the time before the migration", "Restore from a backup instead."},
 		Explanation{"spool_full", "There is no room for answers whose database is away", "The operator has to make room."},
+		Explanation{"stopped_elsewhere", "The answer was stopped without the server that wrote it", "What that server had stored is kept; it adds its last words when it can."},
 		Explanation{"owner_gone", "The server that wrote this answer went away", "Continue the turn, or retry it."},
 		Explanation{"newer_writes", "Something was written since", "Going back loses it: say that it may be lost."},
 		Explanation{"version_differs", "The server is of another version", "Start the server and the command from the same program."},
