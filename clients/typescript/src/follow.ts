@@ -22,6 +22,8 @@ export interface FollowOptions {
   signal?: AbortSignal;
   /** How often in a row it may fail to get any further; default 10. */
   attempts?: number;
+  /** Milliseconds before it asks again when it got no further; they double, up to 25 times as much. Default 200. */
+  pause?: number;
 }
 
 /** A stream that could not be taken up again. `cause` is the last failure. */
@@ -39,8 +41,8 @@ export type Open = (lastEventId: string | undefined, signal: AbortSignal) => Pro
  * exactly what follows the last event, whichever server that is, so nothing is missing and nothing comes twice.
  */
 export async function* follow(open: Open, options: FollowOptions): AsyncGenerator<TurnEvent, void, undefined> {
-  const { signal, attempts = 10 } = options;
-  const backoff = new Backoff(200, 5000);
+  const { signal, attempts = 10, pause: first = 200 } = options;
+  const backoff = new Backoff(first, 25 * first);
   let last = options.lastEventId;
   let failures = 0;
   for (;;) {

@@ -149,7 +149,7 @@ test("two hundred broken connections over all nodes lose nothing and repeat noth
   const client = await signedIn("gil", { fetch: rough });
   const { id } = await client.call("post", "/conversations", { body: { title: "x" } });
   const t = new Transcript();
-  const options = { attempts: 1000 };
+  const options = { attempts: 1000, pause: 1 };
   for await (const e of client.ask(id, "Tell me a saga", options)) {
     t.take(e);
   }
