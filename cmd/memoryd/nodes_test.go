@@ -370,6 +370,12 @@ func TestNodeWithoutItsLink(t *testing.T) {
 	if status, _, _, reconnects := s.bus(1); status != "ok" || reconnects != 1 {
 		t.Errorf("%s, %d reconnects", status, reconnects)
 	}
+	a := s.clients[1].Do(s.ctx, http.MethodGet, "/health/metrics", nil)
+	for _, want := range []string{"memoryd_bus_joined 1", "memoryd_bus_reconnects_total 1", "memoryd_bus_received_total ", "memoryd_bus_dropped_total "} {
+		if !strings.Contains(string(a.Body), want) {
+			t.Errorf("the metrics have no %s", want)
+		}
+	}
 
 	// Who writes the answer cannot be heard: its readers elsewhere get it from the database, and it is stopped there.
 	turn = s.ask(0, "Tell me an epic")
@@ -402,18 +408,12 @@ func TestNodeStopsInOrder(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	for name, c := range map[string]struct{ question, patience, end, code string }{
 		"its answer ends in time":   {"Tell me a saga", "60", "turn.completed", ""},
-		"its answer takes too long": {"Tell me an epic", "2", "turn.interrupted", "server_stopped"},
+		"its answer takes too long": {"Tell me an epic", "4", "turn.interrupted", "server_stopped"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := startSeveral(t, 2, "SHUTDOWN_TIMEOUT="+c.patience)
-			here, there := s.ask(0, c.question), s.ask(1, "Tell me an epic")
-			own, other, guest := s.reader(here), s.reader(here), s.reader(there)
-			for node, r := range []*reader{own, other} {
-				if err := r.follow(node, r.hasText(50)); err != nil {
-					t.Fatal(err)
-				}
-			}
+			guest := s.reader(s.ask(1, "Tell me an epic"))
 			handed := make(chan error, 1)
 			going := make(chan struct{})
 			told := false
@@ -427,6 +427,13 @@ func TestNodeStopsInOrder(t *testing.T) {
 				})
 			}()
 			<-going
+			here := s.ask(0, c.question)
+			own, other := s.reader(here), s.reader(here)
+			for node, r := range []*reader{own, other} {
+				if err := r.follow(node, r.hasText(50)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			stopped := make(chan error, 1)
 			go func() { stopped <- s.servers[0].Stop() }()
 			// Who reads there of a turn that runs elsewhere is sent away at once, and goes on there.

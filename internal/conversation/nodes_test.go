@@ -31,7 +31,9 @@ func (l *lossy) Publish(ctx context.Context, s event.Signal) {
 // two opens one database on two nodes; what each hears of the other is decided by the bus that it publishes on.
 func two(t *testing.T, p *puppet, owner, other event.Bus) (*bench, *bench) {
 	t.Helper()
-	here := open(t, p, func(c *conversation.Config) { c.Sole, c.Bus, c.FlushAge, c.Lease = false, owner, 10*time.Millisecond, time.Minute })
+	here := open(t, p, func(c *conversation.Config) {
+		c.Sole, c.Bus, c.FlushAge, c.Lease = false, owner, 10*time.Millisecond, time.Minute
+	})
 	there := *here
 	there.boot(p, func(c *conversation.Config) { c.Sole, c.Bus, c.FlushAge = false, other, 10*time.Millisecond })
 	return here, &there

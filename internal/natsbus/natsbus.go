@@ -54,6 +54,8 @@ type Bus struct {
 	mu       sync.Mutex
 	linked   bool // signals are sent; false: alone, or away
 	joining  bool // alone is over
+	before   bool // it was linked once
+	dialled  bool // there is a link that subscriptions can be made on
 	queue    []event.Signal
 	bytes    int                 // of text in it
 	owed     map[string]struct{} // topics of which signals were dropped
@@ -82,7 +84,6 @@ type Status struct {
 	Dropped    uint64 // signals that other nodes did not get
 	Refused    uint64 // messages that no node of this installation has sealed
 	Reconnects uint64 // links after the first
-	linkedOnce bool
 }
 
 // New returns a bus that reaches this process only, until Join. It fails when the address is none, without repeating it.
@@ -182,8 +183,10 @@ func (b *Bus) watch(topic string, followed bool) {
 	} else {
 		delete(b.followed, topic)
 	}
-	b.changed[topic] = struct{}{}
-	b.poke()
+	if b.dialled { // the next one begins with all that is followed
+		b.changed[topic] = struct{}{}
+		b.poke()
+	}
 }
 
 func (b *Bus) poke() {

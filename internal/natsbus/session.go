@@ -39,7 +39,7 @@ func (b *Bus) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(retryEvery + rand.N(retryEvery/2)):
+		case <-time.After(retryEvery + rand.N(retryEvery/2)): //nolint:gosec // spreads attempts; nobody gains by guessing it
 		}
 	}
 }
@@ -49,11 +49,12 @@ func (b *Bus) away(err error, leaving bool) {
 	b.mu.Lock()
 	was, code := b.linked, codeOf(err)
 	news := was || code != b.status.Code
-	b.linked = false
+	b.linked, b.dialled = false, false
 	b.status.Code = code
 	b.status.Dropped += uint64(len(b.queue))
 	b.queue, b.bytes = nil, 0
 	clear(b.owed) // late has them
+	clear(b.changed)
 	clear(b.topics)
 	clear(b.live)
 	if leaving {
@@ -136,6 +137,7 @@ func (s *session) begin() error {
 		return err
 	}
 	b.mu.Lock()
+	b.dialled = true
 	for topic := range b.followed {
 		b.changed[topic] = struct{}{}
 	}
@@ -148,10 +150,10 @@ func (s *session) begin() error {
 	}
 	b.mu.Lock()
 	b.linked, b.status.Code, b.turned = true, "", time.Now()
-	if b.status.linkedOnce {
+	if b.before {
 		b.status.Reconnects++
 	}
-	b.status.linkedOnce = true
+	b.before = true
 	for _, topic := range s.asked {
 		b.live[topic] = struct{}{}
 	}
