@@ -576,3 +576,32 @@ func TestNewCredentialsAreTriedAgain(t *testing.T) {
 	used("")
 	used("new")
 }
+
+// pastLog is a master's log of which everything was said before the pool began to follow it.
+type pastLog struct{}
+
+func (pastLog) Since(context.Context, event.Seq, int) ([]event.Event, error) { return nil, nil }
+func (pastLog) Head(context.Context) (event.Seq, error)                      { return 7, nil }
+
+// What is decided about a tenant between its opening and the first look into the master's log is heard of.
+func TestNothingIsMissedBeforeTheLogIsFollowed(t *testing.T) {
+	h := newHouse(t, func(c *Config) { c.Master = pastLog{} })
+	me := h.newTenant()
+	h.acquire(me).Release()
+	me.State = tenant.Suspended
+	h.town.put(me)
+	h.pool.followMaster(t.Context())
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: me.Account}, me.ID)
+		if fault.CodeOf(err) == "tenant_suspended" {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws.Release()
+		if time.Now().After(deadline) {
+			t.Fatal("it goes on as if nothing had been decided")
+		}
+	}
+}
