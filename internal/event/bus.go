@@ -23,7 +23,13 @@ const (
 	Delta     Kind = "delta"     // a piece of the answer of the turn named by Topic
 	Ended     Kind = "ended"     // the turn named by Topic has ended and its end is committed
 	Stop      Kind = "stop"      // whoever runs the turn named by Topic should stop it
+	Typing    Kind = "typing"    // somebody in the room named by Topic types, or has stopped to; Text says who
+	Presence  Kind = "presence"  // who is in the room named by Topic; Text says who, and on which node
+	Access    Kind = "access"    // what the account named by Topic may see has changed
 )
+
+// AccessTopic is where signals of kind Access about an account travel.
+func AccessTopic(account string) string { return "access:" + account }
 
 // Bus carries signals between followers. Delivery is at most once and in order per publisher; a subscriber that
 // falls behind loses signals and is told so by Subscription.Lost, so it must be able to read the truth again.

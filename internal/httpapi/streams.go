@@ -11,8 +11,10 @@ var errStopping = errors.New("the server is stopping")
 
 // streams counts the streams that are open: http.Server.Shutdown waits for connections but cannot end a stream.
 type streams struct {
-	ended context.Context // done when streams must end now
-	end   context.CancelFunc
+	ended    context.Context // done when streams must end now
+	end      context.CancelFunc
+	draining context.Context // done when streams must end that would not end by themselves
+	drain    context.CancelFunc
 	mu    sync.Mutex
 	open  int
 }
@@ -20,6 +22,7 @@ type streams struct {
 func newStreams() *streams {
 	s := &streams{}
 	s.ended, s.end = context.WithCancel(context.Background())
+	s.draining, s.drain = context.WithCancel(s.ended)
 	return s
 }
 
