@@ -210,21 +210,13 @@ func (c *conn) read() {
 			c.take(raw)
 			continue
 		}
-		c.drain()
+		// The writer says goodbye. A connection that is closed with unread bytes loses what was sent last, so they are read.
+		for err == nil {
+			if _, err = io.Copy(io.Discard, r); err == nil {
+				_, r, err = c.ws.Reader(context.Background())
+			}
+		}
 		return
-	}
-}
-
-// drain waits for the writer to say goodbye: a connection that is closed with unread bytes loses what was sent last.
-func (c *conn) drain() {
-	for {
-		_, r, err := c.ws.Reader(context.Background())
-		if err != nil {
-			return
-		}
-		if _, err := io.Copy(io.Discard, r); err != nil {
-			return
-		}
 	}
 }
 
