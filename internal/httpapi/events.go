@@ -33,13 +33,13 @@ func viewEvent(e event.Event) eventView {
 		CreatedAt: e.CreatedAt.UTC(), Data: object(e.Data)}
 }
 
-// eventPlace is whose events are asked for.
-type eventPlace struct {
+// EventPlace is whose events are asked for.
+type EventPlace struct {
 	ProjectID string `query:"project_id" maxLength:"64" doc:"Events of this project only, wherever it lives"`
 }
 
 // open opens the workspace whose log is asked for: the actor's own, or the one that the project is in.
-func (p eventPlace) open(x *exchange) (Workspace, error) {
+func (p EventPlace) open(x *exchange) (Workspace, error) {
 	if p.ProjectID == "" {
 		return x.s.deps.Open(x.ctx, x.actor, x.tenant)
 	}
@@ -49,11 +49,11 @@ func (p eventPlace) open(x *exchange) (Workspace, error) {
 	return x.s.deps.Enter(x.ctx, x.actor, x.tenant, p.ProjectID)
 }
 
-func (p eventPlace) wants(e event.Event) bool { return p.ProjectID == "" || e.Concerns(p.ProjectID) }
+func (p EventPlace) wants(e event.Event) bool { return p.ProjectID == "" || e.Concerns(p.ProjectID) }
 
 type eventList struct {
 	Call
-	eventPlace
+	EventPlace
 	After  int64  `query:"after" minimum:"0" doc:"Events after this seq; 0 for all"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"20"`
 	Cursor string `query:"cursor" maxLength:"1024" doc:"From next_cursor"`
@@ -109,7 +109,7 @@ func eventCursor(after event.Seq) string { return "seq-" + strconv.FormatInt(int
 
 type eventStream struct {
 	Call
-	eventPlace
+	EventPlace
 	LastEventID string `header:"Last-Event-ID" maxLength:"32" doc:"The seq of the last event that the client has: what follows comes. Without it, what happens from now on"`
 	After       string `query:"after" maxLength:"32" doc:"The same, for clients that cannot set the header"`
 }
@@ -148,11 +148,11 @@ func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
 		defer s.streams.enter()()
 		over, unwatch := s.deps.Live.Watch(account.Identity{Actor: x.actor, Tenant: x.tenant, ExpiresAt: x.expires}, in.ProjectID)
 		defer unwatch()
-		w := &eventWriter{sse: sse{w: x.w, rc: http.NewResponseController(x.w), now: s.now}, place: in.eventPlace, at: after}
+		w := &eventWriter{sse: sse{w: x.w, rc: http.NewResponseController(x.w), now: s.now}, place: in.EventPlace, at: after}
 		w.begin()
 		if after > at {
 			w.resync(at) // of another log, or of nobody's
-		} else if err := s.replayEvents(x, in.eventPlace, w, at); err != nil {
+		} else if err := s.replayEvents(x, in.EventPlace, w, at); err != nil {
 			_ = s.answerTo(x, err) // logged; the status has been sent
 			w.comment("the stream broke: ask again with Last-Event-ID")
 			return
@@ -187,7 +187,7 @@ func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
 }
 
 // replayEvents writes what the log has after the writer's place, up to at.
-func (s *Server) replayEvents(x *exchange, place eventPlace, w *eventWriter, at event.Seq) error {
+func (s *Server) replayEvents(x *exchange, place EventPlace, w *eventWriter, at event.Seq) error {
 	if w.at >= at {
 		return nil
 	}
@@ -213,7 +213,7 @@ func (s *Server) replayEvents(x *exchange, place eventPlace, w *eventWriter, at 
 // eventWriter writes events of a log, each once.
 type eventWriter struct {
 	sse
-	place eventPlace
+	place EventPlace
 	at    event.Seq
 }
 

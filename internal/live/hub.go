@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -248,15 +250,11 @@ func (h *Hub) listen(id ident.AccountID, v *visitor) {
 // forget takes a connection that ends out of everything.
 func (h *Hub) forget(c *conn, e ending) {
 	c.mu.Lock()
-	rooms := make([]*room, 0, len(c.rooms))
-	for _, r := range c.rooms {
-		rooms = append(rooms, r)
-	}
-	clear(c.rooms)
+	rooms := slices.Collect(maps.Keys(c.rooms))
 	account := c.actor.Account
 	c.mu.Unlock()
-	for _, r := range rooms {
-		r.leave(c)
+	for _, id := range rooms {
+		c.leave(id)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

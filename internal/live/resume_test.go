@@ -1,7 +1,6 @@
 package live_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -18,7 +17,6 @@ import (
 // reader is a client that keeps what it was told, as an application would: events by seq, texts by message.
 type reader struct {
 	t      *testing.T
-	conv   string
 	seq    int // the last that it knows
 	events []int
 	types  []string
@@ -47,8 +45,6 @@ func (r *reader) take(f frame) {
 }
 
 func utf16s(s string) (out []uint16) {
-	raw, _ := json.Marshal(s)
-	_ = raw
 	for _, c := range s {
 		if c > 0xFFFF {
 			c -= 0x10000
@@ -67,8 +63,8 @@ func TestResumeGivesTheExactTranscript(t *testing.T) {
 	conv := ada.make("/conversations", map[string]any{})
 	steady := ada.connect()
 	begin := steady.join(conv)
-	r := &reader{t: t, conv: conv, seq: begin, texts: map[string][]uint16{}}
-	whole := &reader{t: t, conv: conv, seq: begin, texts: map[string][]uint16{}}
+	r := &reader{t: t, seq: begin, texts: map[string][]uint16{}}
+	whole := &reader{t: t, seq: begin, texts: map[string][]uint16{}}
 	const turns, cuts = 12, 200
 	// The pieces come slowly enough for many cuts to be in the middle of one.
 	asker := ada.connect()
@@ -168,7 +164,7 @@ func TestSlowReadersAreDropped(t *testing.T) {
 	conv := ada.make("/conversations", map[string]any{})
 	quick := ada.connect()
 	quick.join(conv)
-	slow := h.stalled(ada, conv)
+	_, slow := h.stalled(ada, conv)
 	sent := 0
 	for over := false; !over; sent++ {
 		if sent > 200_000 {
@@ -192,17 +188,14 @@ func TestSlowReadersAreDropped(t *testing.T) {
 }
 
 // stalled is a member of the room that reads nothing until the returned function is called, which returns how it ended.
-func (h *house) stalled(u *user, room string) func() websocket.StatusCode {
+func (h *house) stalled(u *user, room string) (*websocket.Conn, func() websocket.StatusCode) {
 	h.t.Helper()
-	var wire net.Conn
 	s := u.dialVia(func(c net.Conn) net.Conn {
 		if tcp, ok := c.(*net.TCPConn); ok {
 			must(h.t, tcp.SetReadBuffer(4<<10))
 		}
-		wire = c
 		return c
 	})
-	_ = wire
 	must(h.t, s.Write(h.t.Context(), websocket.MessageText, []byte(`{"type":"join_room","data":{"room_id":"`+room+`"}}`)))
 	for {
 		_, raw, err := s.Read(h.t.Context())
@@ -211,7 +204,7 @@ func (h *house) stalled(u *user, room string) func() websocket.StatusCode {
 			break
 		}
 	}
-	return func() websocket.StatusCode {
+	return s, func() websocket.StatusCode {
 		for {
 			if _, _, err := s.Read(h.t.Context()); err != nil {
 				return websocket.CloseStatus(err)
