@@ -55,15 +55,14 @@ func (s *Server) openSocket(x *exchange, in *socketOpen) (*written, error) {
 	if !s.socketOrigin(x.r) {
 		return nil, fault.New(fault.Forbidden, "httpapi.openSocket", codeCrossOrigin, "this origin may not open WebSockets here")
 	}
-	upgrade := s.handshake(x)
-	if upgrade != nil && in.Ticket == "" && in.Token == "" {
-		return nil, fault.New(fault.Unauthenticated, "httpapi.openSocket", codeUnsigned, "open a WebSocket here, with a ticket")
-	}
-	if upgrade != nil {
-		return nil, upgrade // a ticket is not used up by what is no handshake
-	}
 	who, err := s.socketVisitor(x, in)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.handshake(x); err != nil {
+		if who == nil {
+			err = fault.New(fault.Unauthenticated, "httpapi.openSocket", codeUnsigned, "open a WebSocket here, with a ticket")
+		}
 		return nil, err
 	}
 	return &written{Body: func(hc huma.Context) {

@@ -15,8 +15,8 @@ type streams struct {
 	end      context.CancelFunc
 	draining context.Context // done when streams must end that would not end by themselves
 	drain    context.CancelFunc
-	mu    sync.Mutex
-	open  int
+	mu       sync.Mutex
+	open     int
 }
 
 func newStreams() *streams {

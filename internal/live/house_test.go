@@ -477,4 +477,3 @@ func (f frame) refused(t testing.TB, code string) {
 		t.Errorf("refused with %s, want %s", f.Data, code)
 	}
 }
-

@@ -84,7 +84,7 @@ type Words interface {
 type Hub struct {
 	Config
 	meters *meters
-	work   sync.WaitGroup // readers, writers and what they started
+	work   sync.WaitGroup  // readers, writers and what they started
 	life   context.Context //nolint:containedctx // ends with Close
 	end    context.CancelFunc
 	checks chan struct{} // as full as connections are being looked at again
