@@ -134,9 +134,14 @@ func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
 		return nil, err
 	}
 	defer ws.Release()
+	over, unwatch, err := s.deps.Live.Watch(account.Identity{Actor: x.actor, Tenant: x.tenant, ExpiresAt: x.expires}, in.ProjectID)
+	if err != nil {
+		return nil, err
+	}
 	queue := newEventQueue()
 	at, leave, err := s.deps.Listen(x.ctx, ws.Tenant, queue)
 	if err != nil {
+		unwatch()
 		return nil, err
 	}
 	if after < 0 {
@@ -144,10 +149,9 @@ func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
 	}
 	return &written{Body: func(hc huma.Context) {
 		x := hc.(*exchange)
+		defer unwatch()
 		defer leave()
 		defer s.streams.enter()()
-		over, unwatch := s.deps.Live.Watch(account.Identity{Actor: x.actor, Tenant: x.tenant, ExpiresAt: x.expires}, in.ProjectID)
-		defer unwatch()
 		w := &eventWriter{sse: sse{w: x.w, rc: http.NewResponseController(x.w), now: s.now}, place: in.EventPlace, at: after}
 		w.begin()
 		if after > at {

@@ -22,8 +22,9 @@ type Live interface {
 	// first frame. An error says why there is no connection: nothing has been written then.
 	Accept(w http.ResponseWriter, r *http.Request, who *account.Identity, from account.Origin) error
 	// Watch looks after a stream as it does after a socket: over is closed when the session ends, the token expires, or the
-	// subject, unless that is empty, may not be seen any more. Leave is called when the stream ends.
-	Watch(who account.Identity, subject string) (over <-chan struct{}, leave func())
+	// subject, unless that is empty, may not be seen any more. Leave is called when the stream ends. It is Throttled when the
+	// account has too many.
+	Watch(who account.Identity, subject string) (over <-chan struct{}, leave func(), err error)
 }
 
 type ticketAnswer struct {
@@ -122,7 +123,7 @@ func (s *Server) socketOrigin(r *http.Request) bool {
 // handshake returns why a request is no proper WebSocket handshake, or nil.
 func (s *Server) handshake(x *exchange) error {
 	r := x.r
-	if !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1 || !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket") {
+	if r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1 || !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket") {
 		p := newProblem(http.StatusUpgradeRequired, "upgrade_required", "this address takes WebSocket handshakes only", x.requestID)
 		p.headers.Set("Upgrade", "websocket")
 		p.headers.Set("Connection", "Upgrade")

@@ -32,7 +32,7 @@ func (c *conn) act(ctx context.Context, f frame) error {
 	case "leave_room":
 		return c.leaveRoom(f)
 	case "typing":
-		return c.type_(ctx, f)
+		return c.tellTyping(ctx, f)
 	case "send_message":
 		return c.send(ctx, f)
 	case "stop_turn":
@@ -175,8 +175,8 @@ func (c *conn) deny(room string, err error) {
 	}
 }
 
-// type_ tells the room that somebody types, or has stopped to. It is stored nowhere.
-func (c *conn) type_(ctx context.Context, f frame) error {
+// tellTyping tells the room that somebody types, or has stopped to. It is stored nowhere.
+func (c *conn) tellTyping(ctx context.Context, f frame) error {
 	var in typingData
 	if err := f.read(&in); err != nil {
 		return err

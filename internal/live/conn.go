@@ -91,6 +91,21 @@ func (c *conn) put(b []byte) {
 	c.push(b)
 }
 
+// putAll queues what somebody gets who joins: it is bounded by itself, and goes out whole unless too much waits already.
+func (c *conn) putAll(list [][]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end == nil && c.waiting > c.hub.MaxWaiting {
+		c.finish(slow)
+	}
+	if c.end != nil {
+		return
+	}
+	for _, b := range list {
+		c.push(b)
+	}
+}
+
 // push queues a frame. The caller has c.mu.
 func (c *conn) push(b []byte) {
 	c.queue = append(c.queue, b)

@@ -12,7 +12,10 @@ import (
 	"github.com/coder/websocket"
 
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/live"
+	"claude-memory-backend/internal/sqlstore"
 )
 
 func TestSessionsEndTheirSockets(t *testing.T) {
@@ -355,5 +358,41 @@ func TestEventStream(t *testing.T) {
 		for kind := "x"; kind != ""; {
 			_, kind, _ = s()
 		}
+	}
+}
+
+// shelf tells of jobs as the store has them.
+type shelf struct{ store *sqlstore.MasterStore }
+
+func (s *shelf) Job(ctx context.Context, _ ident.Actor, id ident.JobID) (job.Job, error) {
+	return s.store.FindJob(ctx, id)
+}
+
+func TestJobsAreToldToTheirAccount(t *testing.T) {
+	jobs := &shelf{}
+	h := newHouse(t, func(c *live.Config) { c.Jobs = jobs })
+	jobs.store = h.store
+	ada, bob := h.user("ada"), h.user("bob")
+	mine, other := ada.connect(), bob.connect()
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	j := job.Job{ID: ident.New[ident.JobID](), Kind: "database.move", State: job.Queued, CreatedAt: now}
+	ch := event.NewChange(ident.Actor{Account: ident.AccountID(ada.id)}, now)
+	ch.Add("database.activation_started", "db_1", map[string]any{"job_id": j.ID})
+	must(t, h.store.InsertJob(t.Context(), j, ch))
+	if f := mine.next("job"); f.text("id") != string(j.ID) || f.text("state") != "queued" {
+		t.Errorf("%s", f.Data)
+	}
+	claimed, ok, err := h.store.ClaimJob(t.Context(), job.Claim{Kinds: []string{j.Kind}, Node: "n", Now: now, Lease: now.Add(time.Minute)})
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	claimed.State, claimed.FinishedAt = job.Completed, &now
+	done := event.NewChange(ident.System(""), now)
+	done.Add("job.completed", string(j.ID), map[string]any{"kind": j.Kind})
+	must(t, h.store.FinishJob(t.Context(), claimed, "n", done))
+	mine.nextThat("the end of the job", func(f frame) bool { return f.Type == "job" && f.text("state") == "completed" })
+	other.send("ping", nil)
+	if f := other.next("pong", "job"); f.Type == "job" {
+		t.Error("Bob hears of it")
 	}
 }

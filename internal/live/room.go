@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
@@ -204,15 +205,11 @@ func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, id js
 		r.mu.Unlock()
 		return nil // it has left meanwhile
 	}
-	c.put(encode("room_joined", id, joinedData{RoomID: r.id, Members: r.people(c), Seq: int64(at)}))
+	begin := [][]byte{encode("room_joined", id, joinedData{RoomID: r.id, Members: r.people(c), Seq: int64(at)})}
 	if !whole {
-		c.put(encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}))
+		begin = append(begin, encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}))
 	}
-	for _, list := range [][][]byte{missed, saying, m.held} {
-		for _, b := range list {
-			c.put(b)
-		}
-	}
+	c.putAll(slices.Concat(begin, missed, saying, m.held))
 	m.holding, m.held = false, nil
 	r.mu.Unlock()
 	return nil
@@ -222,9 +219,26 @@ func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, id js
 func (r *room) saying() (frames [][]byte) {
 	ids := slices.SortedFunc(maps.Keys(r.turns), func(a, b ident.TurnID) int { return cmp.Compare(a, b) })
 	for _, id := range ids {
-		if t := r.turns[id]; t.units > 0 {
-			frames = append(frames, r.delta(id, t.message, 0, t.text.String()))
+		t := r.turns[id]
+		frames = append(frames, r.deltas(id, t.message, 0, t.text.String())...)
+	}
+	return frames
+}
+
+// pieceSize is how much text one frame has at most, in bytes: a frame has to be taken within WriteTime.
+const pieceSize = 256 << 10
+
+// deltas is text from an offset on, in one frame unless it is very long.
+func (r *room) deltas(turn ident.TurnID, message ident.MessageID, offset int, text string) (frames [][]byte) {
+	for text != "" {
+		n := len(text)
+		if n > pieceSize {
+			for n = pieceSize; !utf8.RuneStart(text[n]); n-- {
+			}
 		}
+		frames = append(frames, r.delta(turn, message, offset, text[:n]))
+		offset += conversation.TextLength(text[:n])
+		text = text[n:]
 	}
 	return frames
 }
@@ -233,8 +247,8 @@ func (r *room) delta(turn ident.TurnID, message ident.MessageID, offset int, tex
 	return encode("message.delta", nil, deltaData{RoomID: r.id, TurnID: string(turn), MessageID: string(message), Offset: offset, Text: text})
 }
 
-// scanned is how many events of the whole tenant are read, at most, to find those of one room.
-const scanned = 20
+// scanned is how many events of the whole tenant are read, at most, for each that may be sent again.
+const scanned = 5
 
 // missed reads what the room's log has after a position, up to another one. whole is false when that is too much, or the
 // position is not of this log: the client has to read everything again.
@@ -268,7 +282,7 @@ func (r *room) missed(ctx context.Context, ws *workspace.Workspace, after *event
 			if !e.Concerns(r.id) {
 				continue
 			}
-			if b := r.rest(ctx, ws, e, nil); b != nil {
+			for _, b := range r.rest(ctx, ws, e, nil) {
 				add(b)
 			}
 			add(encode("event", nil, r.hub.Words.Event(e, r.id)))
@@ -292,7 +306,7 @@ func ends(e event.Event) bool {
 
 // rest is the end of a turn's text, which comes before the event that says that it ended; nil when nothing is missing, or
 // the event is another one. t is what was told of the turn, nil for nothing.
-func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event, t *running) []byte {
+func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event, t *running) [][]byte {
 	if r.talk == "" || !ends(e) {
 		return nil
 	}
@@ -304,11 +318,7 @@ func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event,
 	if t != nil {
 		have = t.units
 	}
-	text := conversation.TextFrom(x.Assistant.Content, have)
-	if text == "" {
-		return nil
-	}
-	return r.delta(ident.TurnID(e.Subject), x.Assistant.ID, have, text)
+	return r.deltas(ident.TurnID(e.Subject), x.Assistant.ID, have, conversation.TextFrom(x.Assistant.Content, have))
 }
 
 // Tell implements workspace.Listener.
@@ -343,7 +353,7 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 		if t != nil {
 			t.cancel()
 		}
-		if b := r.rest(ctx, ws, e, t); b != nil {
+		for _, b := range r.rest(ctx, ws, e, t) {
 			r.mu.Lock()
 			r.broadcast(b, nil)
 			r.mu.Unlock()

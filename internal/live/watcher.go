@@ -20,18 +20,28 @@ type watcher struct {
 }
 
 // Watch looks after a stream of events: over is closed when its session ends, its token expires, or the subject, unless
-// that is empty, may not be seen any more. Leave is called when the stream ends.
-func (h *Hub) Watch(who account.Identity, subject string) (over <-chan struct{}, leave func()) {
+// that is empty, may not be seen any more. Leave is called when the stream ends. An account has as many streams, at most,
+// as it may have connections.
+func (h *Hub) Watch(who account.Identity, subject string) (over <-chan struct{}, leave func(), err error) {
 	w := &watcher{who: who, subject: subject, over: make(chan struct{}), check: h.Now().Add(h.CheckEvery)}
 	w.end = sync.OnceFunc(func() { close(w.over) })
 	h.mu.Lock()
+	defer h.mu.Unlock()
+	same := 0
+	for other := range h.watchers {
+		if other.who.Actor.Account == who.Actor.Account {
+			same++
+		}
+	}
+	if same >= h.MaxPerAccount {
+		return nil, nil, fault.New(fault.Throttled, "live.Watch", crowded.name, "too many streams of this account").RetryAfter(30 * time.Second)
+	}
 	h.watchers[w] = struct{}{}
-	h.mu.Unlock()
 	return w.over, func() {
 		h.mu.Lock()
 		delete(h.watchers, w)
 		h.mu.Unlock()
-	}
+	}, nil
 }
 
 // sweepWatchers ends streams whose token has expired, and looks at those that were not looked at for long.
