@@ -1,6 +1,7 @@
 package live_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -210,5 +211,37 @@ func (h *house) stalled(u *user, room string) (*websocket.Conn, func() websocket
 				return websocket.CloseStatus(err)
 			}
 		}
+	}
+}
+
+// Whoever joins while much happens hears what was missed first, then what happened meanwhile, without a gap in between.
+func TestJoiningWhileMuchHappens(t *testing.T) {
+	h := newHouse(t, func(c *live.Config) { c.MaxReplay, c.MaxWaiting = 1e6, 64<<20 })
+	ada := h.user("ada")
+	conv := ada.make("/conversations", map[string]any{})
+	s := ada.connect()
+	begin := s.join(conv)
+	ctx, stop := context.WithCancel(t.Context())
+	written := make(chan struct{})
+	defer func() { stop(); <-written }()
+	go func() {
+		defer close(written)
+		for ctx.Err() == nil {
+			ada.call(0, "POST", "/api/v1/conversations/"+conv+"/messages", map[string]any{"content": "x", "reply": false}, 201, nil)
+		}
+	}()
+	for range 30 {
+		s := ada.connect()
+		s.send("join_room", map[string]any{"room_id": conv, "after_seq": begin})
+		head := s.next("room_joined", "event")
+		if head.Type != "room_joined" {
+			t.Fatalf("%s before room_joined", head.Data)
+		}
+		for seq := begin; seq < head.number("seq")+3; seq++ {
+			if f := s.next("event"); f.number("seq") != seq+1 {
+				t.Fatalf("%d after %d, joined at %d", f.number("seq"), seq, head.number("seq"))
+			}
+		}
+		s.drop()
 	}
 }
