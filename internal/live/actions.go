@@ -64,7 +64,9 @@ func (c *conn) auth(ctx context.Context, f frame) error {
 		return nil
 	case first:
 		c.hub.mu.Lock()
-		err = c.hub.welcome(c, who)
+		if _, here := c.hub.conns[c]; here {
+			err = c.hub.welcome(c, who)
+		}
 		c.hub.mu.Unlock()
 		if err != nil {
 			c.over(crowded)

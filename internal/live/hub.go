@@ -171,16 +171,17 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identi
 		return nil // it has been answered
 	}
 	ws.SetReadLimit(-1) // read looks at the size itself, and says so in its own words
-	c.mu.Lock()
 	c.ws, c.wire = ws, t.wire
-	if who != nil {
-		c.push(c.greeting(nil))
-	}
-	c.mu.Unlock()
 	h.mu.Lock()
-	h.conns[c] = struct{}{}
+	h.conns[c] = struct{}{} // before anything can end it
 	late := h.closing
 	h.mu.Unlock()
+	if who != nil {
+		c.mu.Lock()
+		greeting := c.greeting(nil)
+		c.mu.Unlock()
+		c.put(greeting)
+	}
 	go func() {
 		defer h.work.Done()
 		c.read()
@@ -251,7 +252,6 @@ func (h *Hub) listen(id ident.AccountID, v *visitor) {
 func (h *Hub) forget(c *conn, e ending) {
 	c.mu.Lock()
 	rooms := slices.Collect(maps.Keys(c.rooms))
-	account := c.actor.Account
 	c.mu.Unlock()
 	for _, id := range rooms {
 		c.leave(id)
@@ -259,6 +259,8 @@ func (h *Hub) forget(c *conn, e ending) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.conns, c)
+	actor, _ := c.who() // nobody signs in any more who is not among the connections
+	account := actor.Account
 	if v := h.accounts[account]; v != nil {
 		delete(v.conns, c)
 		if len(v.conns) == 0 {

@@ -245,3 +245,47 @@ func TestJoiningWhileMuchHappens(t *testing.T) {
 		s.drop()
 	}
 }
+
+// Whoever comes in at any moment of an answer has all of it when its end is told.
+func TestWhoComesInTheMiddleHasTheWholeAnswer(t *testing.T) {
+	h := newHouse(t, nil)
+	ada := h.user("ada")
+	conv := ada.make("/conversations", map[string]any{})
+	steady := ada.connect()
+	steady.join(conv)
+	const words = 12
+	for round := range 30 {
+		steady.send("send_message", map[string]any{"room_id": conv, "content": fmt.Sprintf("#long %d", words)})
+		steady.event("turn.started")
+		for range round % (words + 1) {
+			steady.next("message.delta")
+		}
+		s := ada.connect()
+		head := s.join(conv)
+		if steady.event("turn.completed").number("seq") <= head {
+			s.drop() // it came too late
+			continue
+		}
+		r := &reader{t: t, seq: head, texts: map[string][]uint16{}}
+		for {
+			f := s.next("message.delta", "event")
+			r.take(f)
+			if f.Type == "event" && f.text("type") == "turn.completed" {
+				break
+			}
+		}
+		for id, text := range r.texts {
+			var list struct{ Data []struct{ ID, Content string } }
+			ada.call(0, "GET", "/api/v1/conversations/"+conv+"/messages?limit=2", nil, 200, &list)
+			for _, m := range list.Data {
+				if m.ID == id && !slices.Equal(text, utf16s(m.Content)) {
+					t.Errorf("round %d: %d units of %d", round, len(text), len(utf16s(m.Content)))
+				}
+			}
+		}
+		if len(r.texts) != 1 {
+			t.Errorf("round %d: %d texts", round, len(r.texts))
+		}
+		s.drop()
+	}
+}

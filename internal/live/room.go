@@ -54,6 +54,7 @@ type running struct {
 	text    strings.Builder
 	units   int // its length in UTF-16 code units
 	cancel  context.CancelFunc
+	ending  bool // the log tells of its end: what is missing comes from there
 }
 
 // open finds or makes the room, which the caller uses until it leaves.
@@ -341,26 +342,30 @@ func (r *room) Tell(ctx context.Context, ws *workspace.Workspace, events []event
 
 func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event) {
 	turn := ident.TurnID(e.Subject)
+	var rest [][]byte
 	if ends(e) && r.talk != "" {
-		// From here on only this tells of the turn's text: what is missing comes now, nothing comes later.
 		r.mu.Lock()
 		t := r.turns[turn]
-		delete(r.turns, turn)
+		if t != nil {
+			t.ending = true
+			t.cancel()
+		}
 		if r.early != nil {
 			r.early[turn] = true
 		}
 		r.mu.Unlock()
-		if t != nil {
-			t.cancel()
-		}
-		for _, b := range r.rest(ctx, ws, e, t) {
-			r.mu.Lock()
-			r.broadcast(b, nil)
-			r.mu.Unlock()
-		}
+		rest = r.rest(ctx, ws, e, t)
 	}
+	// In one go: who joins does so before all of it, or after.
 	r.mu.Lock()
+	if ends(e) {
+		delete(r.turns, turn)
+	}
+	for _, b := range rest {
+		r.broadcast(b, nil)
+	}
 	r.broadcast(encode("event", nil, r.hub.Words.Event(e, r.id)), nil)
+	r.at = e.Seq
 	if e.Type == "turn.started" && r.talk != "" {
 		var data struct {
 			Message ident.MessageID `json:"assistant_message_id"`
@@ -446,7 +451,7 @@ func (r *room) follow(turn ident.TurnID, message ident.MessageID) {
 func (r *room) said(turn ident.TurnID, t *running, m conversation.Moment) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.turns[turn] != t {
+	if r.turns[turn] != t || t.ending {
 		return errTold
 	}
 	t.text.WriteString(m.Text)
