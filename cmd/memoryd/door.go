@@ -4,11 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"time"
 
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/httpapi"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/live"
 	"claude-memory-backend/internal/natsbus"
 	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/seal"
@@ -18,23 +21,34 @@ import (
 
 // newDoor builds the HTTP door over the services.
 func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
-	tenants *relocate.Service, engine *conversation.Engine, kept *spool.Spool, meters *counters, nodes *natsbus.Bus, stopped <-chan struct{},
+	tenants *relocate.Service, engine *conversation.Engine, kept *spool.Spool, meters *counters, nodes *natsbus.Bus,
+	feeds *workspace.Feeds, hub *live.Hub, stopped <-chan struct{},
 ) (*httpapi.Server, error) {
-	once := in.lasting.Derive("idempotency fingerprints")
+	once := onceSecret(in)
+	opened := func(ws *workspace.Workspace, err error) (httpapi.Workspace, error) {
+		if err != nil {
+			return httpapi.Workspace{}, err
+		}
+		return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
+			Audit: ws.Audit, Events: ws.Events, Tenant: ws.Tenant.ID, Usage: ws.Usage, Waited: ws.Waited, Release: ws.Release}, nil
+	}
 	return httpapi.NewServer(httpapi.Config{
 		Production: s.production(), Version: version(), AllowedOrigins: s.list("ALLOWED_ORIGINS"), TrustedProxies: s.networks("TRUSTED_PROXIES"),
 		MetricsToken: s.secret("METRICS_TOKEN").Reveal(), RateLimit: s.on("RATE_LIMIT"), DocsPage: !s.production(),
-		OnceSecret: once[:], DrainTime: drainTime(s), Linger: stopped,
+		OnceSecret: once, DrainTime: drainTime(s), Linger: stopped, QueryToken: s.queryToken(),
 	}, httpapi.Deps{
-		Accounts: accounts, Log: log, Collectors: slices.Concat(meters.collectors(engine, pool, kept), busCollectors(nodes)),
+		Accounts: accounts, Log: log,
+		Collectors: slices.Concat(meters.collectors(engine, pool, kept), busCollectors(nodes), hub.Collectors()),
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
-			ws, err := pool.Acquire(ctx, actor, id)
-			if err != nil {
-				return httpapi.Workspace{}, err
-			}
-			return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
-				Audit: ws.Audit, Usage: ws.Usage, Waited: ws.Waited, Release: ws.Release}, nil
+			return opened(pool.Acquire(ctx, actor, id))
 		},
+		Enter: func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (httpapi.Workspace, error) {
+			return opened(pool.Enter(ctx, actor, own, subject))
+		},
+		Listen: func(ctx context.Context, id ident.TenantID, l workspace.Listener) (event.Seq, func(), error) {
+			return feeds.Listen(ctx, id, l)
+		},
+		Live: hub,
 
 		Databases: tenants, Jobs: tenants, Eraser: tenants, Proof: accounts,
 		Ready: in.store.Ping,
@@ -57,9 +71,33 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 				return facts, nil
 			}},
 			{Name: "bus", Look: func(context.Context) (map[string]any, error) { return lookAtBus(nodes) }},
+			{Name: "live", Look: func(context.Context) (map[string]any, error) {
+				st := hub.Stats()
+				return map[string]any{"connections": st.Connections, "accounts": st.Accounts, "rooms": st.Rooms, "feeds": feeds.Open()}, nil
+			}},
 			{Name: "storage", Look: func(context.Context) (map[string]any, error) { return diskFacts(s.text("STORAGE_PATH")) }},
 		},
 	})
+}
+
+// onceSecret keys the fingerprints of idempotent requests.
+func onceSecret(in *install) []byte {
+	key := in.lasting.Derive("idempotency fingerprints")
+	return key[:]
+}
+
+// newLive builds the live door: what sockets and event streams hear.
+func newLive(in *install, log *slog.Logger, bus event.Bus, accounts *account.Service, pool *workspace.Pool,
+	tenants *relocate.Service, node string,
+) (*workspace.Feeds, *live.Hub) {
+	// The bus hears of every commit of this process. What other nodes commit is looked for as often as a reader may wait.
+	look := time.Minute
+	if !in.sole {
+		look = 2 * time.Second
+	}
+	feeds := workspace.NewFeeds(pool, look)
+	return feeds, live.New(live.Config{Accounts: accounts, Pool: pool, Feeds: feeds, Bus: bus, Master: in.store, Jobs: tenants,
+		Words: httpapi.Words{OnceSecret: onceSecret(in), Now: time.Now}, Node: node, Log: log})
 }
 
 // newAccounts builds the account service over the master database.

@@ -62,6 +62,7 @@ var rooms = map[string]room{
 	"internal/workspace": {floor: 5, note: "the only door to a tenant's data"},
 
 	"internal/httpapi": {floor: 7, note: "decode, one service call, encode"},
+	"internal/live":    {floor: 7, note: "WebSockets: rooms, presence, typing, resume, slow readers"},
 
 	"internal/steptest":             {floor: 4.5, tests: true, note: "histories of schemas with more steps than the released one"},
 	"internal/storetest":            {floor: 4, tests: true, note: "the conformance suite of every store"},

@@ -47,7 +47,7 @@ import (
 //	owndb NAME                   a fresh PostgreSQL database such as a user has: its address in $NAME, the password in
 //	                             it in $NAME_PASSWORD
 //
-// and the commands of scripthttp_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite], [postgres] and
+// and the commands of scripthttp_test.go and scriptsocket_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite], [postgres] and
 // [external] tell where tenants live; with [external] the master database is SQLite, so [sqlite] holds too.
 func TestStories(t *testing.T) {
 	path := binary(t)

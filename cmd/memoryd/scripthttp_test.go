@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"regexp"
@@ -17,6 +18,7 @@ import (
 	"time"
 	"unicode/utf16"
 
+	"github.com/coder/websocket"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -84,6 +86,7 @@ func browserCommands() map[string]command {
 		"ended":    cmdEnded,
 		"leave":    cmdLeave,
 	}
+	maps.Copy(all, socketCommands())
 	for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
 		all[method] = func(ts *testscript.TestScript, neg bool, args []string) {
 			if neg || len(args) < 3 || len(args) > 4 || args[len(args)-2] != "->" {
@@ -334,8 +337,9 @@ func matches(ts *testscript.TestScript, pattern, s string) bool {
 	return re.MatchString(s)
 }
 
-// stream is an event stream that is read in the background.
+// stream is an event stream, or a WebSocket, that is read in the background.
 type stream struct {
+	socket *websocket.Conn
 	cancel context.CancelFunc
 	done   chan struct{}
 

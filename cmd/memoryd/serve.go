@@ -104,7 +104,8 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		tenants.Spools = func(_ context.Context, id ident.TenantID) error { return kept.Discard(id) }
 	}
 	stopped := make(chan struct{})
-	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, kept, meters, nodes, stopped)
+	feeds, hub := newLive(in, log, bus, accounts, pool, tenants, node)
+	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, kept, meters, nodes, feeds, hub, stopped)
 	if err != nil {
 		return err
 	}
@@ -117,8 +118,9 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 
 	// Stopping: readiness goes first; streams of turns that another node runs end at once, so that their readers go there;
 	// requests and turns of this one get the drain time to end, and connections are taken as long; turns that need longer are
-	// marked interrupted, which ends their streams too; then background work stops (jobs go on after the next start), tenants
-	// close, other nodes are told the last words, and the master closes last.
+	// marked interrupted, which ends their streams too. WebSockets stay until then, so that they hear how their turns ended;
+	// they are told to come back. Then background work stops (jobs go on after the next start), tenants close, other nodes are
+	// told the last words, and the master closes last.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	drain := time.Duration(s.number("SHUTDOWN_TIMEOUT")) * time.Second
@@ -135,14 +137,17 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	var background errgroup.Group
 	background.Go(func() error { return pool.Run(work) })
 	background.Go(func() error { return accounts.Run(work) })
+	background.Go(func() error { return hub.Run(work) })
 	background.Go(func() error { return jobs.Run(work) })
 	background.Go(func() error { rewrap(work, s, log, tenants); return nil })
 	background.Go(func() error { tidy(work, tenants, log); return nil })
 	err = group.Wait()
-	stopWork()
-	warn(log, "background work", background.Wait())
 	closing, cancelClosing := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancelClosing()
+	warn(log, "connections", hub.Close(closing))
+	stopWork()
+	warn(log, "background work", background.Wait())
+	feeds.Close()
 	warn(log, "tenants", pool.Close(closing))
 	fmt.Fprintln(p.stdout, "memoryd has stopped")
 	return err

@@ -60,6 +60,7 @@ func variables() []variable {
 		{"PORT", "3001", false, number(0, 65535), "port to listen on; 0 takes a free one"},
 		{"ALLOWED_ORIGINS", "http://localhost:3000", false, each(origin), "browser origins that may call the API"},
 		{"TRUSTED_PROXIES", "", false, each(network), "proxies whose X-Forwarded-For is believed"},
+		{"WS_QUERY_TOKEN", "", false, onOff, "whether /ws takes access tokens in its address; empty: on in development, off elsewhere"},
 		{"RATE_LIMIT", "on", false, onOff, "request limits; off for load tests only"},
 		{"REGISTRATION", "open", false, words("open", "invite", "closed"), "who may register"},
 		{"JWT_SECRET", "", true, strongSecret, "signs access tokens; 32 characters or more"},
@@ -195,6 +196,14 @@ func (s *settings) secret(name string) seal.Secret {
 func (s *settings) production() bool { return s.text("NODE_ENV") == "production" }
 
 func (s *settings) on(name string) bool { return s.text(name) == "on" }
+
+// queryToken says whether a WebSocket may have its access token in the address.
+func (s *settings) queryToken() bool {
+	if s.text("WS_QUERY_TOKEN") == "" {
+		return s.text("NODE_ENV") == "development"
+	}
+	return s.on("WS_QUERY_TOKEN")
+}
 
 // number is for settings that number() checked.
 func (s *settings) number(name string) int {

@@ -89,10 +89,11 @@ type Session struct {
 	Current    bool // the one that asks
 }
 
-// Identity is who a verified access token stands for.
+// Identity is who a verified access token, or a ticket, stands for.
 type Identity struct {
-	Actor  ident.Actor
-	Tenant ident.TenantID
+	Actor     ident.Actor
+	Tenant    ident.TenantID
+	ExpiresAt time.Time // the token's
 }
 
 // Family is a session as the store keeps it.

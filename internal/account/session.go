@@ -76,13 +76,18 @@ func (s *Service) Refresh(ctx context.Context, t RefreshToken, o Origin) (Grant,
 // Verify says who an access token stands for. Its session is looked up, at most a second late when another node
 // ended it.
 func (s *Service) Verify(ctx context.Context, t AccessToken, o Origin) (Identity, error) {
-	const op = "account.Verify"
-	ended := sessionEnded(op)
-	id, session, err := s.signer.read(t)
+	id, session, until, err := s.signer.readUntil(t)
 	if err != nil {
 		return Identity{}, err
 	}
+	return s.identify(ctx, "account.Verify", id, session, until, o)
+}
+
+// identify says who a session of the account stands for, if it is alive.
+func (s *Service) identify(ctx context.Context, op string, id ident.AccountID, session ident.SessionID, until time.Time, o Origin) (Identity, error) {
+	ended := sessionEnded(op)
 	now := s.moment()
+	var err error
 	live, era, ok := s.seen.find(session, now)
 	if !ok {
 		live, err = s.store.FindLive(ctx, session, now)
@@ -100,7 +105,7 @@ func (s *Service) Verify(ctx context.Context, t AccessToken, o Origin) (Identity
 	if now.Sub(live.LastUsedAt) >= touchEvery {
 		s.seen.touch(Touch{Session: session, Address: o.Address, At: now})
 	}
-	return Identity{Tenant: live.Tenant, Actor: ident.Actor{Account: live.Account, Name: live.Name, Role: live.Role,
+	return Identity{ExpiresAt: until, Tenant: live.Tenant, Actor: ident.Actor{Account: live.Account, Name: live.Name, Role: live.Role,
 		Session: session, Address: o.Address, RequestID: o.RequestID}}, nil
 }
 

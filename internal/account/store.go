@@ -37,7 +37,10 @@ type Store interface {
 	PutFact(ctx context.Context, name string, value []byte, at time.Time) (bool, error)
 	// FindFact returns a fact's value, NotFound when there is none.
 	FindFact(ctx context.Context, name string) ([]byte, error)
-	// SweepOnces forgets expired idempotency records.
+	// Spend notes that something which works once was used, until then; it is false when that was noted before. Of
+	// several that try at once, on whatever node, one succeeds.
+	Spend(ctx context.Context, what string, key []byte, until time.Time) (bool, error)
+	// SweepOnces forgets expired idempotency records, and what was spent.
 	SweepOnces(ctx context.Context, now time.Time) (int64, error)
 }
 

@@ -73,23 +73,29 @@ func (s *signer) sign(account ident.AccountID, session ident.SessionID, life tim
 
 // read verifies a token. Every reason to refuse one is the same to who shows it.
 func (s *signer) read(t AccessToken) (ident.AccountID, ident.SessionID, error) {
+	account, session, _, err := s.readUntil(t)
+	return account, session, err
+}
+
+// readUntil is read, and says when the token expires.
+func (s *signer) readUntil(t AccessToken) (ident.AccountID, ident.SessionID, time.Time, error) {
 	refused := fault.New(fault.Unauthenticated, "account.Verify", "token_invalid",
 		"the access token is missing, wrong or has expired: sign in or refresh it")
 	text := t.Reveal()
 	// Decoders of base64 skip line breaks: one token would have many spellings.
 	if len(text) > tokenMax || strings.Count(text, ".") != 2 || strings.ContainsAny(text, "\r\n") {
-		return "", "", refused
+		return "", "", time.Time{}, refused
 	}
 	head, rest, _ := strings.Cut(text, ".")
 	body, _, _ := strings.Cut(rest, ".")
 	if plainObject(head, "alg", "typ", "kid") == nil {
-		return "", "", refused
+		return "", "", time.Time{}, refused
 	}
 	values := plainObject(body, "iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp")
 	for _, name := range []string{"iat", "nbf", "exp"} {
 		// The parser takes a number in quotes for a number.
 		if v := values[name]; len(v) == 0 || v[0] < '0' || v[0] > '9' {
-			return "", "", refused
+			return "", "", time.Time{}, refused
 		}
 	}
 	var c claims
@@ -102,14 +108,14 @@ func (s *signer) read(t AccessToken) (ident.AccountID, ident.SessionID, error) {
 		return key, nil
 	})
 	if err != nil || c.ID == "" || c.NotBefore == nil || c.IssuedAt == nil || len(c.Audience) != 1 {
-		return "", "", refused // without the parser's error, which may quote the token
+		return "", "", time.Time{}, refused // without the parser's error, which may quote the token
 	}
 	account, err1 := ident.Parse[ident.AccountID](c.Subject)
 	session, err2 := ident.Parse[ident.SessionID](c.Session)
 	if err1 != nil || err2 != nil {
-		return "", "", refused
+		return "", "", time.Time{}, refused
 	}
-	return account, session, nil
+	return account, session, c.ExpiresAt.UTC(), nil
 }
 
 // plainObject reads base64url of one JSON object with exactly the names, each once and in this case, and nil otherwise:

@@ -135,4 +135,5 @@ type Turn struct {
 	Lease            time.Time // until when that node's word counts without renewal
 	StartedAt        time.Time
 	FinishedAt       *time.Time
+	Project          ident.ProjectID // of its conversation, when the turn was read
 }

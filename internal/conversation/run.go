@@ -300,6 +300,12 @@ func clean(piece string) string {
 	return strings.ReplaceAll(piece, "\x00", "\uFFFD")
 }
 
+// TextLength is the length of text as offsets of pieces count it: in UTF-16 code units, as JavaScript does.
+func TextLength(text string) int { return utf16Len(text) }
+
+// TextFrom is what follows the first units of text.
+func TextFrom(text string, units int) string { return utf16From(text, units) }
+
 // utf16Len is JavaScript's length of s.
 func utf16Len(s string) int {
 	n := 0

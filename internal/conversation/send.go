@@ -46,7 +46,7 @@ func (s *Service) Send(ctx context.Context, actor ident.Actor, id ident.Conversa
 	if !in.Reply {
 		return s.append(ctx, op, actor, id, in.Where, in.Once, func(sp Spot) (Entry, event.Change, error) {
 			ch := event.NewChange(actor, now)
-			ch.Add("message.created", string(user.ID), created(user))
+			ch.Add("message.created", string(user.ID), created(user, sp))
 			return Entry{Messages: []Message{user}}, ch, nil
 		}, onceTurn{User: user.ID}, nil)
 	}
@@ -63,8 +63,8 @@ func (s *Service) Send(ctx context.Context, actor ident.Actor, id ident.Conversa
 		}
 		stub := s.stub(t)
 		ch := event.NewChange(actor, now)
-		ch.Add("message.created", string(user.ID), created(user))
-		ch.Add("turn.started", string(t.ID), started(t))
+		ch.Add("message.created", string(user.ID), created(user, sp))
+		ch.Add("turn.started", string(t.ID), started(t, sp))
 		return Entry{Messages: []Message{user, stub}, Turn: &t, System: system}, ch, nil
 	}, onceTurn{User: user.ID, Assistant: t.AssistantMessage, Turn: t.ID}, job)
 }
@@ -121,7 +121,7 @@ func (s *Service) again(ctx context.Context, op string, kind Kind, actor ident.A
 		stub := s.stub(t)
 		stub.Content = job.prefix
 		ch := event.NewChange(actor, now)
-		ch.Add("turn.started", string(t.ID), started(t))
+		ch.Add("turn.started", string(t.ID), started(t, sp))
 		return Entry{Messages: []Message{stub}, Turn: &t, System: system}, ch, nil
 	}, onceTurn{User: was.User.ID, Assistant: t.AssistantMessage, Turn: t.ID}, job)
 }
@@ -300,11 +300,12 @@ func (s *Service) stub(t Turn) Message {
 		UpdatedAt: t.StartedAt, Node: t.Node, Lease: t.Lease}
 }
 
-func created(m Message) map[string]any {
-	return map[string]any{"conversation_id": m.Conversation, "message_id": m.ID, "role": m.Role}
+func created(m Message, at Spot) map[string]any {
+	return map[string]any{"conversation_id": m.Conversation, "project_id": nullable(string(at.Conversation.ProjectID)),
+		"message_id": m.ID, "role": m.Role}
 }
 
-func started(t Turn) map[string]any {
-	return map[string]any{"conversation_id": t.Conversation, "turn_id": t.ID, "kind": t.Kind, "user_message_id": t.UserMessage,
+func started(t Turn, at Spot) map[string]any {
+	return map[string]any{"conversation_id": t.Conversation, "project_id": nullable(string(at.Conversation.ProjectID)), "turn_id": t.ID, "kind": t.Kind, "user_message_id": t.UserMessage,
 		"assistant_message_id": t.AssistantMessage, "provider": t.Provider, "model": t.Model}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -143,9 +144,12 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.Conversa
 		if d.Title != c.Title {
 			c.TitleByHand = d.Title != ""
 		}
+		facts := map[string]any{"version": c.Version + 1, "status": d.Status, "project_id": nullable(string(d.ProjectID))}
+		if d.ProjectID != c.ProjectID {
+			facts["from_project_id"] = nullable(string(c.ProjectID)) // whoever follows that project hears that it left
+		}
 		c.Details, c.Version, c.UpdatedAt = d, c.Version+1, ch.At
-		ch.Add(kind, string(id), map[string]any{"version": c.Version, "status": c.Status,
-			"project_id": nullable(string(d.ProjectID))})
+		ch.Add(kind, string(id), facts)
 		return c, ch, nil
 	})
 	return c, fault.Wrap(op, err)
@@ -162,7 +166,8 @@ func (s *Service) Delete(ctx context.Context, actor ident.Actor, id ident.Conver
 			return event.Change{}, stale(op)
 		}
 		ch := event.NewChange(actor, s.moment())
-		ch.Add("conversation.deleted", string(id), map[string]any{"messages": c.MessageCount})
+		ch.Add("conversation.deleted", string(id), map[string]any{"messages": c.MessageCount,
+			"project_id": nullable(string(c.ProjectID))})
 		return ch, nil
 	})
 	if err == nil {
@@ -212,6 +217,20 @@ func (s *Service) Turn(ctx context.Context, actor ident.Actor, id ident.Conversa
 	}
 	x, err := s.exchange(ctx, id, turn)
 	return x, fault.Wrap(op, err)
+}
+
+// Running returns the turns of a conversation that run at the moment, oldest first.
+func (s *Service) Running(ctx context.Context, actor ident.Actor, id ident.ConversationID) ([]Turn, error) {
+	const op = "conversation.Running"
+	if err := s.allow(op, actor); err != nil {
+		return nil, err
+	}
+	const most = 1000 // an open tenant runs a hundred at once
+	all, err := s.store.RunningTurns(ctx, most)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	return slices.DeleteFunc(all, func(t Turn) bool { return t.Conversation != id }), nil
 }
 
 // exchange reads a turn; one whose owner is gone is marked interrupted first.
@@ -360,7 +379,8 @@ func ending(actor ident.Actor, t Turn, m Message, state State, code, detail stri
 		m.TokensUpTo += m.Tokens
 	}
 	ch := event.NewChange(actor, at)
-	facts := map[string]any{"conversation_id": t.Conversation, "turn_id": t.ID, "message_id": m.ID, "state": state}
+	facts := map[string]any{"conversation_id": t.Conversation, "project_id": nullable(string(t.Project)), "turn_id": t.ID,
+		"message_id": m.ID, "state": state}
 	ch.Add("turn."+string(state), string(t.ID), facts)
 	ch.Add("message.completed", string(m.ID), facts)
 	return Ending{Turn: t, Message: m}, ch

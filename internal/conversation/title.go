@@ -33,7 +33,8 @@ func (e *Engine) title(s *Service, conv Conversation, first Message) {
 			}
 			c.Title = title
 			ch := event.NewChange(ident.System(""), e.moment())
-			ch.Add("conversation.titled", string(c.ID), map[string]any{"conversation_id": c.ID})
+			ch.Add("conversation.titled", string(c.ID), map[string]any{"conversation_id": c.ID,
+				"project_id": nullable(string(c.ProjectID))})
 			return c, ch, nil
 		})
 		if err != nil && !fault.Is(err, fault.NotFound) {

@@ -24,7 +24,13 @@ const (
 	Ended     Kind = "ended"     // the turn named by Topic has ended and its end is committed
 	Stop      Kind = "stop"      // whoever runs the turn named by Topic should stop it
 	Missed    Kind = "missed"    // signals may have been lost: read the truth again; comes with Subscription.Lost
+	Typing    Kind = "typing"    // somebody in the room named by Topic types, or has stopped to; Text says who
+	Presence  Kind = "presence"  // who is in the room named by Topic; Text says who, and on which node
+	Access    Kind = "access"    // what the account named by Topic may see has changed
 )
+
+// AccessTopic is where signals of kind Access about an account travel.
+func AccessTopic(account string) string { return "access:" + account }
 
 // Bus carries signals between followers, on one node or on many. Delivery is at most once, and in order for what one node
 // publishes on one topic. Neither method waits for anybody. A subscriber that may have lost signals, because it fell behind

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"time"
 
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/ident"
@@ -14,6 +15,9 @@ type Accounts interface {
 	Refresh(ctx context.Context, token account.RefreshToken, from account.Origin) (account.Grant, error)
 	// Verify reads an access token.
 	Verify(ctx context.Context, token account.AccessToken, from account.Origin) (account.Identity, error)
+	// Ticket makes a ticket for a WebSocket, which ends when the token does; Redeem uses it up.
+	Ticket(actor ident.Actor, token time.Time) (account.Ticket, error)
+	Redeem(ctx context.Context, t account.Ticket, from account.Origin) (account.Identity, error)
 	Logout(ctx context.Context, actor ident.Actor) error
 	LogoutAll(ctx context.Context, actor ident.Actor) error
 	Find(ctx context.Context, actor ident.Actor) (account.Account, error)

@@ -35,7 +35,7 @@ func (x *exchange) identify() error {
 	if err != nil {
 		return err
 	}
-	x.actor, x.tenant = who.Actor, who.Tenant
+	x.actor, x.tenant, x.expires = who.Actor, who.Tenant, who.ExpiresAt
 	x.actor.Address, x.actor.RequestID = x.client.String(), x.requestID
 	return nil
 }

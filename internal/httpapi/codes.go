@@ -65,11 +65,27 @@ func Codes() []Explanation {
 		{"invitation_required", "Registration is by invitation", "Ask the operator for an invitation."},
 		{"setup_token_invalid", "The setup token is not valid", "It is wrong, or was used already."},
 		{"hashing_busy", "Too many people are signing in", "Repeat after `Retry-After` seconds."},
+		{"ticket_invalid", "The ticket is not valid", "It is wrong, was used, or is older than 30 seconds: get a new one from `POST /auth/ws-ticket`."},
+		{"token_expired", "The access token has expired", "Refresh it; a WebSocket renews itself with an `auth` frame before that."},
+		{"query_token_refused", "Tokens in addresses are not taken", "Use a ticket, or send `auth` as the first frame; `WS_QUERY_TOKEN` allows it."},
+		{"other_account", "The token is another account's", "Open another WebSocket for it."},
 		{"forbidden", "Not allowed", "The account lacks the role for this."},
 		{"cross_origin_refused", "Refused because of the request's origin", "Requests that carry cookies must come from the server's own origin or one of the allowed ones."},
 		{"tenant_suspended", "The account's data is suspended", "Ask the operator."},
 		{"tenant_read_only", "The account's data can only be read", "Ask the operator."},
 		{"tenant_quarantined", "The account's database is not sound", "It can be read as far as possible until the operator has repaired it."},
+
+		// WebSockets. Most stand in the final frame, with the close code.
+		{"upgrade_required", "This address takes WebSockets only", "Open a WebSocket (RFC 6455)."},
+		{"malformed_frame", "The frame is not proper JSON", "Send one JSON object in UTF-8, `{type, data, id?}`, with each key once."},
+		{"frame_too_large", "The frame is too large", "Send long messages by HTTP."},
+		{"frame_not_text", "The frame is binary", "Send text."},
+		{"unknown_frame", "There is no frame of this type", "The documentation of `/ws` lists them."},
+		{"room_not_joined", "The room was not joined", "Send `join_room` first."},
+		{"too_many_rooms", "The connection is in too many rooms", "Leave one first."},
+		{"too_many_sockets", "Too many WebSockets are open", "Close one, or come back later."},
+		{"no_pong", "Pings were not answered", "Reconnect, and join with `after_seq`."},
+		{"slow_reader", "What was sent was not read in time", "Reconnect, and join with `after_seq`."},
 
 		// Jobs. Codes of a failed one stand in its `error`.
 		{"job_finished", "The job has ended", "There is nothing to cancel."},

@@ -18,6 +18,7 @@ import (
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/workspace"
 )
 
 // Config is what an operator decides about the door. The zero value of a limit means its default.
@@ -29,6 +30,7 @@ type Config struct {
 	MetricsToken   string         // opens metrics and detailed health; empty: admins only, in production
 	RateLimit      bool           // false switches all rate limits off
 	DocsPage       bool           // serve the documentation page
+	QueryToken     bool           // a WebSocket may have its access token in the address
 	OnceSecret     []byte         // keys the fingerprints of idempotent requests; at least 32 bytes
 
 	PerAccount   Rate          // requests of one account; default 1,200 a minute, bursts of 200
@@ -93,6 +95,11 @@ type Deps struct {
 	// Open opens the tenant's services for one request; the door calls Release once. Whether the actor may see the
 	// tenant is the opener's business.
 	Open func(ctx context.Context, actor ident.Actor, tenant ident.TenantID) (Workspace, error)
+	// Enter is Open for the workspace in which a project lives, the actor's own or somebody else's.
+	Enter func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (Workspace, error)
+	// Listen tells a listener of everything in a tenant's log after the position that it returns.
+	Listen func(ctx context.Context, tenant ident.TenantID, l workspace.Listener) (event.Seq, func(), error)
+	Live   Live
 	// What follows concerns whole tenants: it works while the tenant's own database does not.
 	Databases Databases
 	Jobs      Jobs
@@ -121,6 +128,8 @@ type Workspace struct {
 	Conversations Conversations
 	Turns         Turns
 	Audit         Trail
+	Events        event.Log
+	Tenant        ident.TenantID // whose workspace it is
 	// Usage is how much the tenant keeps and what it may keep, 0 for no limit.
 	Usage   func(ctx context.Context) (tenant.Usage, tenant.Limits, error)
 	Waited  time.Duration // for the tenant's database to be opened; 0 when it was open

@@ -39,7 +39,8 @@ type exchange struct {
 	requestID string
 	actor     ident.Actor
 	tenant    ident.TenantID
-	byCookie  bool // the actor was identified by a cookie
+	expires   time.Time // the access token
+	byCookie  bool      // the actor was identified by a cookie
 	body      []byte
 	status    int // overrides huma's choice while it writes one of its own errors
 	atEnd     []func()

@@ -146,12 +146,10 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 		OnceSecret: []byte("the secret of idempotent requests, for tests")}
 	deps := Deps{Accounts: p, Proof: p, Databases: whole, Jobs: whole, Eraser: whole, Log: logger,
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (Workspace, error) {
-			ws, err := pool.Acquire(ctx, actor, id)
-			if err != nil {
-				return Workspace{}, err
-			}
-			return Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
-				Audit: ws.Audit, Usage: ws.Usage, Release: ws.Release}, nil
+			return opened(pool.Acquire(ctx, actor, id))
+		},
+		Enter: func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (Workspace, error) {
+			return opened(pool.Enter(ctx, actor, own, subject))
 		}}
 	for _, change := range changes {
 		change(&cfg, &deps)
@@ -162,6 +160,14 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	}
 	h.router = routerOf(t, h.server)
 	return h
+}
+
+func opened(ws *workspace.Workspace, err error) (Workspace, error) {
+	if err != nil {
+		return Workspace{}, err
+	}
+	return Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations, Audit: ws.Audit, Events: ws.Events,
+		Tenant: ws.Tenant.ID, Usage: ws.Usage, Release: ws.Release}, nil
 }
 
 // work runs jobs until the test ends.
@@ -431,7 +437,16 @@ func (p *people) Refresh(_ context.Context, token account.RefreshToken, _ accoun
 
 func (p *people) Verify(_ context.Context, token account.AccessToken, from account.Origin) (account.Identity, error) {
 	a, err := p.find(strings.TrimPrefix(token.Reveal(), "access-"))
-	return account.Identity{Actor: ident.Actor{Account: a.ID, Name: a.Name, Role: a.Role}, Tenant: a.Tenant}, err
+	return account.Identity{Actor: ident.Actor{Account: a.ID, Name: a.Name, Role: a.Role}, Tenant: a.Tenant,
+		ExpiresAt: time.Now().Add(15 * time.Minute)}, err
+}
+
+func (p *people) Ticket(actor ident.Actor, _ time.Time) (account.Ticket, error) {
+	return account.Ticket("cmt_" + actor.Name), nil
+}
+
+func (p *people) Redeem(ctx context.Context, t account.Ticket, from account.Origin) (account.Identity, error) {
+	return p.Verify(ctx, account.AccessToken("access-"+strings.TrimPrefix(string(t), "cmt_")), from)
 }
 
 func (p *people) find(name string) (account.Account, error) {

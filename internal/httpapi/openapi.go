@@ -47,6 +47,7 @@ func (s *Server) description() huma.Config {
 				{Name: tagTurns, Description: "A turn is one request to a model and what comes of it"},
 				{Name: tagDatabase, Description: "Where the account's data lives: hosted, or in a PostgreSQL of one's own"},
 				{Name: tagJobs, Description: "Long work: how far it is, and what came of it"},
+				{Name: tagLive, Description: "What happens, as it happens: WebSocket, and the log of events"},
 				{Name: tagUsage, Description: "How much is kept, and how much may be"},
 				{Name: tagAudit, Description: "Who did what, and when"},
 				{Name: tagHealth, Description: "How the server is doing"},
@@ -110,6 +111,8 @@ func problemResponse(status int, schema *huma.Schema) *huma.Response {
 		code = codeSlowBody
 	case http.StatusUnsupportedMediaType:
 		code = codeMediaType
+	case http.StatusUpgradeRequired:
+		code = "upgrade_required"
 	}
 	example := newProblem(status, code, explain(code).Help, "req-06f4k3z9c8tqv5m2")
 	r := &huma.Response{

@@ -18,7 +18,7 @@ type recorder struct {
 
 // WriteHeader notes the status.
 func (c *recorder) WriteHeader(status int) {
-	if c.status == 0 && status >= 200 {
+	if c.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		c.status = status
 	}
 	c.ResponseWriter.WriteHeader(status)

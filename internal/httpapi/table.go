@@ -14,6 +14,7 @@ const (
 	tagDatabase      = "Database"
 	tagJobs          = "Jobs"
 	tagUsage         = "Usage"
+	tagLive          = "Live"
 	tagAudit         = "Audit"
 	tagHealth        = "Health"
 	tagDocs          = "Docs"
@@ -23,7 +24,7 @@ const (
 func operations() []operation {
 	var table []operation
 	for _, part := range [][]operation{authRows(), projectRows(), conversationRows(), turnRows(), databaseRows(), jobRows(),
-		otherRows()} {
+		socketRows(), eventRows(), otherRows()} {
 		table = append(table, part...)
 	}
 	return table

@@ -109,6 +109,8 @@ func fewRoundTrips(t *testing.T, f *far) {
 		{"search by time", 1, call{method: "GET", path: "/api/v1/conversations/search?q=lamp&sort=newest"}, 200},
 		{"search for several by time", 2, call{method: "GET", path: "/api/v1/conversations/search?q=lighthouse+lamp+whale&sort=newest"}, 200},
 		{"read the usage", 1, call{method: "GET", path: "/api/v1/usage"}, 200},
+		{"pull events", 1, call{method: "GET", path: "/api/v1/events?limit=5"}, 200},
+		{"pull those of a project", 2, call{method: "GET", path: "/api/v1/events?limit=5&project_id=" + project}, 200},
 		{"list the trail", 1, call{method: "GET", path: "/api/v1/audit"}, 200},
 		{"a conversation that is not there", 1, call{method: "GET", path: "/api/v1/conversations/" + string(ident.New[ident.ConversationID]())}, 404},
 		{"an edit of what was changed", 2, call{method: "PATCH", path: at, body: `{"description":"y"}`,

@@ -117,23 +117,9 @@ type Preference struct {
 func (s *Server) sendMessage(x *exchange, in *messageSend) (*written, error) {
 	const op = "httpapi.sendMessage"
 	b := in.Body
-	send := conversation.SendInput{Reply: b.Reply == nil || *b.Reply, Provider: b.Provider, Model: b.Model,
-		MaxTokens: b.MaxTokens}
-	if raw := []byte(b.Content); len(raw) > 0 && raw[0] == '"' {
-		if err := json.Unmarshal(raw, &send.Text); err != nil {
-			return nil, fault.BadInput(op, "body.content", "must be text or an array of blocks")
-		}
-	} else {
-		send.Blocks = json.RawMessage(raw)
-	}
-	switch {
-	case b.ParentID.null:
-		send.Where.Root = true
-	case b.ParentID.given:
-		var err error
-		if send.Where.Parent, err = ident.Parse[ident.MessageID](b.ParentID.id); err != nil {
-			return nil, fault.Missing(op)
-		}
+	send, err := b.input(op)
+	if err != nil {
+		return nil, err
 	}
 	once, err := x.once()
 	if err != nil {
@@ -149,6 +135,28 @@ func (s *Server) sendMessage(x *exchange, in *messageSend) (*written, error) {
 		return nil, err
 	}
 	return s.answerExchange(x, ws, e, once, b.Stream, in.Preference)
+}
+
+// input is what the service takes of it.
+func (b sendBody) input(op string) (conversation.SendInput, error) {
+	send := conversation.SendInput{Reply: b.Reply == nil || *b.Reply, Provider: b.Provider, Model: b.Model, MaxTokens: b.MaxTokens}
+	if raw := []byte(b.Content); len(raw) > 0 && raw[0] == '"' {
+		if err := json.Unmarshal(raw, &send.Text); err != nil {
+			return send, fault.BadInput(op, "body.content", "must be text or an array of blocks")
+		}
+	} else {
+		send.Blocks = json.RawMessage(raw)
+	}
+	switch {
+	case b.ParentID.null:
+		send.Where.Root = true
+	case b.ParentID.given:
+		var err error
+		if send.Where.Parent, err = ident.Parse[ident.MessageID](b.ParentID.id); err != nil {
+			return send, fault.Missing(op)
+		}
+	}
+	return send, nil
 }
 
 // TurnPath names a turn in the path.

@@ -14,14 +14,21 @@ import (
 const turnColumns = `id, conversation_id, user_message_id, assistant_message_id, kind, state, provider, model, max_tokens,
 	system_hash, omitted, error_code, error_detail, node, lease_until, started_at, finished_at`
 
+// turnRead is what collectTurns reads.
+const turnRead = turnColumns + `, (SELECT project_id FROM conversations c WHERE c.id = turns.conversation_id)`
+
 func collectTurns(list *[]conversation.Turn) func(Scanner) error {
 	*list = nil
 	return func(s Scanner) error {
 		var t conversation.Turn
 		var lease, started int64
 		var finished *int64
+		var project *ident.ProjectID
 		err := s.Scan(&t.ID, &t.Conversation, &t.UserMessage, &t.AssistantMessage, &t.Kind, &t.State, &t.Provider, &t.Model,
-			&t.MaxTokens, &t.SystemHash, &t.Omitted, &t.ErrorCode, &t.ErrorDetail, &t.Node, &lease, &started, &finished)
+			&t.MaxTokens, &t.SystemHash, &t.Omitted, &t.ErrorCode, &t.ErrorDetail, &t.Node, &lease, &started, &finished, &project)
+		if project != nil {
+			t.Project = *project
+		}
 		t.Lease, t.StartedAt, t.FinishedAt = ident.Time(lease), ident.Time(started), timeOf(finished)
 		*list = append(*list, t)
 		return err
@@ -43,7 +50,7 @@ func (s *TenantStore) FindTurn(ctx context.Context, id ident.ConversationID, t i
 	var users, assistants []conversation.Message
 	const message = `SELECT ` + messageColumns + ` FROM messages m WHERE m.id = `
 	err := s.db.Read(ctx, func(b *Batch) {
-		b.Query(collectTurns(&turns), `SELECT `+turnColumns+` FROM turns WHERE id = ? AND conversation_id = ?`, t, id)
+		b.Query(collectTurns(&turns), `SELECT `+turnRead+` FROM turns WHERE id = ? AND conversation_id = ?`, t, id)
 		b.Query(collect(&users), message+`(SELECT user_message_id FROM turns WHERE id = ?)`, t)
 		b.Query(collect(&assistants), message+`(SELECT assistant_message_id FROM turns WHERE id = ?)`, t)
 	})
@@ -127,7 +134,7 @@ func lockTurn(tx *Tx, id ident.TurnID) (conversation.Ending, error) {
 			b.Query(func(Scanner) error { return nil }, `SELECT 1 FROM conversations
 				WHERE id = (SELECT conversation_id FROM turns WHERE id = ?)`+lock, id)
 		}
-		b.Query(collectTurns(&turns), `SELECT `+turnColumns+` FROM turns WHERE id = ?`+lock, id)
+		b.Query(collectTurns(&turns), `SELECT `+turnRead+` FROM turns WHERE id = ?`+lock, id)
 		b.Query(collect(&messages), `SELECT `+messageColumns+` FROM messages m
 			WHERE m.id = (SELECT assistant_message_id FROM turns WHERE id = ?)`+lock, id)
 	}); err != nil {
@@ -162,7 +169,7 @@ func updateMessage(b *Batch, id ident.MessageID, m conversation.Message) {
 func (s *TenantStore) RunningTurns(ctx context.Context, limit int) ([]conversation.Turn, error) {
 	var list []conversation.Turn
 	err := s.db.Read(ctx, func(b *Batch) {
-		b.Query(collectTurns(&list), `SELECT `+turnColumns+` FROM turns WHERE state IN ('streaming', 'waiting')
+		b.Query(collectTurns(&list), `SELECT `+turnRead+` FROM turns WHERE state IN ('streaming', 'waiting')
 			ORDER BY started_at, id LIMIT ?`, limit)
 	})
 	return list, err

@@ -188,6 +188,21 @@ func turns(t *testing.T, h Harness) {
 		must(t, err)
 		same(t, "bounded", list, []conversation.Turn{waiting})
 	})
+	t.Run("a turn knows the project of its conversation", func(t *testing.T) {
+		r := newRoom(t, h)
+		c := plainConversation("in a project", 1)
+		c.ProjectID = r.project(plainProject("p", 0)).ID
+		must(t, r.Talk.InsertConversation(t.Context(), c, happens(1, "conversation.created", string(c.ID))))
+		r.id = c.ID
+		turn, _ := r.ask(active, "a")
+		got, _, _, err := r.Talk.FindTurn(t.Context(), r.id, turn.ID)
+		must(t, err)
+		same(t, "found", got.Project, c.ProjectID)
+		list, err := r.Talk.RunningTurns(t.Context(), 1)
+		must(t, err)
+		same(t, "running", list[0].Project, c.ProjectID)
+		same(t, "ended", r.finish(turn, conversation.Completed, 20).Turn.Project, c.ProjectID)
+	})
 	t.Run("a system prompt is kept once", func(t *testing.T) {
 		r := newRoom(t, h)
 		r.ask(active, "a")

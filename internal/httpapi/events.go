@@ -1,0 +1,311 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/workspace"
+)
+
+// eventView is an event of the log.
+type eventView struct {
+	ID        string    `json:"id" example:"evt_06f4k3z9c8tqv5m2yb7n1x0d4e"`
+	Seq       int64     `json:"seq" doc:"Its place in the log of the database: without gaps, in the order of commits"`
+	Type      string    `json:"type" example:"message.created"`
+	Subject   string    `json:"subject" doc:"Identifier of what it is about"`
+	Actor     person    `json:"actor"`
+	CreatedAt time.Time `json:"created_at"`
+	Data      object    `json:"data" doc:"Identifiers and facts, never text"`
+}
+
+func viewEvent(e event.Event) eventView {
+	return eventView{ID: string(e.ID), Seq: int64(e.Seq), Type: e.Type, Subject: e.Subject, Actor: personOf(e.Actor),
+		CreatedAt: e.CreatedAt.UTC(), Data: object(e.Data)}
+}
+
+// EventPlace is whose events are asked for.
+type EventPlace struct {
+	ProjectID string `query:"project_id" maxLength:"64" doc:"Events of this project only, wherever it lives"`
+}
+
+// open opens the workspace whose log is asked for: the actor's own, or the one that the project is in.
+func (p EventPlace) open(x *exchange) (Workspace, error) {
+	if p.ProjectID == "" {
+		return x.s.deps.Open(x.ctx, x.actor, x.tenant)
+	}
+	if _, err := ident.Parse[ident.ProjectID](p.ProjectID); err != nil {
+		return Workspace{}, err
+	}
+	return x.s.deps.Enter(x.ctx, x.actor, x.tenant, p.ProjectID)
+}
+
+func (p EventPlace) wants(e event.Event) bool { return p.ProjectID == "" || e.Concerns(p.ProjectID) }
+
+type eventList struct {
+	Call
+	EventPlace
+	After  int64  `query:"after" minimum:"0" doc:"Events after this seq; 0 for all"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"20"`
+	Cursor string `query:"cursor" maxLength:"1024" doc:"From next_cursor"`
+}
+
+// eventsScanned is how many events a request looks at, at most, to find those of a project.
+const eventsScanned = 2000
+
+func (s *Server) listEvents(x *exchange, in *eventList) (*paged[eventView], error) {
+	const op = "httpapi.listEvents"
+	after := event.Seq(in.After)
+	if in.Cursor != "" {
+		text, ok := strings.CutPrefix(in.Cursor, "seq-")
+		n, err := strconv.ParseInt(text, 10, 64)
+		if !ok || err != nil || n < 0 {
+			return nil, fault.BadInput(op, "query.cursor", "must be the next_cursor of an earlier page")
+		}
+		after = event.Seq(n)
+	}
+	ws, err := in.open(x)
+	if err != nil {
+		return nil, err
+	}
+	defer ws.Release()
+	var found []event.Event
+	for looked := 0; ; {
+		want := in.Limit + 1
+		if in.ProjectID != "" {
+			want = 200
+		}
+		list, err := ws.Events.Since(x.ctx, after, want)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range list {
+			if len(found) == in.Limit {
+				return pageOf(found, eventCursor(after), viewEvent), nil // there is more
+			}
+			after = e.Seq
+			if in.wants(e) {
+				found = append(found, e)
+			}
+		}
+		if looked += len(list); len(list) < want {
+			return pageOf(found, "", viewEvent), nil
+		} else if looked >= eventsScanned {
+			return pageOf(found, eventCursor(after), viewEvent), nil
+		}
+	}
+}
+
+func eventCursor(after event.Seq) string { return "seq-" + strconv.FormatInt(int64(after), 10) }
+
+type eventStream struct {
+	Call
+	EventPlace
+	LastEventID string `header:"Last-Event-ID" maxLength:"32" doc:"The seq of the last event that the client has: what follows comes. Without it, what happens from now on"`
+	After       string `query:"after" maxLength:"32" doc:"The same, for clients that cannot set the header"`
+}
+
+// streamEvents follows the log. Whoever comes back with the last seq misses nothing.
+func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
+	const op = "httpapi.streamEvents"
+	last := in.LastEventID
+	if last == "" {
+		last = in.After
+	}
+	after := event.Seq(-1)
+	if last != "" {
+		n, err := strconv.ParseInt(last, 10, 64)
+		if err != nil || n < 0 {
+			return nil, fault.BadInput(op, "header.Last-Event-ID", "must be the seq of an event")
+		}
+		after = event.Seq(n)
+	}
+	ws, err := in.open(x)
+	if err != nil {
+		return nil, err
+	}
+	defer ws.Release()
+	over, unwatch, err := s.deps.Live.Watch(account.Identity{Actor: x.actor, Tenant: x.tenant, ExpiresAt: x.expires}, in.ProjectID)
+	if err != nil {
+		return nil, err
+	}
+	queue := newEventQueue()
+	at, leave, err := s.deps.Listen(x.ctx, ws.Tenant, queue)
+	if err != nil {
+		unwatch()
+		return nil, err
+	}
+	if after < 0 {
+		after = at
+	}
+	return &written{Body: func(hc huma.Context) {
+		x := hc.(*exchange)
+		defer unwatch()
+		defer leave()
+		defer s.streams.enter()()
+		w := &eventWriter{sse: sse{w: x.w, rc: http.NewResponseController(x.w), now: s.now}, place: in.EventPlace, at: after}
+		w.begin()
+		if after > at {
+			w.resync(at) // of another log, or of nobody's
+		} else if err := s.replayEvents(x, in.EventPlace, w, at); err != nil {
+			_ = s.answerTo(x, err) // logged; the status has been sent
+			w.comment("the stream broke: ask again with Last-Event-ID")
+			return
+		}
+		ping := time.NewTicker(s.cfg.PingEvery)
+		defer ping.Stop()
+		for w.err == nil {
+			select {
+			case <-queue.wake:
+				list, lost, full := queue.take()
+				if lost != nil {
+					w.resync(*lost)
+				}
+				w.events(list)
+				if full {
+					w.comment("the client reads too slowly: ask again with Last-Event-ID")
+					return
+				}
+			case <-ping.C:
+				w.event("", "ping", struct{}{})
+			case <-over:
+				w.comment("the session, or the access, has ended")
+				return
+			case <-s.streams.draining.Done():
+				w.comment(stoppingComment)
+				return
+			case <-x.r.Context().Done():
+				return
+			}
+		}
+	}}, nil
+}
+
+// replayEvents writes what the log has after the writer's place, up to at.
+func (s *Server) replayEvents(x *exchange, place EventPlace, w *eventWriter, at event.Seq) error {
+	if w.at >= at {
+		return nil
+	}
+	ws, err := place.open(x)
+	if err != nil {
+		return err
+	}
+	defer ws.Release()
+	for w.at < at && w.err == nil {
+		list, err := ws.Events.Since(x.ctx, w.at, int(min(200, at-w.at)))
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			break // the log was replaced meanwhile: the listener hears of it
+		}
+		w.events(list)
+	}
+	w.at = max(w.at, at)
+	return nil
+}
+
+// eventWriter writes events of a log, each once.
+type eventWriter struct {
+	sse
+	place EventPlace
+	at    event.Seq
+}
+
+func (w *eventWriter) events(list []event.Event) {
+	for _, e := range list {
+		if e.Seq <= w.at {
+			continue
+		}
+		w.at = e.Seq
+		if w.place.wants(e) {
+			w.event(strconv.FormatInt(int64(e.Seq), 10), e.Type, viewEvent(e))
+		}
+	}
+}
+
+// resync tells the client to read everything again: its place is of another log.
+func (w *eventWriter) resync(at event.Seq) {
+	w.at = at
+	w.event(strconv.FormatInt(int64(at), 10), "resync", resyncEvent{Seq: int64(at)})
+}
+
+type resyncEvent struct {
+	Seq int64 `json:"seq"`
+}
+
+// queued is how many events wait for a stream's client, at most.
+const queued = 2000
+
+// eventQueue is a workspace.Listener that keeps events until a stream takes them.
+type eventQueue struct {
+	wake chan struct{}
+	mu   sync.Mutex
+	list []event.Event
+	lost *event.Seq
+	full bool
+}
+
+func newEventQueue() *eventQueue { return &eventQueue{wake: make(chan struct{}, 1)} }
+
+// Tell implements workspace.Listener.
+func (q *eventQueue) Tell(_ context.Context, _ *workspace.Workspace, events []event.Event) {
+	q.mu.Lock()
+	if q.full = q.full || len(q.list)+len(events) > queued; !q.full {
+		q.list = append(q.list, events...)
+	}
+	q.mu.Unlock()
+	q.stir()
+}
+
+// Lost implements workspace.Listener.
+func (q *eventQueue) Lost(at event.Seq) {
+	q.mu.Lock()
+	q.lost, q.list = &at, nil
+	q.mu.Unlock()
+	q.stir()
+}
+
+func (q *eventQueue) stir() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *eventQueue) take() (list []event.Event, lost *event.Seq, full bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list, lost, full = q.list, q.lost, q.full
+	q.list, q.lost = nil, nil
+	return list, lost, full
+}
+
+func eventRows() []operation {
+	return []operation{
+		row(tagLive, "list-events", "GET", "/events", "Pull the log of events, oldest first", on((*Server).listEvents)).
+			with(refuses(missing)).with(func(o *operation) {
+			o.description = "Give the last `seq` that was seen as `after`. `seq` counts per database and survives moves. With `project_id`, a " +
+				"page may have fewer events than `limit` and still a `next_cursor`."
+		}),
+		row(tagLive, "stream-events", "GET", "/events/stream", "Follow the log of events", on((*Server).streamEvents)).
+			with(refuses(missing)).with(func(o *operation) {
+			o.waits = true
+			o.description = "Server-Sent Events: `id` is the event's `seq`, `event` its type, `data` the event. With `Last-Event-ID`, what was " +
+				"missed comes first. `resync {seq}` says that the place is of another log: read everything again. `ping` comes every 15 " +
+				"seconds. The stream ends with the session, and when the access token expires: ask again with a fresh one."
+			o.answers = map[string]*huma.Response{"200": {Description: "Server-Sent Events",
+				Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: "string"},
+					Example: "id: 7\nevent: message.created\ndata: {\"id\":\"evt_…\",\"seq\":7,\"type\":\"message.created\"}\n\n"}}}}
+		}),
+	}
+}

@@ -1,0 +1,356 @@
+package live
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/workspace"
+)
+
+// believe is how long access that was found is not looked for again by a frame that only says that somebody types.
+const believe = time.Second
+
+// maxStops is how many turns a connection may be stopping at once: each may wait for another node.
+const maxStops = 4
+
+// act does what a frame asks for. What it returns is answered with an error frame.
+func (c *conn) act(ctx context.Context, f frame) error {
+	switch f.Type {
+	case "ping":
+		c.put(encode("pong", f.ID, nothing{}))
+		return nil
+	case "auth":
+		return c.auth(ctx, f)
+	case "join_room":
+		return c.joinRoom(ctx, f)
+	case "leave_room":
+		return c.leaveRoom(f)
+	case "typing":
+		return c.tellTyping(ctx, f)
+	case "send_message":
+		return c.send(ctx, f)
+	case "stop_turn":
+		return c.stop(f)
+	}
+	return fault.New(fault.Invalid, "live.act", "unknown_frame", "there is no frame of this type")
+}
+
+// auth signs the connection in, or renews that.
+func (c *conn) auth(ctx context.Context, f frame) error {
+	var in authData
+	if err := f.read(&in); err != nil {
+		return err
+	}
+	who, err := c.hub.Accounts.Verify(ctx, account.AccessToken(in.Token), c.from)
+	was, _ := c.who()
+	first := was.Account == ""
+	if err == nil && !c.hub.Now().Before(who.ExpiresAt) {
+		err = fault.New(fault.Unauthenticated, "live.auth", expired.name, expired.detail)
+	}
+	switch {
+	case err != nil && first && !fault.Is(err, fault.Unavailable):
+		c.over(unsigned)
+		return nil
+	case err != nil:
+		return err // it goes on with the token that it has
+	case !first && who.Actor.Account != was.Account:
+		c.over(otherAccount)
+		return nil
+	case first:
+		c.hub.mu.Lock()
+		if _, here := c.hub.conns[c]; here {
+			err = c.hub.welcome(c, who)
+		}
+		c.hub.mu.Unlock()
+		if err != nil {
+			c.over(crowded)
+			return nil
+		}
+	}
+	c.mu.Lock()
+	// The session may be another one by now: what is looked at, and audited, is the one of the token.
+	c.actor, c.tenant, c.expires = who.Actor, who.Tenant, who.ExpiresAt
+	greeting := c.greeting(f.ID)
+	c.mu.Unlock()
+	c.put(greeting)
+	return nil
+}
+
+// greeting is the frame that says who is connected, and for how long. The caller has c.mu, or is alone.
+func (c *conn) greeting(id json.RawMessage) []byte {
+	return encode("connected", id, connectedData{Person: Person{UserID: string(c.actor.Account), Name: c.actor.Name},
+		SessionID: string(c.actor.Session), ExpiresAt: c.expires.UTC()})
+}
+
+// enter opens the workspace that a room is in, if whoever is connected may see it.
+func (c *conn) enter(ctx context.Context, room string) (*workspace.Workspace, ident.Actor, error) {
+	actor, tenant := c.who()
+	if !strings.HasPrefix(room, ident.ConversationID("").Prefix()) && !strings.HasPrefix(room, ident.ProjectID("").Prefix()) {
+		return nil, actor, fault.Missing("live.enter")
+	}
+	ws, err := c.hub.Pool.Enter(ctx, actor, tenant, room)
+	return ws, actor, err
+}
+
+func (c *conn) leaveRoom(f frame) error {
+	var in leaveData
+	if err := f.read(&in); err != nil {
+		return err
+	}
+	if !c.leave(in.RoomID) {
+		return notJoined()
+	}
+	c.put(encode("room_left", f.ID, leftData{RoomID: in.RoomID, Reason: "left"}))
+	return nil
+}
+
+// isIn reports whether the connection uses the room.
+func (c *conn) isIn(r *room) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rooms[r.id] == r
+}
+
+// leave takes the connection out of a room; false when it was not there.
+func (c *conn) leave(room string) bool {
+	c.mu.Lock()
+	r := c.rooms[room]
+	typed := c.typing[room]
+	delete(c.rooms, room)
+	delete(c.seen, room)
+	delete(c.typing, room)
+	c.mu.Unlock()
+	if r == nil {
+		return false
+	}
+	if typed {
+		r.says(c, false)
+	}
+	r.leave(c)
+	return true
+}
+
+func notJoined() error {
+	return fault.New(fault.Conflict, "live", "room_not_joined", "join the room first")
+}
+
+// joined returns a room that the connection is in, if it may still be.
+func (c *conn) joined(ctx context.Context, room string) (*room, error) {
+	c.mu.Lock()
+	r, seen := c.rooms[room], c.seen[room]
+	c.mu.Unlock()
+	if r == nil {
+		return nil, notJoined()
+	}
+	if c.hub.Now().Sub(seen) < believe {
+		return r, nil
+	}
+	ws, _, err := c.enter(ctx, room)
+	if err != nil {
+		c.deny(room, err)
+		return nil, err
+	}
+	ws.Release()
+	c.mu.Lock()
+	c.seen[room] = c.hub.Now()
+	c.mu.Unlock()
+	return r, nil
+}
+
+// deny takes the connection out of a room that it may not see any more. A database that is away is no reason.
+func (c *conn) deny(room string, err error) {
+	reason := ""
+	switch fault.ClassOf(err) {
+	case fault.NotFound:
+		reason = "no_access"
+	case fault.Forbidden:
+		reason = fault.CodeOf(err)
+	}
+	if reason != "" && c.leave(room) {
+		c.put(encode("room_left", nil, leftData{RoomID: room, Reason: reason}))
+	}
+}
+
+// tellTyping tells the room that somebody types, or has stopped to. It is stored nowhere.
+func (c *conn) tellTyping(ctx context.Context, f frame) error {
+	var in typingData
+	if err := f.read(&in); err != nil {
+		return err
+	}
+	r, err := c.joined(ctx, in.RoomID)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if in.IsTyping {
+		c.typing[in.RoomID] = true
+	} else {
+		delete(c.typing, in.RoomID)
+	}
+	c.mu.Unlock()
+	r.says(c, in.IsTyping)
+	if f.ID != nil {
+		c.put(encode("ack", f.ID, nothing{}))
+	}
+	return nil
+}
+
+// send says something in a conversation, as REST does. The reply comes when it is stored; what becomes of it comes as
+// events of the room.
+func (c *conn) send(ctx context.Context, f frame) error {
+	actor, _ := c.who()
+	id, in, err := c.hub.Words.Send(actor, f.Data)
+	if err != nil {
+		return err
+	}
+	// Whoever says something and leaves has said it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.hub.ActionTime)
+	defer cancel()
+	ws, actor, err := c.enter(ctx, string(id))
+	if err != nil {
+		c.deny(string(id), err)
+		return err
+	}
+	defer ws.Release()
+	x, err := ws.Conversations.Send(ctx, actor, id, in)
+	if err != nil {
+		return err
+	}
+	c.put(encode("message.accepted", f.ID, c.hub.Words.Exchange(x)))
+	return nil
+}
+
+// stop ends a turn. That may take as long as another node needs, so it stands in no other frame's way.
+func (c *conn) stop(f frame) error {
+	const op = "live.stop"
+	var in stopData
+	if err := f.read(&in); err != nil {
+		return err
+	}
+	turn, err := ident.Parse[ident.TurnID](in.TurnID)
+	if err != nil {
+		return err
+	}
+	if in.RoomID == "" {
+		in.RoomID = c.roomOf(turn)
+	}
+	id, err := ident.Parse[ident.ConversationID](in.RoomID)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	crowded := c.stops >= maxStops || c.end != nil
+	if !crowded {
+		c.stops++
+		c.hub.work.Go(func() { c.stopNow(f, id, turn) })
+	}
+	c.mu.Unlock()
+	if crowded {
+		return fault.New(fault.Throttled, op, "throttled", "too many turns are being stopped: wait for their replies").RetryAfter(time.Second)
+	}
+	return nil
+}
+
+func (c *conn) stopNow(f frame, id ident.ConversationID, turn ident.TurnID) {
+	defer func() {
+		c.mu.Lock()
+		c.stops--
+		c.mu.Unlock()
+	}()
+	ctx, cancel := context.WithTimeout(c.life, c.hub.ActionTime)
+	defer cancel()
+	ws, actor, err := c.enter(ctx, string(id))
+	if err != nil {
+		c.deny(string(id), err)
+		c.put(refusal(f.ID, err))
+		return
+	}
+	defer ws.Release()
+	t, err := ws.Conversations.Stop(ctx, actor, id, turn)
+	if err != nil {
+		c.put(refusal(f.ID, err))
+		return
+	}
+	c.put(encode("turn", f.ID, struct {
+		RoomID string `json:"room_id"`
+		Turn   any    `json:"turn"`
+	}{string(id), c.hub.Words.Turn(t)}))
+}
+
+// roomOf finds the conversation, among the rooms that the connection is in, where a turn runs.
+func (c *conn) roomOf(turn ident.TurnID) string {
+	c.mu.Lock()
+	rooms := make([]*room, 0, len(c.rooms))
+	for _, r := range c.rooms {
+		rooms = append(rooms, r)
+	}
+	c.mu.Unlock()
+	for _, r := range rooms {
+		if r.runs(turn) {
+			return r.id
+		}
+	}
+	return ""
+}
+
+// joinRoom lets the connection hear what happens in a room, from now on or from just after a position in the log.
+func (c *conn) joinRoom(ctx context.Context, f frame) error {
+	const op = "live.join"
+	var in joinData
+	if err := f.read(&in); err != nil {
+		return err
+	}
+	if in.AfterSeq != nil && *in.AfterSeq < 0 {
+		return fault.BadInput(op, "data.after_seq", "must not be negative")
+	}
+	c.mu.Lock()
+	r, full, access := c.rooms[in.RoomID], len(c.rooms) >= c.hub.MaxRooms, c.access
+	c.mu.Unlock()
+	if r == nil && full {
+		return fault.New(fault.Conflict, op, "too_many_rooms", "leave a room first: a connection may be in so many only")
+	}
+	ws, _, err := c.enter(ctx, in.RoomID)
+	if err != nil {
+		c.deny(in.RoomID, err)
+		return err
+	}
+	defer ws.Release()
+	fresh := r == nil
+	if fresh {
+		if r, err = c.hub.open(ctx, in.RoomID, ws); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	ended := c.end != nil
+	if !ended {
+		c.rooms[in.RoomID], c.seen[in.RoomID] = r, c.hub.Now()
+	}
+	moved := c.access != access
+	c.mu.Unlock()
+	if ended {
+		if fresh {
+			r.leave(c)
+		}
+		return nil
+	}
+	var after *event.Seq
+	if in.AfterSeq != nil {
+		seq := event.Seq(*in.AfterSeq)
+		after = &seq
+	}
+	if err := r.join(ctx, ws, c, f.ID, after); err != nil {
+		c.leave(in.RoomID)
+		return err
+	}
+	if moved { // while it joined: what was asked then may not be so any more
+		c.hub.look(c)
+	}
+	return nil
+}

@@ -1,0 +1,468 @@
+package live
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/workspace"
+)
+
+// room is a conversation or a project that somebody on this node listens to. It lives as long as it has users, and hears
+// its tenant's log as a workspace.Listener.
+type room struct {
+	hub    *Hub
+	id     string
+	tenant ident.TenantID
+	talk   ident.ConversationID // empty for a project
+	users  int                  // guarded by hub.mu
+	ready  chan struct{}
+	err    error // once ready: why it could not be opened
+	quit   chan struct{}
+	sub    *event.Subscription
+	stop   func() // leaves the feed
+
+	mu      sync.Mutex
+	closed  bool
+	at      event.Seq // everything up to here was told
+	members map[*conn]*member
+	turns   map[ident.TurnID]*running
+	present map[string]*here // by node: who is in the room there
+	// early are the turns that ended while the room was being opened; nil afterwards.
+	early map[ident.TurnID]bool
+}
+
+// member is a connection in a room. While what it missed is read, what happens is held for it.
+type member struct {
+	holding bool
+	held    [][]byte
+}
+
+// running is the text so far of a turn that runs in the room.
+type running struct {
+	message ident.MessageID
+	text    strings.Builder
+	units   int // its length in UTF-16 code units
+	cancel  context.CancelFunc
+	ending  bool // the log tells of its end: what is missing comes from there
+}
+
+// open finds or makes the room, which the caller uses until it leaves.
+func (h *Hub) open(ctx context.Context, id string, ws *workspace.Workspace) (*room, error) {
+	h.mu.Lock()
+	r := h.rooms[id]
+	first := r == nil
+	if first {
+		r = &room{hub: h, id: id, tenant: ws.Tenant.ID, ready: make(chan struct{}), quit: make(chan struct{}),
+			members: make(map[*conn]*member), turns: make(map[ident.TurnID]*running), present: make(map[string]*here), early: make(map[ident.TurnID]bool)}
+		r.talk, _ = ident.Parse[ident.ConversationID](id) // a project is none
+		h.rooms[id] = r
+	}
+	r.users++
+	h.mu.Unlock()
+	if first {
+		r.err = r.begin(ctx, ws)
+		close(r.ready)
+	}
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		r.unuse()
+		return nil, fault.New(fault.Canceled, "live.open", "", "the request ended").With(ctx.Err())
+	}
+	if r.err != nil {
+		r.unuse()
+		return nil, r.err
+	}
+	return r, nil
+}
+
+// begin makes the room hear its log, the bus, and the turns that run.
+func (r *room) begin(ctx context.Context, ws *workspace.Workspace) error {
+	const op = "live.begin"
+	// Others may be waiting for the room by now, whoever asked first.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.hub.ActionTime)
+	defer cancel()
+	at, stop, err := r.hub.Feeds.Listen(ctx, r.tenant, r)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	r.mu.Lock()
+	r.at = max(r.at, at)
+	r.mu.Unlock()
+	if r.talk != "" {
+		turns, err := ws.Conversations.Running(ctx, ident.System(""), r.talk)
+		if err != nil {
+			stop()
+			return fault.Wrap(op, err)
+		}
+		r.mu.Lock()
+		for _, t := range turns {
+			if !r.early[t.ID] {
+				r.follow(t.ID, t.AssistantMessage)
+			}
+		}
+		r.early = nil
+		r.mu.Unlock()
+	}
+	r.stop = stop
+	r.sub = r.hub.Bus.Subscribe(roomTopic(r.id), 256)
+	r.hub.work.Go(r.hear)
+	r.ask()
+	return nil
+}
+
+// unuse is called once by everybody who opened the room; the last one closes it.
+func (r *room) unuse() {
+	h := r.hub
+	h.mu.Lock()
+	r.users--
+	last := r.users == 0
+	if last && h.rooms[r.id] == r {
+		delete(h.rooms, r.id)
+	}
+	h.mu.Unlock()
+	if !last {
+		return
+	}
+	r.mu.Lock()
+	r.closed = true
+	for id, t := range r.turns {
+		t.cancel()
+		delete(r.turns, id)
+	}
+	r.mu.Unlock()
+	if r.stop != nil {
+		r.stop()
+	}
+	close(r.quit)
+}
+
+// leave takes a connection out; it is not told.
+func (r *room) leave(c *conn) {
+	r.mu.Lock()
+	_, was := r.members[c]
+	delete(r.members, c)
+	if was && !r.has(c.person().UserID) {
+		r.announce("leave", c.person())
+	}
+	r.mu.Unlock()
+	r.unuse()
+}
+
+// has reports whether an account has a connection in the room here. The caller has r.mu.
+func (r *room) has(user string) bool {
+	for c := range r.members {
+		if c.person().UserID == user {
+			return true
+		}
+	}
+	return false
+}
+
+// join makes the connection a member: it hears room_joined, what it missed, what is being said, and then what happens.
+func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, id json.RawMessage, after *event.Seq) error {
+	// Its position in the log is to be now, not when somebody last looked.
+	if err := r.hub.Feeds.CatchUp(ctx, r.tenant); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	first := !r.has(c.person().UserID)
+	m := &member{holding: true}
+	r.members[c] = m
+	at := r.at
+	saying := r.saying()
+	if first {
+		r.announce("join", c.person())
+	}
+	r.mu.Unlock()
+	if !c.isIn(r) { // it ended, or had to leave, before it was a member
+		r.mu.Lock()
+		if r.members[c] == m {
+			delete(r.members, c)
+			if !r.has(c.person().UserID) {
+				r.announce("leave", c.person())
+			}
+		}
+		r.mu.Unlock()
+		return nil
+	}
+	missed, whole, err := r.missed(ctx, ws, after, at)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	if r.members[c] != m {
+		r.mu.Unlock()
+		return nil // it has left meanwhile
+	}
+	begin := [][]byte{encode("room_joined", id, joinedData{RoomID: r.id, Members: r.people(c), Seq: int64(at)})}
+	if !whole {
+		begin = append(begin, encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}))
+	}
+	c.putAll(slices.Concat(begin, missed, saying, m.held))
+	m.holding, m.held = false, nil
+	r.mu.Unlock()
+	return nil
+}
+
+// saying is, for somebody who comes in the middle, the text so far of every turn that runs. The caller has r.mu.
+func (r *room) saying() (frames [][]byte) {
+	ids := slices.SortedFunc(maps.Keys(r.turns), func(a, b ident.TurnID) int { return cmp.Compare(a, b) })
+	for _, id := range ids {
+		t := r.turns[id]
+		frames = append(frames, r.deltas(id, t.message, 0, t.text.String())...)
+	}
+	return frames
+}
+
+// pieceSize is how much text one frame has at most, in bytes: a frame has to be taken within WriteTime.
+const pieceSize = 256 << 10
+
+// deltas is text from an offset on, in one frame unless it is very long.
+func (r *room) deltas(turn ident.TurnID, message ident.MessageID, offset int, text string) (frames [][]byte) {
+	for text != "" {
+		n := len(text)
+		if n > pieceSize {
+			for n = pieceSize; !utf8.RuneStart(text[n]); n-- {
+			}
+		}
+		frames = append(frames, r.delta(turn, message, offset, text[:n]))
+		offset += conversation.TextLength(text[:n])
+		text = text[n:]
+	}
+	return frames
+}
+
+func (r *room) delta(turn ident.TurnID, message ident.MessageID, offset int, text string) []byte {
+	return encode("message.delta", nil, deltaData{RoomID: r.id, TurnID: string(turn), MessageID: string(message), Offset: offset, Text: text})
+}
+
+// scanned is how many events of the whole tenant are read, at most, for each that may be sent again.
+const scanned = 5
+
+// missed reads what the room's log has after a position, up to another one. whole is false when that is too much, or the
+// position is not of this log: the client has to read everything again.
+func (r *room) missed(ctx context.Context, ws *workspace.Workspace, after *event.Seq, at event.Seq) (frames [][]byte, whole bool, err error) {
+	if after == nil || *after == at {
+		return nil, true, nil
+	}
+	if *after > at {
+		return nil, false, nil
+	}
+	if at-*after > event.Seq(scanned*r.hub.MaxReplay) {
+		return nil, false, nil
+	}
+	size, count := 0, 0
+	add := func(b []byte) {
+		frames, size = append(frames, b), size+len(b)
+	}
+	for from := *after; from < at; {
+		list, err := ws.Events.Since(ctx, from, 200)
+		if err != nil {
+			return nil, false, fault.Wrap("live.missed", err)
+		}
+		if len(list) == 0 {
+			return nil, false, nil // the log was replaced meanwhile
+		}
+		for _, e := range list {
+			from = e.Seq
+			if e.Seq > at {
+				break
+			}
+			if !e.Concerns(r.id) {
+				continue
+			}
+			for _, b := range r.rest(ctx, ws, e, nil) {
+				add(b)
+			}
+			add(encode("event", nil, r.hub.Words.Event(e, r.id)))
+			// Half of what may wait for a reader is room for what happens meanwhile.
+			if count++; count > r.hub.MaxReplay || size > r.hub.MaxWaiting/2 {
+				return nil, false, nil
+			}
+		}
+	}
+	return frames, true, nil
+}
+
+// ends reports whether the event is the end of a turn.
+func ends(e event.Event) bool {
+	switch e.Type {
+	case "turn.completed", "turn.failed", "turn.stopped", "turn.interrupted":
+		return true
+	}
+	return false
+}
+
+// rest is the end of a turn's text, which comes before the event that says that it ended; nil when nothing is missing, or
+// the event is another one. t is what was told of the turn, nil for nothing.
+func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event, t *running) [][]byte {
+	if r.talk == "" || !ends(e) {
+		return nil
+	}
+	x, err := ws.Conversations.Turn(ctx, ident.System(""), r.talk, ident.TurnID(e.Subject))
+	if err != nil || x.Assistant == nil {
+		return nil // deleted since; or the client reads it when it has heard of the end
+	}
+	have := 0
+	if t != nil {
+		have = t.units
+	}
+	return r.deltas(ident.TurnID(e.Subject), x.Assistant.ID, have, conversation.TextFrom(x.Assistant.Content, have))
+}
+
+// Tell implements workspace.Listener.
+func (r *room) Tell(ctx context.Context, ws *workspace.Workspace, events []event.Event) {
+	again := false
+	for _, e := range events {
+		// Not only what they name may be gone, or closed to some.
+		again = again || e.Type == "project.deleted" || e.Type == "conversation.moved" || strings.HasPrefix(e.Type, "data.")
+		if e.Concerns(r.id) {
+			r.tell(ctx, ws, e)
+		}
+	}
+	if again {
+		r.recheck()
+	}
+	r.mu.Lock()
+	r.at = events[len(events)-1].Seq
+	r.mu.Unlock()
+}
+
+func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event) {
+	turn := ident.TurnID(e.Subject)
+	var rest [][]byte
+	if ends(e) && r.talk != "" {
+		r.mu.Lock()
+		t := r.turns[turn]
+		if t != nil {
+			t.ending = true
+			t.cancel()
+		}
+		if r.early != nil {
+			r.early[turn] = true
+		}
+		r.mu.Unlock()
+		rest = r.rest(ctx, ws, e, t)
+	}
+	// In one go: who joins does so before all of it, or after.
+	r.mu.Lock()
+	if ends(e) {
+		delete(r.turns, turn)
+	}
+	for _, b := range rest {
+		r.broadcast(b, nil)
+	}
+	r.broadcast(encode("event", nil, r.hub.Words.Event(e, r.id)), nil)
+	r.at = e.Seq
+	if e.Type == "turn.started" && r.talk != "" {
+		var data struct {
+			Message ident.MessageID `json:"assistant_message_id"`
+		}
+		_ = json.Unmarshal(e.Data, &data) // our own
+		r.follow(turn, data.Message)
+	}
+	var out []*conn
+	if e.Subject == r.id && (e.Type == "conversation.deleted" || e.Type == "project.deleted") {
+		out = slices.Collect(maps.Keys(r.members))
+	}
+	r.mu.Unlock()
+	for _, c := range out {
+		if c.leave(r.id) {
+			c.put(encode("room_left", nil, leftData{RoomID: r.id, Reason: "deleted"}))
+		}
+	}
+}
+
+// Lost implements workspace.Listener: what members know is of a log that is no more.
+func (r *room) Lost(at event.Seq) {
+	r.mu.Lock()
+	r.at = at
+	r.broadcast(encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}), nil)
+	r.mu.Unlock()
+	r.recheck()
+}
+
+// broadcast sends a frame to every member but one. The caller has r.mu.
+func (r *room) broadcast(b []byte, but func(*conn) bool) {
+	for c, m := range r.members {
+		switch {
+		case but != nil && but(c):
+		case m.holding:
+			m.held = append(m.held, b)
+		default:
+			c.put(b)
+		}
+	}
+}
+
+// recheck looks again whether the members may be here.
+func (r *room) recheck() {
+	r.mu.Lock()
+	list := slices.Collect(maps.Keys(r.members))
+	r.mu.Unlock()
+	for _, c := range list {
+		r.hub.look(c)
+	}
+}
+
+var errTold = errors.New("the turn was told")
+
+// follow tells the members of a running turn's text. The caller has r.mu.
+func (r *room) follow(turn ident.TurnID, message ident.MessageID) {
+	if r.closed || r.turns[turn] != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(r.hub.life)
+	t := &running{message: message, cancel: cancel}
+	r.turns[turn] = t
+	r.hub.work.Go(func() {
+		defer cancel()
+		ws, err := r.hub.Pool.Acquire(ctx, ident.System(""), r.tenant)
+		if err != nil {
+			return // the end of the turn brings all of its text
+		}
+		defer ws.Release()
+		// "0" is the id of the start: what follows is text.
+		err = ws.Conversations.Follow(ctx, ident.System(""), r.talk, turn, "0", func(m conversation.Moment) error {
+			if m.Type != conversation.MomentDelta {
+				return errTold // the log tells of the end
+			}
+			return r.said(turn, t, m)
+		})
+		if err != nil && !errors.Is(err, errTold) && ctx.Err() == nil {
+			r.hub.Log.Warn("turn not followed", "code", fault.CodeOf(err), "turn", turn)
+		}
+	})
+}
+
+// said tells of a piece of text.
+func (r *room) said(turn ident.TurnID, t *running, m conversation.Moment) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.turns[turn] != t || t.ending {
+		return errTold
+	}
+	t.text.WriteString(m.Text)
+	t.units = m.Offset + conversation.TextLength(m.Text)
+	r.broadcast(r.delta(turn, m.MessageID, m.Offset, m.Text), nil)
+	return nil
+}
+
+// runs reports whether the turn runs in the room.
+func (r *room) runs(turn ident.TurnID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.turns[turn] != nil
+}

@@ -1,0 +1,103 @@
+package live
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+)
+
+// watcher is an event stream that ends as a connection does.
+type watcher struct {
+	who     account.Identity
+	subject string
+	over    chan struct{}
+	end     func()
+	check   time.Time // guarded by hub.mu
+}
+
+// Watch looks after a stream of events: over is closed when its session ends, its token expires, or the subject, unless
+// that is empty, may not be seen any more. Leave is called when the stream ends. An account has as many streams, at most,
+// as it may have connections.
+func (h *Hub) Watch(who account.Identity, subject string) (over <-chan struct{}, leave func(), err error) {
+	w := &watcher{who: who, subject: subject, over: make(chan struct{}), check: h.Now().Add(h.CheckEvery)}
+	w.end = sync.OnceFunc(func() { close(w.over) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	same := 0
+	for other := range h.watchers {
+		if other.who.Actor.Account == who.Actor.Account {
+			same++
+		}
+	}
+	if same >= h.MaxPerAccount {
+		return nil, nil, fault.New(fault.Throttled, "live.Watch", crowded.name, "too many streams of this account").RetryAfter(30 * time.Second)
+	}
+	h.watchers[w] = struct{}{}
+	return w.over, func() {
+		h.mu.Lock()
+		delete(h.watchers, w)
+		h.mu.Unlock()
+	}, nil
+}
+
+// sweepWatchers ends streams whose token has expired, and looks at those that were not looked at for long.
+func (h *Hub) sweepWatchers(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for w := range h.watchers {
+		switch {
+		case !now.Before(w.who.ExpiresAt):
+			w.end()
+		case !now.Before(w.check):
+			w.check = now.Add(h.CheckEvery)
+			h.lookAt(w)
+		}
+	}
+}
+
+// recheckWatchers looks again at the streams for which is true. The caller has h.mu.
+func (h *Hub) recheckWatchers(is func(*watcher) bool) {
+	for w := range h.watchers {
+		if is(w) {
+			h.lookAt(w)
+		}
+	}
+}
+
+// lookAt asks again, beside whatever goes on, whether the stream may go on. The caller has h.mu.
+func (h *Hub) lookAt(w *watcher) {
+	if h.closing {
+		return
+	}
+	h.work.Go(func() {
+		select {
+		case h.checks <- struct{}{}:
+			defer func() { <-h.checks }()
+		case <-w.over:
+			return
+		case <-h.life.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(h.life, h.ActionTime)
+		defer cancel()
+		err := h.Accounts.Alive(ctx, w.who.Actor)
+		if err == nil && w.subject != "" {
+			ws, enter := h.Pool.Enter(ctx, w.who.Actor, w.who.Tenant, w.subject)
+			if err = enter; err == nil {
+				ws.Release()
+			}
+		}
+		switch fault.ClassOf(err) {
+		case fault.Unauthenticated, fault.NotFound, fault.Forbidden:
+			w.end()
+		}
+	})
+}
+
+func ofAccount(id ident.AccountID) func(*watcher) bool {
+	return func(w *watcher) bool { return w.who.Actor.Account == id }
+}
