@@ -30,10 +30,17 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 			if err != nil {
 				return httpapi.Workspace{}, err
 			}
-			return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
+			return httpapi.Workspace{Projects: ws.Projects, Members: ws.Members, Conversations: ws.Conversations, Turns: ws.Conversations,
 				Audit: ws.Audit, Usage: ws.Usage, Waited: ws.Waited, Release: ws.Release}, nil
 		},
-
+		Visit: func(ctx context.Context, actor ident.Actor, subject string) (httpapi.Workspace, error) {
+			ws, err := pool.Visit(ctx, actor, subject)
+			if err != nil {
+				return httpapi.Workspace{}, err
+			}
+			return httpapi.Workspace{Projects: ws.Projects, Members: ws.Members, Conversations: ws.Conversations, Turns: ws.Conversations,
+				While: ws.While, Waited: ws.Waited, Release: ws.Release}, nil
+		},
 		Databases: tenants, Jobs: tenants, Eraser: tenants, Proof: accounts,
 		Ready: in.store.Ping,
 		Checks: []httpapi.Check{

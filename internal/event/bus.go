@@ -3,11 +3,13 @@ package event
 import (
 	"context"
 	"sync"
+
+	"claude-memory-backend/internal/ident"
 )
 
 // Signal is what travels on the bus. It wakes followers and carries running text; it is never stored.
 type Signal struct {
-	Topic  string `json:"topic"`            // a turn's or a tenant's identifier
+	Topic  string `json:"topic"`            // a turn's or a tenant's identifier, or an AccessTopic
 	Kind   Kind   `json:"kind"`             //
 	Offset int    `json:"offset,omitempty"` // Delta: length of the text before it, in UTF-16 code units
 	Text   string `json:"text,omitempty"`   // Delta: the piece
@@ -23,7 +25,11 @@ const (
 	Delta     Kind = "delta"     // a piece of the answer of the turn named by Topic
 	Ended     Kind = "ended"     // the turn named by Topic has ended and its end is committed
 	Stop      Kind = "stop"      // whoever runs the turn named by Topic should stop it
+	Access    Kind = "access"    // what the account of an AccessTopic may see has changed: whoever shows it something asks again
 )
+
+// AccessTopic is what is published when an account's access to something of others changed.
+func AccessTopic(id ident.AccountID) string { return "access:" + string(id) }
 
 // Bus carries signals between followers. Delivery is at most once and in order per publisher; a subscriber that
 // falls behind loses signals and is told so by Subscription.Lost, so it must be able to read the truth again.

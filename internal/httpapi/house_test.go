@@ -122,7 +122,7 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	}
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: bus, Default: "scripted",
 		Known: []string{"anthropic", "n8n", "other", "scripted"}, FlushAge: 10 * time.Millisecond, Models: models})
-	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, Hints: store, Trail: store.Trail(),
+	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, News: store, Grants: store, Hints: store, Trail: store.Trail(),
 		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true})
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
@@ -150,8 +150,16 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 			if err != nil {
 				return Workspace{}, err
 			}
-			return Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
+			return Workspace{Projects: ws.Projects, Members: ws.Members, Conversations: ws.Conversations, Turns: ws.Conversations,
 				Audit: ws.Audit, Usage: ws.Usage, Release: ws.Release}, nil
+		},
+		Visit: func(ctx context.Context, actor ident.Actor, subject string) (Workspace, error) {
+			ws, err := pool.Visit(ctx, actor, subject)
+			if err != nil {
+				return Workspace{}, err
+			}
+			return Workspace{Projects: ws.Projects, Members: ws.Members, Conversations: ws.Conversations, Turns: ws.Conversations,
+				While: ws.While, Release: ws.Release}, nil
 		}}
 	for _, change := range changes {
 		change(&cfg, &deps)

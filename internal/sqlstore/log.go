@@ -6,9 +6,19 @@ import (
 	"claude-memory-backend/internal/event"
 )
 
-// Since implements event.Log.
+// Since implements event.Log. The store of one project has the events that are about it or what is in it.
 func (s *TenantStore) Since(ctx context.Context, after event.Seq, limit int) ([]event.Event, error) {
-	return listEvents(ctx, s.db, after, limit)
+	if s.only == "" {
+		return listEvents(ctx, s.db, after, limit, nil)
+	}
+	return listEvents(ctx, s.db, after, limit, func(d Dialect) (string, []any) {
+		fact := func(name string) string {
+			return d.Pick(`json_extract(data, '$.`+name+`')`, `CAST(data AS jsonb) ->> '`+name+`'`)
+		}
+		return ` AND (subject = ? OR ` + fact("project_id") + ` = ? OR ` + fact("from_project_id") + ` = ?
+			OR coalesce(` + fact("conversation_id") + `, subject) IN (SELECT id FROM conversations WHERE project_id = ?))`,
+			[]any{s.only, s.only, s.only, s.only}
+	})
 }
 
 // Head implements event.Log.
