@@ -71,6 +71,8 @@ type Store interface {
 type Projects interface {
 	// HasProject is NotFound when there is no such project.
 	HasProject(ctx context.Context, id ident.ProjectID) error
+	// Writable is why nothing in the tenant may be changed at the moment, or nil.
+	Writable() error
 	// Parts lists the conversations of a project.
 	Parts(ctx context.Context, id ident.ProjectID) ([]access.Part, error)
 }

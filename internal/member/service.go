@@ -135,7 +135,7 @@ func (s *Service) Add(ctx context.Context, actor ident.Actor, id ident.ProjectID
 	if err := c.Err(op); err != nil {
 		return Member{}, err
 	}
-	if err := s.projects.HasProject(ctx, id); err != nil {
+	if err := s.open(ctx, id); err != nil {
 		return Member{}, fault.Wrap(op, err)
 	}
 	p := s.place(id)
@@ -184,6 +184,15 @@ func (s *Service) replay(ctx context.Context, once *event.Once, err error) (was 
 	return was, repeated || !fault.Is(rerr, fault.NotFound), rerr
 }
 
+// open refuses what adds to a project, or lets somebody do more in it, while its tenant may not be changed. Access can be
+// taken away at any time.
+func (s *Service) open(ctx context.Context, id ident.ProjectID) error {
+	if err := s.projects.HasProject(ctx, id); err != nil {
+		return err
+	}
+	return s.projects.Writable()
+}
+
 func (s *Service) route(ctx context.Context, p Place) error {
 	parts, err := s.projects.Parts(ctx, p.Project)
 	if err != nil {
@@ -203,7 +212,7 @@ func (s *Service) Change(ctx context.Context, actor ident.Actor, id ident.Projec
 	if err := c.Err(op); err != nil {
 		return Member{}, err
 	}
-	if err := s.projects.HasProject(ctx, id); err != nil {
+	if err := s.open(ctx, id); err != nil {
 		return Member{}, fault.Wrap(op, err)
 	}
 	if key == string(s.owner) {

@@ -43,6 +43,9 @@ func (s *TenantStore) HasProject(ctx context.Context, id ident.ProjectID) error 
 	return s.holds(ctx, `SELECT 1 FROM projects WHERE id = ?`, string(id))
 }
 
+// Writable implements member.Projects.
+func (s *TenantStore) Writable() error { return s.db.Writable() }
+
 // Holds is NotFound when there is nothing of that id here: a project or a conversation.
 func (s *TenantStore) Holds(ctx context.Context, subject string) error {
 	return s.holds(ctx, `SELECT 1 FROM projects WHERE id = ?1 UNION ALL SELECT 1 FROM conversations WHERE id = ?1`, subject)
