@@ -1,15 +1,20 @@
 package httpapi
 
 import (
+	"bufio"
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/pgtest"
 )
 
 // shared is a project of ada's with a conversation and a turn in it, and somebody in every role.
@@ -372,4 +377,185 @@ func TestMembers(t *testing.T) {
 		h.do(call{as: "edna", method: "GET", path: "/api/v1/conversations/" + s.conversation}).is(404)
 		h.do(call{as: "ada", method: "GET", path: "/api/v1/conversations/" + s.conversation}).is(200)
 	})
+}
+
+// tend has the pool look after things until the test ends, as a server does.
+func (h *house) tend() {
+	h.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = h.pool.Run(ctx) }()
+	h.t.Cleanup(func() { cancel(); <-ended })
+}
+
+// until asks again and again until the answer is as wanted.
+func (h *house) until(c call, what string, good func(answer) bool) {
+	h.t.Helper()
+	a := h.do(c)
+	for deadline := time.Now().Add(30 * time.Second); !good(a); a = h.do(c) {
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s: %d %s", what, a.Status, a.Text)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// TestSharedProjectsAreListed: what others share stands in one's own list, fresh within moments, and what happened to
+// members in the owner's log and trail, once.
+func TestSharedProjectsAreListed(t *testing.T) {
+	h := newHouse(t)
+	meet(h)
+	h.tend()
+	s := newShared(h)
+	own := h.make("vera", "/api/v1/projects", `{"name":"Own"}`)
+	list := call{as: "vera", method: "GET", path: "/api/v1/projects"}
+	shown := func(name, role string) func(answer) bool {
+		return func(a answer) bool {
+			return a.text("data", "0", "id") == own && a.text("data", "0", "role") == "owner" && a.text("data", "1", "id") == s.project &&
+				a.text("data", "1", "name") == name && a.text("data", "1", "role") == role && a.text("data", "1", "owner", "name") == "ada"
+		}
+	}
+	h.until(list, "a shared project", shown("Harbour", "viewer"))
+	h.do(call{as: "edna", method: "PATCH", path: "/api/v1/projects/" + s.project, body: `{"name":"Port"}`}).is(200)
+	h.until(list, "its new name", shown("Port", "viewer"))
+	h.make("edna", "/api/v1/conversations", `{"project_id":"`+s.project+`"}`)
+	h.until(list, "one conversation more", func(a answer) bool { return a.at("data", "1", "conversation_count") == 2.0 })
+	h.do(call{as: "ada", method: "PATCH", path: s.members() + "/" + s.idOf("vera"), body: `{"role":"editor"}`}).is(200)
+	h.until(list, "the new role", shown("Port", "editor"))
+	h.do(call{as: "vera", method: "DELETE", path: s.members() + "/" + s.idOf("vera")}).is(204)
+	h.until(list, "what one has left", func(a answer) bool { return a.at("data", "1") == nil })
+
+	// The owner's own log tells of it, in order and once.
+	want := []string{"member.added", "member.added", "member.added", "member.changed", "member.removed"}
+	ada := h.people.byName["ada"]
+	var kinds []string
+	var last string
+	for deadline := time.Now().Add(30 * time.Second); len(kinds) < len(want) && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		ws, err := h.pool.Acquire(t.Context(), ident.System(""), ada.Tenant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, err := ws.Events.Since(t.Context(), 0, 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds = nil
+		for _, e := range events {
+			if strings.HasPrefix(e.Type, "member.") {
+				kinds, last = append(kinds, e.Type), string(e.Data)
+			}
+		}
+		ws.Release()
+	}
+	if !slices.Equal(kinds, want) || !strings.Contains(last, s.idOf("vera")) || strings.Contains(last, "example.org") {
+		t.Errorf("the log tells of %v, last of %s", kinds, last)
+	}
+	a := h.do(call{as: "ada", method: "GET", path: "/api/v1/audit?action=member.*"}).is(200)
+	entries := a.at("data").([]any)
+	if len(entries) != len(want) || a.text("data", "0", "actor", "name") != "vera" || a.text("data", "1", "actor", "name") != "ada" {
+		t.Errorf("the trail: %s", a.Text)
+	}
+	if a := h.do(call{as: "edna", method: "GET", path: "/api/v1/audit?action=member.*"}).is(200); strings.Contains(a.Text, "member.") {
+		t.Errorf("a member reads the owner's trail: %s", a.Text)
+	}
+	// With the project the last shortcuts go, and who is invited to nothing comes to nothing.
+	h.do(call{as: "ada", method: "DELETE", path: "/api/v1/projects/" + s.project}).is(204)
+	h.until(call{as: "edna", method: "GET", path: "/api/v1/projects"}, "a project that is gone", func(a answer) bool { return a.at("data", "0") == nil })
+}
+
+// TestAccessEndsWhileAnAnswerIsRead: who is removed reads no further, and finds nothing with the next request.
+func TestAccessEndsWhileAnAnswerIsRead(t *testing.T) {
+	other := newHeld()
+	h := newHouseAt(t, "", other)
+	meet(h)
+	s := newShared(h)
+	place := h.do(call{as: "ada", method: "POST", path: "/api/v1/conversations/" + s.conversation + "/messages",
+		body: `{"content":"a","provider":"other"}`, header: map[string]string{"Prefer": "respond-async"}}).is(202).Header.Get("Location")
+	<-other.asked
+	server := h.live()
+	streams := map[string]*bufio.Scanner{}
+	for _, name := range []string{"vera", "carl", "ada"} {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", server.URL+place+"/events", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer access-"+name)
+		w, err := server.Client().Do(r)
+		if err != nil || w.StatusCode != 200 {
+			t.Fatalf("%v %v", w, err)
+		}
+		defer func() { _ = w.Body.Close() }()
+		streams[name] = bufio.NewScanner(w.Body)
+		for streams[name].Scan() && streams[name].Text() != "event: turn.started" {
+		}
+	}
+	h.do(call{as: "ada", method: "DELETE", path: s.members() + "/" + s.idOf("vera")}).is(204)
+	for streams["vera"].Scan() { // to its end, which comes while nobody has answered
+		if strings.Contains(streams["vera"].Text(), "turn.completed") {
+			t.Error("who was removed hears of the end")
+		}
+	}
+	h.do(call{as: "vera", method: "GET", path: place}).is(404)
+	other.answer <- struct{}{}
+	for _, name := range []string{"carl", "ada"} {
+		text := ""
+		for streams[name].Scan() {
+			text += streams[name].Text()
+		}
+		if !strings.Contains(text, "turn.completed") {
+			t.Errorf("%s does not hear of the end: %s", name, text)
+		}
+	}
+}
+
+// TestManyTalkAtOnce: what several people send to one conversation at once is ordered, none of it is lost, and everybody
+// sees who said what.
+func TestManyTalkAtOnce(t *testing.T) {
+	for engine, address := range map[string]func() string{"sqlite": func() string { return "" }, "postgres": func() string { return pgtest.URL(t) }} {
+		t.Run(engine, func(t *testing.T) {
+			h := newHouseAt(t, address(), nil)
+			meet(h)
+			s := newShared(h)
+			at := "/api/v1/conversations/" + s.conversation + "/messages"
+			speakers := []string{"ada", "carl", "edna"}
+			const each = 12
+			var done sync.WaitGroup
+			for _, name := range speakers {
+				done.Go(func() {
+					for i := range each {
+						a := h.do(call{as: name, method: "POST", path: at, body: fmt.Sprintf(`{"content":"%s %d","reply":%v}`, name, i, i%4 == 0)})
+						if a.Status != 201 {
+							t.Errorf("%s %d: %d %s", name, i, a.Status, a.Text)
+						}
+					}
+				})
+			}
+			done.Wait()
+			next := map[string]int{}
+			parents := map[string]bool{}
+			count := 0
+			for cursor := ""; ; {
+				a := h.do(call{as: "vera", method: "GET", path: at + "?branch=all&order=asc&limit=50&cursor=" + cursor}).is(200)
+				for _, v := range a.at("data").([]any) {
+					m := v.(map[string]any)
+					if m["role"] != "user" || m["content"] == "#say the lighthouse is dark" {
+						continue
+					}
+					count++
+					name := m["author"].(map[string]any)["name"].(string)
+					if m["content"] != fmt.Sprintf("%s %d", name, next[name]) || m["author"].(map[string]any)["id"] != s.idOf(name) {
+						t.Errorf("%s said %v, want number %d", name, m["content"], next[name])
+					}
+					next[name]++
+					parents[m["parent_id"].(string)] = true
+				}
+				if cursor = a.text("next_cursor"); cursor == "" {
+					break
+				}
+			}
+			if count != len(speakers)*each || len(parents) != count {
+				t.Errorf("%d messages below %d others, want %d, each below its own", count, len(parents), len(speakers)*each)
+			}
+		})
+	}
 }

@@ -354,21 +354,36 @@ func (s *MasterStore) MarkProject(ctx context.Context, p ident.ProjectID, due ti
 	})
 }
 
-// MarkAccount has all shortcuts in an account's tenant looked at, at a time; of every account that has any, when none is
-// given.
+// MarkAccount has everything about memberships looked at again, at a time, that an account's tenant has a part of: after the
+// tenant was put back to what it was.
 func (s *MasterStore) MarkAccount(ctx context.Context, a ident.AccountID, due time.Time) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
-		return tx.Commit(func(b *Batch) {
-			if a != "" {
-				markShortcut(b, a, "", ident.Micros(due))
-				return
-			}
-			b.Exec(markShortcuts+` SELECT DISTINCT account_id, '', CAST(? AS BIGINT), 1 FROM grants WHERE true`+onceMore, ident.Micros(due))
-		})
+		return tx.Commit(func(b *Batch) { markShortcut(b, a, "", ident.Micros(due)) })
 	})
 }
 
-// DueShortcut is a shortcut that has to be looked at: all of the account's where Project is empty.
+// markEverybody queues the same of all accounts that are members, or have members.
+func markEverybody(b *Batch, due int64) {
+	b.Exec(markShortcuts+` SELECT account_id, '', CAST(?1 AS BIGINT), 1 FROM grants
+		UNION SELECT t.account_id, '', CAST(?1 AS BIGINT), 1 FROM tenants t JOIN grants g ON g.tenant_id = t.id WHERE true`+onceMore, due)
+}
+
+// SharedBy returns the projects of a tenant that have members.
+func (s *MasterStore) SharedBy(ctx context.Context, t ident.TenantID) ([]ident.ProjectID, error) {
+	var list []ident.ProjectID
+	err := s.db.Read(ctx, func(b *Batch) {
+		list = nil
+		b.Query(func(s Scanner) error {
+			var id ident.ProjectID
+			err := s.Scan(&id)
+			list = append(list, id)
+			return err
+		}, `SELECT DISTINCT project_id FROM grants WHERE tenant_id = ? ORDER BY project_id`, t)
+	})
+	return list, err
+}
+
+// DueShortcut is a shortcut that has to be looked at: everything about the account's memberships where Project is empty.
 type DueShortcut struct {
 	Account ident.AccountID
 	Tenant  ident.TenantID // the account's

@@ -218,7 +218,7 @@ func (e *entry) routeAll(ctx context.Context, id ident.ProjectID) error {
 // Shortcuts is the list of shortcuts in members' tenants that have to be looked at.
 type Shortcuts interface {
 	GrantsOf(ctx context.Context, a ident.AccountID) ([]access.Grant, error)
-	MarkAccount(ctx context.Context, a ident.AccountID, due time.Time) error
+	SharedBy(ctx context.Context, t ident.TenantID) ([]ident.ProjectID, error)
 	DueShortcuts(ctx context.Context, now, until time.Time, limit int) ([]sqlstore.DueShortcut, error)
 	SettleShortcut(ctx context.Context, d sqlstore.DueShortcut, again time.Time) error
 }

@@ -108,7 +108,8 @@ func (p *Pool) findProject(ctx context.Context, in ident.TenantID, id ident.Proj
 	return ws.entry.store.FindProject(ctx, id)
 }
 
-// lookAtAllShortcuts has every shortcut looked at that a tenant has or should have: after it was put back to what it was.
+// lookAtAllShortcuts looks at everything about memberships that a tenant has a part of, after it was put back to what it
+// was: the shortcuts that it has or should have, and for its own shared projects those of others, and the routes.
 func (p *Pool) lookAtAllShortcuts(ctx context.Context, d sqlstore.DueShortcut) error {
 	grants, err := p.Grants.GrantsOf(ctx, d.Account)
 	if err != nil {
@@ -135,5 +136,14 @@ func (p *Pool) lookAtAllShortcuts(ctx context.Context, d sqlstore.DueShortcut) e
 			return err
 		}
 	}
-	return nil
+	own, err := p.Grants.SharedBy(ctx, d.Tenant)
+	for _, id := range own {
+		if err == nil {
+			err = ws.entry.routeAll(ctx, id)
+		}
+		if err == nil {
+			err = p.Grants.MarkProject(ctx, id, p.Now())
+		}
+	}
+	return err
 }
