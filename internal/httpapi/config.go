@@ -90,7 +90,7 @@ func (c Config) withDefaults() Config {
 // Deps is what the door calls.
 type Deps struct {
 	Accounts Accounts
-	// Open opens the tenant's services for one request; the door calls Release once. Whether the actor may see the
+	// Open opens the tenant's services for one request; the door calls Release, once or more. Whether the actor may see the
 	// tenant is the opener's business.
 	Open func(ctx context.Context, actor ident.Actor, tenant ident.TenantID) (Workspace, error)
 	// Visit opens what somebody else's tenant has for the actor as a guest: the services of the one project that the

@@ -21,6 +21,9 @@ func at[T any](x *exchange, subject string, do func(Workspace) (T, error)) (T, e
 	if err == nil || !mayBeElsewhere(err) {
 		return out, err
 	}
+	if ws.Release != nil {
+		ws.Release() // nobody holds two tenants open
+	}
 	guest, verr := x.visit(subject)
 	switch {
 	case fault.Is(verr, fault.NotFound):

@@ -108,7 +108,7 @@ func (w *Workspace) While(ctx context.Context) (context.Context, context.CancelF
 			case <-tick.C:
 			}
 			g, err := p.Grants.FindGrant(ctx, w.actor.Account, w.subject)
-			if fault.Is(err, fault.NotFound) || err == nil && g.Pass() != w.Pass {
+			if fault.Is(err, fault.NotFound) || err == nil && g.Project != w.Pass.Project {
 				cancel(ErrNoAccess)
 				return
 			}
