@@ -40,7 +40,7 @@ func (s *MasterStore) Ping(ctx context.Context) error {
 
 // Since implements event.Log.
 func (s *MasterStore) Since(ctx context.Context, after event.Seq, limit int) ([]event.Event, error) {
-	return listEvents(ctx, s.db, after, limit, nil)
+	return listEvents(ctx, s.db, after, limit)
 }
 
 // Head implements event.Log.

@@ -71,14 +71,14 @@ func selectProject(b *Batch, list *[]project.Project, id ident.ProjectID, lock s
 // that of their making: whatever is added, a page goes on behind the last one.
 func (s *TenantStore) ListProjects(ctx context.Context, q project.Query) ([]project.Project, string, error) {
 	limit := max(1, q.Limit)
-	var c conditions
-	if err := c.beforeCursor("projects", "id", q.Cursor); err != nil {
+	if err := new(conditions).beforeCursor("projects", "id", q.Cursor); err != nil {
 		return nil, "", err
 	}
 	var list []project.Project
 	read := func(shortcuts bool) error {
 		return s.db.Read(ctx, func(b *Batch) {
-			c := conditions{list: slices.Clone(c.list), args: slices.Clone(c.args)}
+			var c conditions
+			_ = c.beforeCursor("projects", "id", q.Cursor) // it is one: see above
 			if q.Status != "" {
 				c.and("status = ?", q.Status)
 			}
@@ -88,7 +88,6 @@ func (s *TenantStore) ListProjects(ctx context.Context, q project.Query) ([]proj
 			if q.Text != "" {
 				c.and(contains(b.Dialect(), "name_folded"), folded(q.Text))
 			}
-			rest := c.where() + ` ORDER BY id DESC LIMIT ?`
 			args := append(c.args, limit+1)
 			list = nil
 			take := func(scan func(Scanner) (project.Project, error)) func(Scanner) error {
@@ -98,9 +97,9 @@ func (s *TenantStore) ListProjects(ctx context.Context, q project.Query) ([]proj
 					return err
 				}
 			}
-			b.Query(take(scanProject), `SELECT `+projectColumns+` FROM projects`+rest, args...)
+			b.Query(take(scanProject), `SELECT `+projectColumns+` FROM projects`+c.where()+` ORDER BY id DESC LIMIT ?`, args...)
 			if shortcuts {
-				b.Query(take(scanShortcut), `SELECT `+shortcutColumns+` FROM shortcuts`+rest, args...)
+				b.Query(take(scanShortcut), `SELECT `+shortcutColumns+` FROM shortcuts`+c.where()+` ORDER BY id DESC LIMIT ?`, args...)
 			}
 		})
 	}
