@@ -51,10 +51,10 @@ type Sharing interface {
 	// Route notes where a conversation is, before it is in the project at that version of it, if others are members of the
 	// project: shared reports that.
 	Route(ctx context.Context, id ident.ConversationID, in ident.ProjectID, version int64) (shared bool, err error)
+	// Arrived is called when it is there; routed is what Route said.
+	Arrived(ctx context.Context, id ident.ConversationID, in ident.ProjectID, version int64, routed bool)
 	// Left is called after a conversation has left the project, by getting the version or by being deleted (0).
 	Left(ctx context.Context, id ident.ConversationID, from ident.ProjectID, version int64)
-	// Edited is called after the number of conversations in a project has changed.
-	Edited(ctx context.Context, id ident.ProjectID)
 }
 
 // New builds the service of the tenant that owner owns.
@@ -112,7 +112,7 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	}
 	err = s.store.InsertConversation(ctx, c, ch)
 	if err == nil {
-		err = s.arrived(ctx, c, shared)
+		s.arrived(ctx, c, shared)
 	}
 	if event.Repeated(err) {
 		err = in.Once.Replay(ctx, s.store, s.sealer, &c)
@@ -226,7 +226,7 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.Conversa
 	}
 	if err == nil && c.ProjectID != from {
 		s.left(ctx, id, from, c.Version)
-		err = s.arrived(ctx, c, shared)
+		s.arrived(ctx, c, shared)
 	}
 	return c, fault.Wrap(op, err)
 }
@@ -249,17 +249,10 @@ func (s *Service) route(ctx context.Context, id ident.ConversationID, in ident.P
 
 // arrived is called when a conversation is in its project. Whoever shared that meanwhile may have made the list of what is
 // in it too early to see this one, and this one was too early to be told; so it asks once more.
-func (s *Service) arrived(ctx context.Context, c Conversation, shared bool) (err error) {
-	if s.sharing == nil || c.ProjectID == "" {
-		return nil
+func (s *Service) arrived(ctx context.Context, c Conversation, shared bool) {
+	if s.sharing != nil && c.ProjectID != "" {
+		s.sharing.Arrived(ctx, c.ID, c.ProjectID, c.Version, shared)
 	}
-	if !shared {
-		shared, err = s.sharing.Route(context.WithoutCancel(ctx), c.ID, c.ProjectID, c.Version)
-	}
-	if shared {
-		s.sharing.Edited(ctx, c.ProjectID)
-	}
-	return err
 }
 
 // left is called when a conversation is not in a project any more.

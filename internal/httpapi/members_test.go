@@ -246,6 +246,21 @@ func TestGuestsSeeTheProjectAlone(t *testing.T) {
 	h.do(call{as: "edna", method: "GET", path: at}).is(404)
 	h.do(call{as: "ada", method: "PATCH", path: at, body: `{"project_id":"` + s.project + `"}`}).is(200)
 	h.do(call{as: "vera", method: "GET", path: at}).is(200)
+	// A move that fails, also to a project that somebody else shares, takes nothing away.
+	theirs := h.make("edna", "/api/v1/projects", `{"name":"Edna's"}`)
+	h.do(call{as: "edna", method: "POST", path: "/api/v1/projects/" + theirs + "/members", body: `{"email":"vera@example.org","role":"viewer"}`}).is(201)
+	for _, to := range []string{theirs, string(ident.New[ident.ProjectID]())} {
+		h.do(call{as: "ada", method: "PATCH", path: at, body: `{"project_id":"` + to + `"}`}).is(400)
+		h.do(call{as: "carl", method: "GET", path: at}).is(200)
+		h.do(call{as: "vera", method: "GET", path: at}).is(200)
+	}
+	// From one shared project to another it is where it is, also for who is in both.
+	second := h.make("ada", "/api/v1/projects", `{"name":"Second"}`)
+	h.do(call{as: "ada", method: "POST", path: "/api/v1/projects/" + second + "/members", body: `{"email":"carl@example.org","role":"viewer"}`}).is(201)
+	h.do(call{as: "ada", method: "PATCH", path: at, body: `{"project_id":"` + second + `"}`}).is(200)
+	h.do(call{as: "carl", method: "GET", path: at}).is(200)
+	h.do(call{as: "carl", method: "POST", path: at + "/messages", body: `{"content":"x","reply":false}`}).is(403, "role_forbids")
+	h.do(call{as: "vera", method: "GET", path: at}).is(404)
 	h.do(call{as: "ada", method: "PATCH", path: "/api/v1/conversations/" + s.private, body: `{"project_id":"` + s.project + `"}`}).is(200)
 	h.do(call{as: "vera", method: "GET", path: "/api/v1/conversations/" + s.private}).is(200)
 }

@@ -52,8 +52,9 @@ type Store interface {
 	event.Onces
 	// ListMembers returns the owner, then everybody else in the order of their coming, then who is invited.
 	ListMembers(ctx context.Context, p Place) ([]Member, error)
-	// IsShared reports whether the project has, or ever had, members: then its conversations have routes.
-	IsShared(ctx context.Context, p ident.ProjectID) (bool, error)
+	// IsShared reports whether the project is in the tenant as far as the master knows, because it has, or had, members: then
+	// its conversations have routes.
+	IsShared(ctx context.Context, p Place) (bool, error)
 	// AddMember makes the account with the address a member, or invites the address, and makes the project a shared one.
 	// describe completes the member and tells of it. Who is one already is Conflict with code "member_exists", too many are
 	// "too_many_members"; a repeated idempotency record fails with event.CodeRepeated.

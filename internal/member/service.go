@@ -139,7 +139,7 @@ func (s *Service) Add(ctx context.Context, actor ident.Actor, id ident.ProjectID
 		return Member{}, fault.Wrap(op, err)
 	}
 	p := s.place(id)
-	shared, err := s.store.IsShared(ctx, id)
+	shared, err := s.store.IsShared(ctx, p)
 	if err != nil {
 		return Member{}, fault.Wrap(op, err)
 	}

@@ -24,7 +24,7 @@ type Service struct {
 
 // Sharing hears of what happens to projects, some of which others are members of.
 type Sharing interface {
-	// Edited is called after a project, or how many conversations it has, changed.
+	// Edited is called after a project was edited.
 	Edited(ctx context.Context, id ident.ProjectID)
 	// Deleting is called before a project is deleted, Deleted when it is.
 	Deleting(ctx context.Context, id ident.ProjectID) error

@@ -16,19 +16,16 @@ import (
 
 var _ member.Store = (*MasterStore)(nil)
 
-// FindGrant returns what lets an account see a project ("prj_…") or a conversation ("conv_…") of somebody else;
-// NotFound when nothing does.
-func (s *MasterStore) FindGrant(ctx context.Context, a ident.AccountID, subject string) (access.Grant, error) {
-	g := access.Grant{Account: a}
-	var found *Found
+// FindGrants returns what may let an account see a project ("prj_…") or a conversation ("conv_…") of somebody else: none,
+// one, or several where a conversation moved between projects; the newest word first.
+func (s *MasterStore) FindGrants(ctx context.Context, a ident.AccountID, subject string) ([]access.Grant, error) {
+	var list []access.Grant
 	err := s.db.Read(ctx, func(b *Batch) {
-		found = b.One([]any{&g.Project, &g.Tenant, &g.Role}, `SELECT g.project_id, g.tenant_id, g.role
-			FROM routes r JOIN grants g ON g.project_id = r.project_id AND g.account_id = ? WHERE r.id = ?`, a, subject)
+		b.Query(takeGrants(&list), `SELECT g.project_id, g.tenant_id, g.account_id, g.role
+			FROM routes r JOIN grants g ON g.project_id = r.project_id AND g.account_id = ? WHERE r.id = ?
+			ORDER BY r.version DESC, r.project_id`, a, subject)
 	})
-	if err == nil && !found.Yes {
-		err = fault.Missing("sqlstore.FindGrant")
-	}
-	return g, err
+	return list, err
 }
 
 // GrantsOf returns the projects of others that an account is a member of.
@@ -47,18 +44,26 @@ func (s *MasterStore) Guests(ctx context.Context, p ident.ProjectID) ([]access.G
 
 // selectGrants queues the reading of grants into list.
 func selectGrants(b *Batch, list *[]access.Grant, where string, args ...any) {
+	b.Query(takeGrants(list), `SELECT project_id, tenant_id, account_id, role FROM grants WHERE `+where+
+		` ORDER BY project_id, account_id`, args...)
+}
+
+// takeGrants appends scanned grants to list.
+func takeGrants(list *[]access.Grant) func(Scanner) error {
 	*list = nil
-	b.Query(func(s Scanner) error {
+	return func(s Scanner) error {
 		var g access.Grant
 		err := s.Scan(&g.Project, &g.Tenant, &g.Account, &g.Role)
 		*list = append(*list, g)
 		return err
-	}, `SELECT project_id, tenant_id, account_id, role FROM grants WHERE `+where+` ORDER BY project_id, account_id`, args...)
+	}
 }
 
 // IsShared implements member.Store.
-func (s *MasterStore) IsShared(ctx context.Context, p ident.ProjectID) (shared bool, err error) {
-	err = s.db.Read(ctx, func(b *Batch) { b.One([]any{&shared}, `SELECT 1 FROM routes WHERE id = ?`, p) })
+func (s *MasterStore) IsShared(ctx context.Context, p member.Place) (shared bool, err error) {
+	err = s.db.Read(ctx, func(b *Batch) {
+		b.One([]any{&shared}, `SELECT 1 FROM routes WHERE id = ? AND project_id = ? AND tenant_id = ?`, p.Project, p.Project, p.Tenant)
+	})
 	return shared, err
 }
 
@@ -134,7 +139,7 @@ func (s *MasterStore) AddMember(ctx context.Context, p member.Place, m member.Me
 			at := ident.Micros(ch.At)
 			putRoute(b, p, string(p.Project), 0)
 			if after.State == member.Active {
-				insertGrant(b, access.Grant{Project: p.Project, Tenant: p.Tenant, Account: after.Account, Role: after.Role}, at)
+				b.Exec(insertGrant, p.Project, after.Account, p.Tenant, after.Role, at, at)
 				markShortcut(b, after.Account, p.Project, at)
 			} else {
 				b.Exec(`INSERT INTO invitations (id, project_id, tenant_id, email, email_folded, role, inviter_id, created_at)
@@ -151,10 +156,7 @@ func (s *MasterStore) AddMember(ctx context.Context, p member.Place, m member.Me
 	return after, err
 }
 
-func insertGrant(b *Batch, g access.Grant, at int64) {
-	b.Exec(`INSERT INTO grants (project_id, account_id, tenant_id, role, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)`,
-		g.Project, g.Account, g.Tenant, g.Role, at, at)
-}
+const insertGrant = `INSERT INTO grants (project_id, account_id, tenant_id, role, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)`
 
 // ChangeMember implements member.Store.
 func (s *MasterStore) ChangeMember(ctx context.Context, p member.Place, key string,
@@ -241,10 +243,10 @@ func (s *MasterStore) AcceptInvitations(ctx context.Context, email string, now t
 		}
 		b.Query(func(s Scanner) error {
 			var x acceptance
-			err := s.Scan(&x.id, &x.Project, &x.Tenant, &x.Role, &x.Account, &x.name)
+			err := s.Scan(&x.id, &x.Project, &x.Tenant, &x.Account, &x.name)
 			list = append(list, x)
 			return err
-		}, `SELECT i.id, i.project_id, i.tenant_id, i.role, a.id, a.name FROM invitations i
+		}, `SELECT i.id, i.project_id, i.tenant_id, a.id, a.name FROM invitations i
 			JOIN accounts a ON a.email_folded = i.email_folded`+c.where()+` ORDER BY i.id LIMIT ?`, append(c.args, max(1, limit))...)
 	})
 	var whose []ident.AccountID
@@ -265,8 +267,8 @@ func (s *MasterStore) AcceptInvitations(ctx context.Context, email string, now t
 				"invitation_id": x.id})
 			return tx.Commit(func(b *Batch) {
 				b.Exec(`DELETE FROM invitations WHERE id = ?`, x.id)
-				x.Role = m.Role
-				insertGrant(b, x.Grant, ident.Micros(now))
+				b.Exec(insertGrant+` ON CONFLICT (project_id, account_id) DO NOTHING`, x.Project, x.Account, x.Tenant, m.Role,
+					ident.Micros(now), ident.Micros(now))
 				markShortcut(b, x.Account, x.Project, ident.Micros(now))
 				toTell(b, x.Tenant, ch)
 				appendChange(b, ch, head)
@@ -277,7 +279,7 @@ func (s *MasterStore) AcceptInvitations(ctx context.Context, email string, now t
 	return whose, err
 }
 
-// PutRoutes implements member.Store. Nothing is said of a project that is not shared.
+// PutRoutes implements member.Store.
 func (s *MasterStore) PutRoutes(ctx context.Context, p member.Place, parts []access.Part) error {
 	if len(parts) == 0 {
 		return nil
@@ -294,14 +296,15 @@ func (s *MasterStore) PutRoutes(ctx context.Context, p member.Place, parts []acc
 // putRoute queues a route, unless a newer word is there.
 func putRoute(b *Batch, p member.Place, id string, version int64) {
 	b.Exec(`INSERT INTO routes (id, project_id, tenant_id, version) VALUES (?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET project_id = excluded.project_id, tenant_id = excluded.tenant_id, version = excluded.version
-		WHERE excluded.version >= routes.version`, id, p.Project, p.Tenant, version)
+		ON CONFLICT (id, project_id) DO UPDATE SET version = excluded.version WHERE excluded.version > routes.version`, id, p.Project, p.Tenant, version)
 }
 
-// DropRoute forgets where a conversation was that left its project with the version. What was said later stays.
-func (s *MasterStore) DropRoute(ctx context.Context, id ident.ConversationID, version int64) error {
+// DropRoute forgets that a conversation was in a project, which it left by getting the version. What was said later stays.
+func (s *MasterStore) DropRoute(ctx context.Context, id ident.ConversationID, from ident.ProjectID, version int64) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
-		return tx.Commit(func(b *Batch) { b.Exec(`DELETE FROM routes WHERE id = ? AND version < ?`, id, version) })
+		return tx.Commit(func(b *Batch) {
+			b.Exec(`DELETE FROM routes WHERE id = ? AND project_id = ? AND version < ?`, id, from, version)
+		})
 	})
 }
 

@@ -1,6 +1,8 @@
 package sqlstore
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,6 +34,15 @@ func placeOfProject(owner account.Account) member.Place {
 	return member.Place{Project: ident.New[ident.ProjectID](), Tenant: owner.Tenant, Owner: owner.ID}
 }
 
+// grantOf is the one grant that lets an account see something; NotFound when there is none.
+func grantOf(s *MasterStore, a ident.AccountID, subject string) (access.Grant, error) {
+	list, err := s.FindGrants(context.Background(), a, subject)
+	if err != nil || len(list) == 0 {
+		return access.Grant{}, cmp.Or(err, error(fault.Missing("test")))
+	}
+	return list[0], nil
+}
+
 func TestMembersOfProjects(t *testing.T) {
 	onMaster(t, func(t *testing.T, s *MasterStore) {
 		ctx := t.Context()
@@ -40,7 +51,7 @@ func TestMembersOfProjects(t *testing.T) {
 		add := func(email string, role access.Role) (member.Member, error) {
 			return s.AddMember(ctx, p, member.Member{Email: email, Role: role, Since: noon(time.Minute)}, comesIn)
 		}
-		if shared, err := s.IsShared(ctx, p.Project); shared || err != nil {
+		if shared, err := s.IsShared(ctx, p); shared || err != nil {
 			t.Errorf("shared: %v, %v", shared, err)
 		}
 		m := settle[member.Member](t)(add("BOB@example.org", access.Viewer))
@@ -59,16 +70,16 @@ func TestMembersOfProjects(t *testing.T) {
 		if len(list) != 3 || list[0].Role != access.Owner || list[0].Account != ada.ID || list[1].Account != bob.ID || list[2].Invitation != i.Invitation {
 			t.Errorf("%+v", list)
 		}
-		if shared, err := s.IsShared(ctx, p.Project); !shared || err != nil {
+		if shared, err := s.IsShared(ctx, p); !shared || err != nil {
 			t.Errorf("shared: %v, %v", shared, err)
 		}
 		want := access.Grant{Project: p.Project, Tenant: ada.Tenant, Account: bob.ID, Role: access.Viewer}
-		if g, err := s.FindGrant(ctx, bob.ID, string(p.Project)); err != nil || g != want {
+		if g, err := grantOf(s, bob.ID, string(p.Project)); err != nil || g != want {
 			t.Errorf("%+v, %v", g, err)
 		}
 
 		conv := ident.New[ident.ConversationID]()
-		_, err := s.FindGrant(ctx, bob.ID, string(conv))
+		_, err := grantOf(s, bob.ID, string(conv))
 		refused(t, err, "not_found")
 		route := func(version int64) {
 			if err := s.PutRoutes(ctx, p, []access.Part{{ID: conv, Version: version}}); err != nil {
@@ -76,22 +87,39 @@ func TestMembersOfProjects(t *testing.T) {
 			}
 		}
 		found := func() bool {
-			_, err := s.FindGrant(ctx, bob.ID, string(conv))
+			_, err := grantOf(s, bob.ID, string(conv))
 			if err != nil && !fault.Is(err, fault.NotFound) {
 				t.Fatal(err)
 			}
 			return err == nil
 		}
 		route(3)
-		if err := s.DropRoute(ctx, conv, 3); err != nil || !found() {
+		if err := s.DropRoute(ctx, conv, p.Project, 3); err != nil || !found() {
 			t.Errorf("an older word took a route away: %v", err)
 		}
-		if err := s.DropRoute(ctx, conv, 4); err != nil || found() {
+		if err := s.DropRoute(ctx, conv, p.Project, 4); err != nil || found() {
 			t.Errorf("the route of what has left is there: %v", err)
 		}
 		route(5)
-		_, err = s.FindGrant(ctx, ada.ID, string(conv))
+		_, err = grantOf(s, ada.ID, string(conv))
 		refused(t, err, "not_found")
+		// On its way to another project it has two; a project of another tenant has none of this one's.
+		q := placeOfProject(ada)
+		if _, err := s.AddMember(ctx, q, member.Member{Email: bob.Email, Role: access.Editor}, comesIn); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.PutRoutes(ctx, q, []access.Part{{ID: conv, Version: 6}}); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := s.FindGrants(ctx, bob.ID, string(conv)); err != nil || len(list) != 2 || list[0].Project != q.Project {
+			t.Errorf("%+v, %v", list, err)
+		}
+		if _, err := s.DropProject(ctx, q.Project, noon(0)); err != nil {
+			t.Fatal(err)
+		}
+		if shared, err := s.IsShared(ctx, member.Place{Project: p.Project, Tenant: bob.Tenant}); shared || err != nil {
+			t.Errorf("shared: %v, %v", shared, err)
+		}
 
 		if _, err := s.ChangeMember(ctx, p, string(bob.ID), func(m member.Member) (member.Member, event.Change, error) {
 			m.Role = access.Commenter
@@ -99,12 +127,12 @@ func TestMembersOfProjects(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if g, err := s.FindGrant(ctx, bob.ID, string(conv)); err != nil || g.Role != access.Commenter {
+		if g, err := grantOf(s, bob.ID, string(conv)); err != nil || g.Role != access.Commenter {
 			t.Errorf("%+v, %v", g, err)
 		}
 		// The owner's tenant is told of it all, in order.
 		news := settle[[]News](t)(s.News(ctx, noon(24*time.Hour), 10))
-		if len(news) != 3 || news[0].Tenant != ada.Tenant || news[2].Event.Type != "member.changed" {
+		if len(news) != 4 || news[0].Tenant != ada.Tenant || news[3].Event.Type != "member.changed" {
 			t.Errorf("%+v", news)
 		}
 		// A removal that is refused changes nothing; one that is not ends all.
@@ -187,7 +215,7 @@ func TestInvitationsAreAccepted(t *testing.T) {
 		}
 		eve := join(t, s, "eve@example.org", "") // who registers comes in
 		for _, at := range []member.Place{p, q} {
-			if g, err := s.FindGrant(ctx, eve.ID, string(at.Project)); err != nil || g.Role != access.Editor {
+			if g, err := grantOf(s, eve.ID, string(at.Project)); err != nil || g.Role != access.Editor {
 				t.Errorf("%+v, %v", g, err)
 			}
 		}
@@ -299,7 +327,7 @@ func TestErasuresEndMemberships(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, a := range []ident.AccountID{bob.ID, eve.ID} {
-			_, err := s.FindGrant(ctx, a, string(p.Project))
+			_, err := grantOf(s, a, string(p.Project))
 			refused(t, err, "not_found")
 		}
 		if list := settle[[]member.Member](t)(s.ListMembers(ctx, q)); len(list) != 2 || list[1].Account != eve.ID {
@@ -325,7 +353,7 @@ func TestErasuresEndMemberships(t *testing.T) {
 		if len(list) != 3 { // bob and eve to p, eve to q
 			t.Errorf("%+v", list)
 		}
-		if shared, err := s.IsShared(ctx, q.Project); shared || err != nil {
+		if shared, err := s.IsShared(ctx, q); shared || err != nil {
 			t.Errorf("%v %v", shared, err)
 		}
 	})

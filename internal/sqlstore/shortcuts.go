@@ -40,7 +40,7 @@ func (s *TenantStore) HasProject(ctx context.Context, id ident.ProjectID) error 
 	if !s.sees(id) {
 		return fault.Missing("sqlstore.HasProject")
 	}
-	return s.holds(ctx, `SELECT 1 FROM projects WHERE id = ?`, string(id))
+	return s.holds(ctx, `SELECT 1 FROM projects WHERE id = ?`, id)
 }
 
 // Writable implements member.Projects.
@@ -48,13 +48,14 @@ func (s *TenantStore) Writable() error { return s.db.Writable() }
 
 // Holds is NotFound when there is nothing of that id here: a project or a conversation.
 func (s *TenantStore) Holds(ctx context.Context, subject string) error {
-	return s.holds(ctx, `SELECT 1 FROM projects WHERE id = ?1 UNION ALL SELECT 1 FROM conversations WHERE id = ?1`, subject)
+	return s.holds(ctx, `SELECT 1 FROM projects WHERE id = ?1 AND (?2 = '' OR id = ?2)
+		UNION ALL SELECT 1 FROM conversations WHERE id = ?1 AND (?2 = '' OR project_id = ?2)`, subject, string(s.only))
 }
 
-func (s *TenantStore) holds(ctx context.Context, sql, id string) error {
+func (s *TenantStore) holds(ctx context.Context, sql string, args ...any) error {
 	var one int64
 	var found *Found
-	err := s.db.Read(ctx, func(b *Batch) { found = b.One([]any{&one}, sql, id) })
+	err := s.db.Read(ctx, func(b *Batch) { found = b.One([]any{&one}, sql, args...) })
 	if err == nil && !found.Yes {
 		err = fault.Missing("sqlstore.Holds")
 	}

@@ -3,6 +3,7 @@ package workspace
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"claude-memory-backend/internal/access"
@@ -17,9 +18,9 @@ import (
 // Grants is what the master database knows of members of projects.
 type Grants interface {
 	member.Store
-	FindGrant(ctx context.Context, a ident.AccountID, subject string) (access.Grant, error)
+	FindGrants(ctx context.Context, a ident.AccountID, subject string) ([]access.Grant, error)
 	Guests(ctx context.Context, p ident.ProjectID) ([]access.Grant, error)
-	DropRoute(ctx context.Context, id ident.ConversationID, version int64) error
+	DropRoute(ctx context.Context, id ident.ConversationID, from ident.ProjectID, version int64) error
 	DropProject(ctx context.Context, p ident.ProjectID, now time.Time) ([]access.Grant, error)
 	MarkProject(ctx context.Context, p ident.ProjectID, due time.Time) error
 	AcceptInvitations(ctx context.Context, email string, now time.Time, limit int) ([]ident.AccountID, error)
@@ -60,18 +61,33 @@ func (p *Pool) Visit(ctx context.Context, actor ident.Actor, subject string) (*W
 	if p.Grants == nil || actor.System || actor.Account == "" {
 		return nil, fault.Missing(op)
 	}
-	g, err := p.Grants.FindGrant(ctx, actor.Account, subject)
+	list, err := p.Grants.FindGrants(ctx, actor.Account, subject)
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
+	for _, g := range list {
+		ws, err := p.visit(ctx, actor, subject, g)
+		if err == nil && len(list) > 1 { // a conversation that moved: it is in one of these
+			if err = ws.entry.store.Only(g.Project).Holds(ctx, subject); err != nil {
+				ws.Release()
+			}
+		}
+		if !fault.Is(err, fault.NotFound) {
+			return ws, fault.Wrap(op, err)
+		}
+	}
+	return nil, fault.Missing(op)
+}
+
+func (p *Pool) visit(ctx context.Context, actor ident.Actor, subject string, g access.Grant) (*Workspace, error) {
 	e, waited, err := p.acquire(ctx, g.Tenant)
 	if err != nil {
-		return nil, fault.Wrap(op, err)
+		return nil, err
 	}
 	t := p.tenantOf(e)
 	if t.State == tenant.Suspended {
 		p.release(e)
-		return nil, fault.New(fault.Forbidden, op, "tenant_suspended", "the data of this project's owner is suspended")
+		return nil, fault.New(fault.Forbidden, "workspace.Visit", "tenant_suspended", "the data of this project's owner is suspended")
 	}
 	pass, store := g.Pass(), e.store.Only(g.Project)
 	return &Workspace{Tenant: t, Pass: pass, Projects: e.ws.Projects.For(pass, store), Members: e.ws.Members.For(pass, store),
@@ -107,8 +123,8 @@ func (w *Workspace) While(ctx context.Context) (context.Context, context.CancelF
 			case <-sub.C:
 			case <-tick.C:
 			}
-			g, err := p.Grants.FindGrant(ctx, w.actor.Account, w.subject)
-			if fault.Is(err, fault.NotFound) || err == nil && g.Project != w.Pass.Project {
+			list, err := p.Grants.FindGrants(ctx, w.actor.Account, w.subject)
+			if err == nil && !slices.ContainsFunc(list, func(g access.Grant) bool { return g.Project == w.Pass.Project }) {
 				cancel(ErrNoAccess)
 				return
 			}
@@ -127,49 +143,69 @@ func (s sharing) place(id ident.ProjectID) member.Place {
 	return member.Place{Project: id, Tenant: s.id, Owner: s.owner}
 }
 
+// shared reports whether members may want to know of a project. Who asks in vain hears of it, and nobody waits for it.
+func (s sharing) shared(ctx context.Context, id ident.ProjectID) bool {
+	shared, err := s.pool.Grants.IsShared(ctx, s.place(id))
+	s.complain(err)
+	return shared
+}
+
+// complain says of what is done beside a request that it was not done.
+func (s sharing) complain(err error) {
+	if err != nil {
+		s.pool.Log.Warn("members not told of a change", "code", fault.CodeOf(err), "tenant", s.id)
+	}
+}
+
 // Route implements conversation.Sharing.
 func (s sharing) Route(ctx context.Context, id ident.ConversationID, in ident.ProjectID, version int64) (bool, error) {
-	shared, err := s.pool.Grants.IsShared(ctx, in)
+	shared, err := s.pool.Grants.IsShared(ctx, s.place(in))
 	if err != nil || !shared {
 		return false, err
 	}
 	return true, s.pool.Grants.PutRoutes(ctx, s.place(in), []access.Part{{ID: id, Version: version}})
 }
 
-// Left implements conversation.Sharing.
-func (s sharing) Left(ctx context.Context, id ident.ConversationID, from ident.ProjectID, version int64) {
+// Arrived implements conversation.Sharing.
+func (s sharing) Arrived(ctx context.Context, id ident.ConversationID, in ident.ProjectID, version int64, routed bool) {
 	ctx = context.WithoutCancel(ctx)
-	shared, err := s.pool.Grants.IsShared(ctx, from)
-	if err == nil && shared {
-		if version == 0 {
-			version = 1<<63 - 1
-		}
-		err = s.pool.Grants.DropRoute(ctx, id, version)
-		s.signal(ctx, from)
-		s.Edited(ctx, from)
+	if !routed {
+		var err error
+		routed, err = s.Route(ctx, id, in, version)
+		s.complain(err)
 	}
-	if err != nil {
-		// A route says where to look, not that there is something: whoever goes there finds nothing.
-		s.pool.Log.Warn("route not taken away", "code", fault.CodeOf(err))
+	if routed {
+		s.complain(s.pool.Grants.MarkProject(ctx, in, s.pool.Now()))
 	}
 }
 
-// Edited implements both.
+// Left implements conversation.Sharing.
+func (s sharing) Left(ctx context.Context, id ident.ConversationID, from ident.ProjectID, version int64) {
+	ctx = context.WithoutCancel(ctx)
+	if !s.shared(ctx, from) {
+		return
+	}
+	if version == 0 {
+		version = 1<<63 - 1
+	}
+	// A route that stays says where to look, not that there is something: whoever goes there finds nothing.
+	s.complain(s.pool.Grants.DropRoute(ctx, id, from, version))
+	s.complain(s.pool.Grants.MarkProject(ctx, from, s.pool.Now()))
+	s.signal(ctx, from)
+}
+
+// Edited implements project.Sharing.
 func (s sharing) Edited(ctx context.Context, id ident.ProjectID) {
 	ctx = context.WithoutCancel(ctx)
-	shared, err := s.pool.Grants.IsShared(ctx, id)
-	if err == nil && shared {
-		err = s.pool.Grants.MarkProject(ctx, id, s.pool.Now())
-	}
-	if err != nil {
-		s.pool.Log.Warn("members' shortcuts not marked", "code", fault.CodeOf(err))
+	if s.shared(ctx, id) {
+		s.complain(s.pool.Grants.MarkProject(ctx, id, s.pool.Now()))
 	}
 }
 
 // Deleting implements project.Sharing: should the process die before it says Deleted, whoever looks at the shortcuts finds
 // that the project is gone, and ends what is left.
 func (s sharing) Deleting(ctx context.Context, id ident.ProjectID) error {
-	shared, err := s.pool.Grants.IsShared(ctx, id)
+	shared, err := s.pool.Grants.IsShared(ctx, s.place(id))
 	if err != nil || !shared {
 		return err
 	}
@@ -178,8 +214,9 @@ func (s sharing) Deleting(ctx context.Context, id ident.ProjectID) error {
 
 // Deleted implements project.Sharing.
 func (s sharing) Deleted(ctx context.Context, id ident.ProjectID) {
-	if err := s.pool.endProject(context.WithoutCancel(ctx), id); err != nil {
-		s.pool.Log.Warn("memberships of a deleted project not ended yet", "code", fault.CodeOf(err))
+	ctx = context.WithoutCancel(ctx)
+	if s.shared(ctx, id) {
+		s.complain(s.pool.endProject(ctx, id))
 	}
 }
 

@@ -268,8 +268,8 @@ func TestSharingWhileConversationsCome(t *testing.T) {
 			list = append(list, c)
 		}
 		for _, c := range list {
-			if _, err := v.master.FindGrant(t.Context(), v.bob.Account, string(c)); err != nil {
-				t.Errorf("%s: %v", c, err)
+			if list, err := v.master.FindGrants(t.Context(), v.bob.Account, string(c)); err != nil || len(list) != 1 {
+				t.Errorf("%s: %+v, %v", c, list, err)
 			}
 		}
 		ws.Release()

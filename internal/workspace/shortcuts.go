@@ -11,6 +11,7 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/tenant"
 )
 
 // followMembers lets those in who registered with an address that was invited, and keeps shortcuts as the projects are
@@ -73,21 +74,22 @@ func (p *Pool) lookAtShortcut(ctx context.Context, d sqlstore.DueShortcut) {
 // refreshShortcut writes into the member's tenant what the project looks like in its owner's, or takes the shortcut away
 // where there is no grant, or no project, any more.
 func (p *Pool) refreshShortcut(ctx context.Context, d sqlstore.DueShortcut) error {
-	g, err := p.Grants.FindGrant(ctx, d.Account, string(d.Project))
-	var there project.Project
-	if err == nil {
-		there, err = p.findProject(ctx, g.Tenant, d.Project)
-		if fault.Is(err, fault.NotFound) {
-			if err := p.endProject(ctx, d.Project); err != nil {
-				return err
-			}
-		}
-	}
-	gone := fault.Is(err, fault.NotFound)
-	if err != nil && !gone {
+	grants, err := p.Grants.FindGrants(ctx, d.Account, string(d.Project))
+	if err != nil {
 		return err
 	}
-	ws, err := p.Acquire(ctx, ident.System(""), d.Tenant)
+	gone := len(grants) == 0
+	var there project.Project
+	if !gone {
+		there, err = p.findProject(ctx, grants[0].Tenant, d.Project)
+		if gone = fault.Is(err, fault.NotFound); gone {
+			err = p.endProject(ctx, d.Project)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	ws, err := p.memberOf(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -95,8 +97,18 @@ func (p *Pool) refreshShortcut(ctx context.Context, d sqlstore.DueShortcut) erro
 	if gone {
 		return ws.entry.store.DropShortcut(ctx, d.Project)
 	}
-	there.Role = g.Role
+	there.Role = grants[0].Role
 	return ws.entry.store.PutShortcut(ctx, there)
+}
+
+// memberOf opens the tenant that has the shortcut. One with the schema of a version before has none, and gets it later.
+func (p *Pool) memberOf(ctx context.Context, d sqlstore.DueShortcut) (*Workspace, error) {
+	ws, err := p.Acquire(ctx, ident.System(""), d.Tenant)
+	if err == nil && ws.Tenant.Schema.Problem != "" {
+		ws.Release()
+		return nil, Refusal(tenant.Quarantined)
+	}
+	return ws, err
 }
 
 func (p *Pool) findProject(ctx context.Context, in ident.TenantID, id ident.ProjectID) (project.Project, error) {
@@ -115,7 +127,7 @@ func (p *Pool) lookAtAllShortcuts(ctx context.Context, d sqlstore.DueShortcut) e
 	if err != nil {
 		return err
 	}
-	ws, err := p.Acquire(ctx, ident.System(""), d.Tenant)
+	ws, err := p.memberOf(ctx, d)
 	if err != nil {
 		return err
 	}

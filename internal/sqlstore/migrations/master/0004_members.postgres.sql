@@ -28,12 +28,14 @@ CREATE INDEX invitations_by_email ON invitations (email_folded);
 CREATE INDEX invitations_by_tenant ON invitations (tenant_id);
 
 -- In which tenant shared projects and their conversations are. A row says where to look, never that there is something or
--- who may see it. The version is that of the conversation when the row was written: an older word does not undo a newer.
+-- who may see it; while a conversation moves it has two. The version is that of the conversation when the row was written:
+-- an older word does not undo a newer.
 CREATE TABLE routes (
-    id               TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    id               TEXT COLLATE "C" NOT NULL,
     project_id       TEXT COLLATE "C" NOT NULL,
     tenant_id        TEXT COLLATE "C" NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
-    version          BIGINT NOT NULL
+    version          BIGINT NOT NULL,
+    PRIMARY KEY (id, project_id)
 );
 CREATE INDEX routes_by_project ON routes (project_id);
 CREATE INDEX routes_by_tenant ON routes (tenant_id);
