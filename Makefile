@@ -40,10 +40,13 @@ migrate: ## bring the databases of the current configuration up to date
 setup: ## install what tests need and this machine lacks (Debian; root or sudo)
 	@scripts/setup
 
+# What takes longest begins first, so that no package runs alone at the end.
+LONG := ./internal/sqlstore ./cmd/memoryd ./internal/relocate ./internal/httpapi
+
 .PHONY: test
 test: setup $(PG) ## everything that CI proves: vet, then all tests on both engines, watched for races
 	go vet ./...
-	$(PG) go test $(RACE) -vet=off -timeout 30m ./...
+	$(PG) go test $(RACE) -vet=off -timeout 30m $(LONG) ./...
 
 .PHONY: test-short
 test-short: $(PG) ## the same, quick: no vet, no race detector, nothing that takes long (go test -short)

@@ -23,6 +23,8 @@ const (
 	crashRounds = 8 // without CRASH_ROUNDS
 	// crashTail is how much of an answer, in time, a crash may take from what the client had seen.
 	crashTail = 500 * time.Millisecond
+	// crashFlush is how long a piece of it waits at most for the flush that takes it.
+	crashFlush = 250 * time.Millisecond
 	// crashMarked is how long after a start a turn may still look as if somebody wrote it.
 	crashMarked = 10 * time.Second
 )

@@ -23,13 +23,14 @@ import (
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/outbound"
 	"claude-memory-backend/internal/pgtest"
+	"claude-memory-backend/internal/pgtest/toxic"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, toxic.Remains()) }
 
 // house is an installation with every kind of place: files, two PostgreSQL servers of the operator's, and one of a
 // user's own.

@@ -700,9 +700,9 @@ func TestAttempts(t *testing.T) {
 
 func TestHints(t *testing.T) {
 	onMaster(t, func(t *testing.T, s *MasterStore) {
-		hint := func(id ident.TenantID, after time.Duration) {
+		hint := func(id ident.TenantID, after, last time.Duration) {
 			t.Helper()
-			if err := s.Hint(t.Context(), id, noon(after)); err != nil {
+			if err := s.Hint(t.Context(), id, noon(after), noon(last)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -719,18 +719,18 @@ func TestHints(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		hint("ten_a", 10*time.Second)
-		hint("ten_a", 20*time.Second) // the earlier one stays
-		hint("ten_b", 30*time.Second)
-		hint("ten_b", 5*time.Second)
+		hint("ten_a", 10*time.Second, 10*time.Second)
+		hint("ten_a", 20*time.Second, 20*time.Second) // the earlier one stays
+		hint("ten_b", 30*time.Second, 30*time.Second)
+		hint("ten_b", 5*time.Second, 5*time.Second)
 		due(4 * time.Second)
 		due(10*time.Second, "ten_b", "ten_a") // oldest first
 		if got, err := s.Due(t.Context(), noon(time.Hour), 1); err != nil || len(got) != 1 {
 			t.Fatalf("limited: %v %v", got, err)
 		}
-		settled("ten_b", 10*time.Second, time.Time{})
+		settled("ten_b", 30*time.Second, time.Time{})
 		due(time.Hour, "ten_a")
-		settled("ten_a", 10*time.Second, noon(time.Minute)) // replaced by a later one
+		settled("ten_a", 20*time.Second, noon(time.Minute)) // replaced by a later one
 		due(59 * time.Second)
 		due(60*time.Second, "ten_a")
 		// What was due later than the settled moment was put there meanwhile by somebody else.
@@ -740,6 +740,24 @@ func TestHints(t *testing.T) {
 		due(60*time.Second, "ten_a")
 		settled("ten_c", 0, noon(time.Second)) // there was none
 		due(time.Second, "ten_c")
+		// What may be due later than the settled moment is looked at then.
+		hint("ten_d", 5*time.Second, 8*time.Second)
+		hint("ten_d", 6*time.Second, 9*time.Second)
+		hint("ten_d", 7*time.Second, 7*time.Second)
+		settled("ten_d", 5*time.Second, time.Time{})
+		due(8*time.Second, "ten_c")
+		due(9*time.Second, "ten_c", "ten_d")
+		settled("ten_d", 9*time.Second, time.Time{})
+		due(time.Hour, "ten_c", "ten_a")
+		// A server of the version before knows of no last one.
+		if err := s.db.Write(t.Context(), func(tx *Tx) error {
+			return tx.Commit(func(b *Batch) { b.Exec(`INSERT INTO hints (tenant_id, due_at) VALUES ('ten_e', 0)`) })
+		}); err != nil {
+			t.Fatal(err)
+		}
+		due(0, "ten_e")
+		settled("ten_e", 0, time.Time{})
+		due(0)
 	})
 }
 

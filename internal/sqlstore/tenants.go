@@ -282,14 +282,15 @@ func (s *MasterStore) Erasures(ctx context.Context, after ident.TenantID, limit 
 	return list, err
 }
 
-// hint keeps the earlier of two hints.
-const hint = `INSERT INTO hints (tenant_id, due_at) VALUES (?, ?)
-	ON CONFLICT (tenant_id) DO UPDATE SET due_at = excluded.due_at WHERE excluded.due_at < hints.due_at`
+// hint makes of two hints one that begins with the earlier and ends with the later.
+const hint = `INSERT INTO hints (tenant_id, due_at, last_at) VALUES (?, ?, ?) ON CONFLICT (tenant_id) DO UPDATE SET
+	due_at = CASE WHEN excluded.due_at < hints.due_at THEN excluded.due_at ELSE hints.due_at END,
+	last_at = CASE WHEN excluded.last_at > hints.last_at THEN excluded.last_at ELSE hints.last_at END`
 
 // Hint implements tenant.Hints.
-func (s *MasterStore) Hint(ctx context.Context, id ident.TenantID, due time.Time) error {
+func (s *MasterStore) Hint(ctx context.Context, id ident.TenantID, due, last time.Time) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
-		return tx.Commit(func(b *Batch) { b.Exec(hint, id, ident.Micros(due)) })
+		return tx.Commit(func(b *Batch) { b.Exec(hint, id, ident.Micros(due), ident.Micros(last)) })
 	})
 }
 
@@ -307,13 +308,14 @@ func (s *MasterStore) Due(ctx context.Context, now time.Time, limit int) ([]iden
 	return list, err
 }
 
-// Settle implements tenant.Hints. The hint that was acted on had come by now, so one that has not is another's.
+// Settle implements tenant.Hints.
 func (s *MasterStore) Settle(ctx context.Context, id ident.TenantID, now, next time.Time) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
-			b.Exec(`DELETE FROM hints WHERE tenant_id = ? AND due_at <= ?`, id, ident.Micros(now))
+			b.Exec(`DELETE FROM hints WHERE tenant_id = ? AND due_at <= ? AND last_at <= ?`, id, ident.Micros(now), ident.Micros(now))
+			b.Exec(`UPDATE hints SET due_at = last_at WHERE tenant_id = ? AND due_at <= ?`, id, ident.Micros(now))
 			if !next.IsZero() {
-				b.Exec(hint, id, ident.Micros(next))
+				b.Exec(hint, id, ident.Micros(next), ident.Micros(next))
 			}
 		})
 	})

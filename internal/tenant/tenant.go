@@ -172,11 +172,12 @@ type Directory interface {
 // Hints says which tenants have something due, so that nobody has to open every database to find out. Hints may be
 // lost or stale: acting on one twice, or on none, is harmless.
 type Hints interface {
-	// Hint notes that the tenant has something due at the time; an earlier hint stays.
-	Hint(ctx context.Context, id ident.TenantID, due time.Time) error
+	// Hint notes that the tenant has something due at the time, and may have more until last; an earlier time stays, and so
+	// does a later last.
+	Hint(ctx context.Context, id ident.TenantID, due, last time.Time) error
 	// Due returns tenants whose hint has come, oldest first.
 	Due(ctx context.Context, now time.Time, limit int) ([]ident.TenantID, error)
-	// Settle replaces the hint by the next one, or removes it when next is zero; a hint that became earlier meanwhile
-	// than now stays.
+	// Settle is called after a look that began at now. What had come by then is replaced by next, unless that is zero. What
+	// may be due later than now stays: it may have been noted before anything of it could be seen.
 	Settle(ctx context.Context, id ident.TenantID, now, next time.Time) error
 }

@@ -102,10 +102,10 @@ func (p *Pool) lookAtAll(ctx context.Context, ids []ident.TenantID, now time.Tim
 	_ = group.Wait() // lookAt says itself what goes wrong
 }
 
-// lookAt does what is due in one tenant. The hint goes first, then the look: whatever is added meanwhile leaves a hint
-// of its own.
+// lookAt does what is due in one tenant. The look comes first, then the hint goes: a server that is killed in between
+// leaves it to the next one.
 func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
-	// Hints are written with the caller's context: they must be, above all when the tenant took all its time.
+	// Hints are settled with the caller's context: they must be, above all when the tenant took all its time.
 	look, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	ws, err := p.Acquire(look, ident.System(""), id)
@@ -120,11 +120,7 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 		return
 	}
 	defer ws.Release()
-	err = ws.entry.settle(ctx, now)
-	var next time.Time
-	if err == nil {
-		next, err = ws.Conversations.Sweep(look)
-	}
+	next, err := ws.Conversations.Sweep(look)
 	switch {
 	case err != nil && ws.entry.refuses(ws.Tenant) != nil:
 		next = p.Now().Add(mendPause) // nothing may be changed there; readers are shown how it is
@@ -132,10 +128,8 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 		p.Log.Warn("tenant not looked after", "code", fault.CodeOf(err), "tenant", id)
 		next = p.Now().Add(2 * pause)
 	}
-	if !next.IsZero() {
-		if err := ws.entry.Hint(ctx, next); err != nil {
-			p.Log.Warn("hint not stored", "code", fault.CodeOf(err))
-		}
+	if err := ws.entry.settle(ctx, now, next); err != nil {
+		p.Log.Warn("hint not settled", "code", fault.CodeOf(err))
 	}
 }
 

@@ -102,8 +102,9 @@ type entry struct {
 	place  *list.Element // in pool.idle, when there are no leases
 	used   time.Time
 
-	hintMu sync.Mutex
-	hinted time.Time // the earliest hint this process knows to be stored
+	hintMu   sync.Mutex
+	hinted   time.Time // the earliest hint this process knows to be stored
+	promised time.Time // the latest time that it stands for
 }
 
 const (
@@ -379,9 +380,17 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 				Owner: t.Account, Pass: access.Owning(t.Account), Now: p.Now})
 		}
 		// Turns that lost their owner while nobody looked are marked before anybody can read them. What may not be
-		// changed, or on a disk without room cannot, stays as it is.
-		if _, err = e.ws.Conversations.Sweep(ctx); err != nil && (e.refuses(e.tenant) != nil || conversation.Unwritable(err)) {
+		// changed, or on a disk without room cannot, stays as it is. What another server still runs gets its hint, which may
+		// have been lost.
+		var next time.Time
+		next, err = e.ws.Conversations.Sweep(ctx)
+		switch {
+		case err != nil && (e.refuses(e.tenant) != nil || conversation.Unwritable(err)):
 			err = nil
+		case err == nil && !next.IsZero():
+			if err := e.Hint(ctx, next); err != nil {
+				p.Log.Warn("hint not stored", "code", fault.CodeOf(err))
+			}
 		}
 		if p := e.tenant.Schema.Problem; p != "" && p != tenant.SchemaHeld {
 			e.until = e.pool.Now().Add(mendPause)
@@ -478,28 +487,32 @@ func (e *entry) Spool() conversation.Spool {
 // Near implements conversation.TenantPart.
 func (e *entry) Near() bool { return e.db.Dialect() == sqlstore.SQLite }
 
-// Hint stores that something is due in this tenant, unless an earlier hint is known to be stored.
+// hintAhead is how much longer than it was asked for a hint stands, so that the next ones need not be stored.
+const hintAhead = 10 * time.Second
+
+// Hint stores that something is due in this tenant, unless a hint that stands for it is known to be stored.
 func (e *entry) Hint(ctx context.Context, due time.Time) error {
 	e.hintMu.Lock()
 	defer e.hintMu.Unlock()
 	// One whose time has come may have been settled by another node.
-	if e.hinted.After(e.pool.Now()) && !due.Before(e.hinted) {
+	if e.hinted.After(e.pool.Now()) && !due.Before(e.hinted) && !due.After(e.promised) {
 		return nil
 	}
-	if err := e.pool.Hints.Hint(ctx, e.id, due); err != nil {
+	last := due.Add(hintAhead)
+	if err := e.pool.Hints.Hint(ctx, e.id, due, last); err != nil {
 		return err
 	}
-	e.hinted = due
+	e.hinted, e.promised = due, last
 	return nil
 }
 
-// settle takes the hint away that had come by now. No other hint is noted meanwhile: what this process believes to be
-// stored must be stored.
-func (e *entry) settle(ctx context.Context, now time.Time) error {
+// settle replaces the hint that had come by now. No other hint is noted meanwhile: what this process believes to be stored
+// must be stored.
+func (e *entry) settle(ctx context.Context, now, next time.Time) error {
 	e.hintMu.Lock()
 	defer e.hintMu.Unlock()
 	e.hinted = time.Time{}
-	return e.pool.Hints.Settle(ctx, e.id, now, time.Time{})
+	return e.pool.Hints.Settle(ctx, e.id, now, next)
 }
 
 // Stats says how full the pool is. Unreachable are those of Open whose server is away.

@@ -29,9 +29,12 @@ type town struct {
 	mu      sync.Mutex
 	tenants map[ident.TenantID]tenant.Tenant
 	asked   int
-	hints   map[ident.TenantID]time.Time
+	hints   map[ident.TenantID]span
 	written int
 }
+
+// span is a hint.
+type span struct{ due, last time.Time }
 
 func (d *town) FindTenant(_ context.Context, id ident.TenantID) (tenant.Tenant, error) {
 	d.mu.Lock()
@@ -44,21 +47,30 @@ func (d *town) FindTenant(_ context.Context, id ident.TenantID) (tenant.Tenant, 
 	return t, nil
 }
 
-func (d *town) Hint(_ context.Context, id ident.TenantID, due time.Time) error {
+func (d *town) Hint(_ context.Context, id ident.TenantID, due, last time.Time) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.written++
-	if old, ok := d.hints[id]; !ok || due.Before(old) {
-		d.hints[id] = due
-	}
+	d.note(id, due, last)
 	return nil
+}
+
+func (d *town) note(id ident.TenantID, due, last time.Time) {
+	old, ok := d.hints[id]
+	if !ok || due.Before(old.due) {
+		old.due = due
+	}
+	if last.After(old.last) {
+		old.last = last
+	}
+	d.hints[id] = old
 }
 
 func (d *town) Due(_ context.Context, now time.Time, _ int) (out []ident.TenantID, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for id, due := range d.hints {
-		if !due.After(now) {
+	for id, hint := range d.hints {
+		if !hint.due.After(now) {
 			out = append(out, id)
 		}
 	}
@@ -68,11 +80,15 @@ func (d *town) Due(_ context.Context, now time.Time, _ int) (out []ident.TenantI
 func (d *town) Settle(_ context.Context, id ident.TenantID, now, next time.Time) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if due, ok := d.hints[id]; ok && !due.After(now) {
+	switch hint, ok := d.hints[id]; {
+	case !ok || hint.due.After(now):
+	case hint.last.After(now):
+		d.hints[id] = span{hint.last, hint.last}
+	default:
 		delete(d.hints, id)
 	}
-	if old, ok := d.hints[id]; !next.IsZero() && (!ok || next.Before(old)) {
-		d.hints[id] = next
+	if !next.IsZero() {
+		d.note(id, next, next)
 	}
 	return nil
 }
@@ -97,7 +113,7 @@ func newHouse(t testing.TB, adjust ...func(*Config)) *house {
 		t.Fatal(err)
 	}
 	h := &house{t: t, place: place, keys: keys, slow: claude.NewScripted(claude.ScriptedConfig{}),
-		town: &town{tenants: map[ident.TenantID]tenant.Tenant{}, hints: map[ident.TenantID]time.Time{}}}
+		town: &town{tenants: map[ident.TenantID]tenant.Tenant{}, hints: map[ident.TenantID]span{}}}
 	h.start(adjust...)
 	return h
 }
@@ -378,6 +394,35 @@ func TestOrphanedTurnsAreMarked(t *testing.T) {
 	ws.Release()
 }
 
+func TestOpeningRepairsALostHint(t *testing.T) {
+	h := newHouse(t)
+	me := h.newTenant()
+	actor := ident.Actor{Account: me.Account, Name: "Ada"}
+	ws := h.acquire(me)
+	defer ws.Release()
+	c, err := ws.Conversations.Create(t.Context(), actor, conversation.CreateInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ws.Conversations.Send(t.Context(), actor, c.ID, conversation.SendInput{Text: "#slow #long 10000", Reply: true}); err != nil {
+		t.Fatal(err)
+	}
+	h.town.mu.Lock()
+	clear(h.town.hints)
+	h.town.mu.Unlock()
+	// Another server cannot know whether the turn's owner lives: it has to come back when the lease is over.
+	h.start(func(c *Config) {
+		c.Sole = false
+		c.Engine = conversation.NewEngine(conversation.Config{Node: "another", Bus: c.Bus})
+	})
+	h.acquire(me).Release()
+	h.town.mu.Lock()
+	defer h.town.mu.Unlock()
+	if len(h.town.hints) != 1 {
+		t.Error("nobody will look at the turn")
+	}
+}
+
 func TestNoHintIsLost(t *testing.T) {
 	now := time.Now()
 	h := newHouse(t, func(c *Config) { c.Now = func() time.Time { return now } })
@@ -397,18 +442,40 @@ func TestNoHintIsLost(t *testing.T) {
 	}
 	now = now.Add(10 * time.Second)
 	t.Run("what is noted after the hint was settled is stored", func(t *testing.T) {
-		must(e.settle(t.Context(), now))
+		must(e.settle(t.Context(), now, time.Time{}))
 		must(e.Hint(t.Context(), now.Add(8*time.Second)))
-		if due := h.town.hints[me.ID]; !due.Equal(now.Add(8 * time.Second)) {
-			t.Errorf("stored: %v", due)
+		if hint := h.town.hints[me.ID]; !hint.due.Equal(now.Add(8 * time.Second)) {
+			t.Errorf("stored: %v", hint)
 		}
 	})
 	t.Run("so is what is noted after another server settled it", func(t *testing.T) {
-		now = now.Add(10 * time.Second)
+		now = now.Add(20 * time.Second)
 		must(h.town.Settle(t.Context(), me.ID, now, time.Time{}))
+		if len(h.town.hints) != 0 {
+			t.Errorf("left: %v", h.town.hints)
+		}
 		must(e.Hint(t.Context(), now.Add(8*time.Second)))
 		if len(h.town.hints) != 1 {
 			t.Error("nothing is stored")
+		}
+	})
+	// A turn is hinted before it is committed: a look in between does not see it.
+	t.Run("so is what was noted before a look that could not see it", func(t *testing.T) {
+		now = now.Add(7 * time.Second)
+		written := h.town.written
+		must(e.Hint(t.Context(), now.Add(8*time.Second)))
+		if h.town.written != written {
+			t.Error("the hint that stands for it was not known")
+		}
+		now = now.Add(time.Second)
+		h.pool.lookAtDue(t.Context())
+		if len(h.town.hints) != 1 {
+			t.Fatal("the hint is gone")
+		}
+		now = now.Add(20 * time.Second)
+		h.pool.lookAtDue(t.Context())
+		if len(h.town.hints) != 0 {
+			t.Errorf("it stays for good: %v", h.town.hints)
 		}
 	})
 }
@@ -508,4 +575,33 @@ func TestNewCredentialsAreTriedAgain(t *testing.T) {
 	now.Store(new(now.Load().Add(pause)))
 	used("")
 	used("new")
+}
+
+// pastLog is a master's log of which everything was said before the pool began to follow it.
+type pastLog struct{}
+
+func (pastLog) Since(context.Context, event.Seq, int) ([]event.Event, error) { return nil, nil }
+func (pastLog) Head(context.Context) (event.Seq, error)                      { return 7, nil }
+
+// What is decided about a tenant between its opening and the first look into the master's log is heard of.
+func TestNothingIsMissedBeforeTheLogIsFollowed(t *testing.T) {
+	h := newHouse(t, func(c *Config) { c.Master = pastLog{} })
+	me := h.newTenant()
+	h.acquire(me).Release()
+	me.State = tenant.Suspended
+	h.town.put(me)
+	h.pool.followMaster(t.Context())
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: me.Account}, me.ID)
+		if fault.CodeOf(err) == "tenant_suspended" {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws.Release()
+		if time.Now().After(deadline) {
+			t.Fatal("it goes on as if nothing had been decided")
+		}
+	}
 }

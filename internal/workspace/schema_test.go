@@ -198,7 +198,7 @@ func TestPoisonedTenant(t *testing.T) {
 		t.Errorf("noted: %+v", got)
 	}
 	h.pool.mu.Lock()
-	due := h.town.hints[bad.ID]
+	due := h.town.hints[bad.ID].due
 	h.pool.mu.Unlock()
 	if due.Before(now.Add(mendPause / 2)) {
 		t.Errorf("it is looked at again at %v, it is %v", due, now)

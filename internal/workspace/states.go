@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -240,12 +242,18 @@ func (p *Pool) followMaster(ctx context.Context) {
 	after, first := p.told, p.heard.IsZero()
 	p.mu.Unlock()
 	if first {
-		// What was opened since the start was opened by what the directory says.
 		head, err := p.Master.Head(ctx)
 		if err != nil {
 			return
 		}
 		after = head
+		// What was opened since the start was opened by what the directory said then.
+		p.mu.Lock()
+		early := slices.Collect(maps.Values(p.entries))
+		p.mu.Unlock()
+		for _, e := range early {
+			p.refreshBeside(ctx, e)
+		}
 	}
 	for {
 		const page = 200

@@ -15,7 +15,7 @@ import (
 	"claude-memory-backend/internal/pgtest/toxic"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, toxic.Remains()) }
 
 // echo is a server that gives every line back.
 func echo(t *testing.T) string {
