@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"claude-memory-backend/internal/conversation"
+	"claude-memory-backend/internal/natsbus"
 	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/workspace"
 )
@@ -79,4 +80,40 @@ func (c *counters) collectors(engine *conversation.Engine, pool *workspace.Pool,
 		}),
 		gauge("memoryd_tenants_failed", "Tenant databases that could not be opened.", func() int { return pool.Stats().Failed }),
 	}
+}
+
+// busCollectors are the numbers of the link to other nodes, if this one is to have any.
+func busCollectors(nodes *natsbus.Bus) []prometheus.Collector {
+	if nodes == nil {
+		return nil
+	}
+	counter := func(name, help string, read func(natsbus.Status) uint64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help},
+			func() float64 { return float64(read(nodes.Status())) })
+	}
+	return []prometheus.Collector{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "memoryd_bus_joined", Help: "1 while other nodes are heard over NATS."},
+			func() float64 {
+				if nodes.Status().Joined {
+					return 1
+				}
+				return 0
+			}),
+		counter("memoryd_bus_reconnects_total", "Links to NATS after the first.", func(s natsbus.Status) uint64 { return s.Reconnects }),
+		counter("memoryd_bus_sent_total", "Signals sent to other nodes.", func(s natsbus.Status) uint64 { return s.Sent }),
+		counter("memoryd_bus_received_total", "Signals heard from other nodes.", func(s natsbus.Status) uint64 { return s.Received }),
+		counter("memoryd_bus_dropped_total", "Signals that other nodes did not get; their subscribers are told to look again.",
+			func(s natsbus.Status) uint64 { return s.Dropped }),
+		counter("memoryd_bus_refused_total", "Messages that no node of this installation has sealed.", func(s natsbus.Status) uint64 { return s.Refused }),
+	}
+}
+
+// lookAtBus is the check of the link to other nodes. Without it a server is whole, as far as it goes.
+func lookAtBus(nodes *natsbus.Bus) (map[string]any, error) {
+	if nodes == nil {
+		return map[string]any{"kind": "local"}, nil
+	}
+	st := nodes.Status()
+	return map[string]any{"kind": "nats", "joined": st.Joined, "topics": st.Topics, "reconnects": st.Reconnects, "sent": st.Sent,
+		"received": st.Received, "dropped": st.Dropped, "refused": st.Refused}, nodes.Err()
 }

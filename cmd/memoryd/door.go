@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"log/slog"
+	"slices"
 
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/httpapi"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/natsbus"
 	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/spool"
@@ -16,15 +18,15 @@ import (
 
 // newDoor builds the HTTP door over the services.
 func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
-	tenants *relocate.Service, engine *conversation.Engine, kept *spool.Spool, meters *counters,
+	tenants *relocate.Service, engine *conversation.Engine, kept *spool.Spool, meters *counters, nodes *natsbus.Bus, stopped <-chan struct{},
 ) (*httpapi.Server, error) {
 	once := in.lasting.Derive("idempotency fingerprints")
 	return httpapi.NewServer(httpapi.Config{
 		Production: s.production(), Version: version(), AllowedOrigins: s.list("ALLOWED_ORIGINS"), TrustedProxies: s.networks("TRUSTED_PROXIES"),
 		MetricsToken: s.secret("METRICS_TOKEN").Reveal(), RateLimit: s.on("RATE_LIMIT"), DocsPage: !s.production(),
-		OnceSecret: once[:], DrainTime: drainTime(s),
+		OnceSecret: once[:], DrainTime: drainTime(s), Linger: stopped,
 	}, httpapi.Deps{
-		Accounts: accounts, Log: log, Collectors: meters.collectors(engine, pool, kept),
+		Accounts: accounts, Log: log, Collectors: slices.Concat(meters.collectors(engine, pool, kept), busCollectors(nodes)),
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 			ws, err := pool.Acquire(ctx, actor, id)
 			if err != nil {
@@ -61,6 +63,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 				}
 				return facts, nil
 			}},
+			{Name: "bus", Look: func(context.Context) (map[string]any, error) { return lookAtBus(nodes) }},
 			{Name: "storage", Look: func(context.Context) (map[string]any, error) { return diskFacts(s.text("STORAGE_PATH")) }},
 		},
 	})

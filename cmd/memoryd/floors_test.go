@@ -45,6 +45,10 @@ var rooms = map[string]room{
 
 	"internal/job": {floor: 1.5, note: "long work: state, progress, report, cancel"},
 
+	"internal/event/bustest":    {floor: 2, tests: true, note: "the conformance suite of every bus"},
+	"internal/natsbus":          {floor: 2, note: "the bus of several nodes, over NATS"},
+	"internal/natsbus/natstest": {floor: 2, tests: true, note: "a NATS server for tests"},
+
 	"internal/account":      {floor: 2, note: "accounts, passwords, sessions and their tokens"},
 	"internal/audit":        {floor: 2, note: "the trail, derived from events"},
 	"internal/member":       {floor: 2, note: "who takes part in whose projects"},
@@ -126,6 +130,12 @@ var fences = []fence{
 		usesOf: methods("Database", "Direct"),
 		in:     only("internal/sqlstore", "internal/workspace", "internal/relocate", "bench/fleet"),
 		why:    "whoever has the database itself passes by the services and what they permit; only work on whole tenants does, and bench, which fills them by the thousand",
+	},
+	{
+		name:   "NATS servers",
+		usesOf: imports("github.com/nats-io/nats-server/v2"),
+		in:     only("internal/natsbus/natstest"),
+		why:    "eleven megabytes that the operator runs beside us; tests have one",
 	},
 	{
 		name:   "SQL text",

@@ -271,6 +271,12 @@ func (in *install) describe() string {
 	return "master database: " + master + ", tenants: " + tenants
 }
 
+// id names the installation: the same on every node, however its keys and addresses change.
+func (in *install) id() string {
+	key := in.lasting.Derive("name of the installation")
+	return hex.EncodeToString(key[:8])
+}
+
 func (in *install) onClose(f func() error) { in.closers = append(in.closers, f) }
 
 // close closes in reverse order of opening.

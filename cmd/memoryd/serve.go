@@ -22,6 +22,7 @@ import (
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/natsbus"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/workspace"
@@ -46,7 +47,10 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		return fmt.Errorf("cannot listen: %w", err)
 	}
 	defer func() { _ = listener.Close() }() // of no consequence once door.Serve has closed it
-	bus := event.NewLocalBus()
+	bus, nodes, err := newBus(s, log)
+	if err != nil {
+		return err
+	}
 	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	in, err := openInstall(opening, s, log, bus, owner, ownAddress(listener)...)
@@ -54,6 +58,10 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer func() { warn(log, "databases", in.close()) }()
+	if nodes != nil {
+		nodes.Join("memoryd."+in.id(), in.lasting)
+		defer func() { warn(log, "NATS", nodes.Close()) }()
+	}
 
 	prices, err := loadPrices(s)
 	if err != nil {
@@ -95,7 +103,8 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	if kept != nil {
 		tenants.Spools = func(_ context.Context, id ident.TenantID) error { return kept.Discard(id) }
 	}
-	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, kept, meters)
+	stopped := make(chan struct{})
+	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, kept, meters, nodes, stopped)
 	if err != nil {
 		return err
 	}
@@ -106,9 +115,10 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	}
 	announce(ctx, p.stdout, s, in, models, accounts, listener.Addr())
 
-	// Stopping: readiness goes first, requests and turns get the drain time to end; turns that need longer are marked
-	// interrupted, which ends their streams too; then background work stops (jobs go on after the next start), tenants
-	// close, and the master last.
+	// Stopping: readiness goes first; streams of turns that another node runs end at once, so that their readers go there;
+	// requests and turns of this one get the drain time to end, and connections are taken as long; turns that need longer are
+	// marked interrupted, which ends their streams too; then background work stops (jobs go on after the next start), tenants
+	// close, other nodes are told the last words, and the master closes last.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	drain := time.Duration(s.number("SHUTDOWN_TIMEOUT")) * time.Second
@@ -116,6 +126,8 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	group.Go(func() error { return door.Serve(running, listener) })
 	group.Go(func() error {
 		<-running.Done()
+		defer close(stopped)
+		door.Drain()
 		patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 		defer cancel()
 		return engine.Close(patience)
@@ -134,6 +146,15 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	warn(log, "tenants", pool.Close(closing))
 	fmt.Fprintln(p.stdout, "memoryd has stopped")
 	return err
+}
+
+// newBus returns the bus of this process and, with NATS_URL, the same one as that which can join those of other nodes.
+func newBus(s *settings, log *slog.Logger) (event.Bus, *natsbus.Bus, error) {
+	if s.text("NATS_URL") == "" {
+		return event.NewLocalBus(), nil, nil
+	}
+	b, err := natsbus.New(natsbus.Config{URL: s.secret("NATS_URL"), Log: log})
+	return b, b, err
 }
 
 // openSpool opens the place for what tenants' databases do not take. Without it answers still end well as long as the

@@ -16,6 +16,7 @@ import (
 	"github.com/joho/godotenv"
 
 	"claude-memory-backend/internal/blob"
+	"claude-memory-backend/internal/natsbus"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 )
@@ -69,6 +70,7 @@ func variables() []variable {
 		{"STORAGE_PATH", "./storage", false, anyText, "folder for databases, files and generated keys"},
 		{"MASTER_DATABASE_URL", "", true, postgresURL, "master database; empty: SQLite under STORAGE_PATH"},
 		{"TENANT_DATABASE_URLS", "", true, each(postgresURL), "PostgreSQL servers for tenants; empty: SQLite files"},
+		{"NATS_URL", "", true, natsURL, "NATS, over which several servers hear one another at once; empty: each looks every two seconds"},
 		{"OUTBOUND_ALLOW", "", false, each(network), "networks, besides public ones, that addresses given by users may reach"},
 		{"BACKUP_URL", "", true, storageAddress, "where backups lie: a folder, or s3://KEY:SECRET@HOST/BUCKET"},
 		{"TENANT_MAX_BYTES", "", false, number(0, 1<<50), "bytes of text that an account may keep; 0 or empty: no limit"},
@@ -335,6 +337,13 @@ func postgresURL(v string) error {
 	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") || strings.Trim(u.Path, "/") == "" ||
 		sqlstore.CheckURL(seal.Secret(v)) != nil {
 		return errors.New("must be an address like postgres://user:password@host:5432/name")
+	}
+	return nil
+}
+
+func natsURL(v string) error {
+	if natsbus.Check(v) != nil {
+		return errors.New("must list addresses like nats://user:password@host:4222, or tls://")
 	}
 	return nil
 }

@@ -57,6 +57,7 @@ type Engine struct {
 	jobs    map[ident.TurnID]*job
 	counts  map[*Service]int
 	closing bool
+	leaving chan struct{} // closed with closing
 	wg      sync.WaitGroup
 }
 
@@ -79,7 +80,8 @@ func NewEngine(c Config) *Engine {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{Config: c, node: c.Node, bus: c.Bus, jobs: make(map[ident.TurnID]*job), counts: make(map[*Service]int)}
+	e := &Engine{Config: c, node: c.Node, bus: c.Bus, jobs: make(map[ident.TurnID]*job), counts: make(map[*Service]int),
+		leaving: make(chan struct{})}
 	e.life, e.kill = context.WithCancel(context.Background())
 	return e
 }
@@ -95,10 +97,13 @@ func def[T int | time.Duration](v *T, d T) {
 const lastWords = 5 * time.Second
 
 // Close lets running turns end until ctx does, then interrupts the rest; it returns when all have stored their end.
-// No turn starts after it was called.
+// No turn starts after it was called, and who follows a turn of another node is sent there at once.
 func (e *Engine) Close(ctx context.Context) error {
 	e.mu.Lock()
-	e.closing = true
+	if !e.closing {
+		e.closing = true
+		close(e.leaving)
+	}
 	e.mu.Unlock()
 	done := make(chan struct{})
 	go func() { e.wg.Wait(); close(done) }()
@@ -216,12 +221,17 @@ func (e *Engine) start(j *job, actor ident.Actor, conv Conversation, x Exchange)
 	go func() {
 		defer release()
 		defer e.forget(j.turn)
-		defer stop.Close()
 		go func() {
-			select {
-			case <-stop.C:
-				j.cancel(errStopped)
-			case <-j.ctx.Done():
+			defer stop.Close()
+			for {
+				select {
+				case sig := <-stop.C:
+					if sig.Kind == event.Stop { // a wish that was lost is repeated by whoever has it
+						j.cancel(errStopped)
+					}
+				case <-j.ctx.Done():
+					return
+				}
 			}
 		}()
 		j.run()

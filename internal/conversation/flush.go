@@ -229,6 +229,10 @@ func (f *flusher) ended() {
 	switch {
 	case fault.Is(err, fault.Unavailable), err == nil && !t.State.Final() && t.Node == j.engine.node:
 		f.away, f.unsure = true, true // a flush that had no answer has been stored since: the next one looks
+	case err == nil && guessed(t) && t.State == Stopped: // somebody wanted that, and we did not hear it
+		f.lost = true
+		j.cancel(errStopped)
+		return
 	case err != nil || !guessed(t) || j.service.spool == nil:
 		j.cancel(errLost)
 		return

@@ -22,64 +22,100 @@ const (
 // lookAgain is how often a follower of a turn that another node runs, or that says nothing, reads its state.
 const lookAgain = 2 * time.Second
 
+// How a turn that another node runs is stopped: that node is asked, and asked again in case it did not hear, and when it
+// says nothing it is not waited for any longer.
+const (
+	wishAgain    = 250 * time.Millisecond
+	stopPatience = 2 * time.Second
+)
+
 // Stop ends a running turn and keeps the text that had arrived. It returns the turn as it then stands; a turn that
-// had ended already stays as it is.
+// had ended already stays as it is. Where the node that runs it does not hear, the turn ends with the text that is stored,
+// and with codeStopped until that node has added its last word.
 func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Turn, error) {
 	const op = "conversation.Stop"
 	if err := s.pass.Allow(op, actor, access.TakePart); err != nil {
 		return Turn{}, err
+	}
+	// What runs here is stopped even while the database is away.
+	j := s.engine.running(turn)
+	if j == nil || j.service != s.base || j.id != id {
+		t, err := s.stopElsewhere(ctx, actor, id, turn)
+		return t, fault.Wrap(op, err)
 	}
 	if s.pass.Guest() { // whether the conversation is in the project, its database alone knows
 		if x, err := s.exchange(ctx, id, turn); err != nil || x.Turn.State.Final() {
 			return deref(x.Turn), fault.Wrap(op, err)
 		}
 	}
-	// What runs here is stopped even while the database is away.
-	if j := s.engine.running(turn); j != nil && j.service == s.base && j.id == id {
-		j.cancel(errStopped)
-		select {
-		case <-j.ended:
-		case <-ctx.Done():
-			return Turn{}, fault.Wrap(op, ctx.Err())
-		}
-		if x, ok := j.exchange(); ok && x.Turn.State.Final() {
-			return *x.Turn, nil
-		}
-	} else {
-		x, err := s.exchange(ctx, id, turn)
-		if err != nil || x.Turn.State.Final() {
-			return deref(x.Turn), fault.Wrap(op, err)
-		}
-		sub := s.engine.bus.Subscribe(string(turn), 64)
-		defer sub.Close()
-		s.engine.bus.Publish(ctx, event.Signal{Topic: stopTopic(turn), Kind: event.Stop})
-		if err := waitEnded(ctx, sub, s.engine.Config.Lease); err != nil {
-			return Turn{}, fault.Wrap(op, err)
-		}
+	j.cancel(errStopped)
+	select {
+	case <-j.ended:
+	case <-ctx.Done():
+		return Turn{}, fault.Wrap(op, ctx.Err())
+	}
+	if x, ok := j.exchange(); ok && x.Turn.State.Final() {
+		return *x.Turn, nil
 	}
 	x, err := s.exchange(ctx, id, turn)
 	if err == nil && !x.Turn.State.Final() {
 		return Turn{}, fault.New(fault.Conflict, op, "turn_running",
-			"the turn runs on another server, which did not stop it in time: try again").RetryAfter(2 * time.Second)
+			"the turn has stopped, but its end is not stored yet: look again").RetryAfter(2 * time.Second)
 	}
 	return deref(x.Turn), fault.Wrap(op, err)
 }
 
-func waitEnded(ctx context.Context, sub *event.Subscription, patience time.Duration) error {
-	t := time.NewTimer(patience)
-	defer t.Stop()
-	for {
+func (s *Service) stopElsewhere(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Turn, error) {
+	bus := s.engine.bus
+	sub := bus.Subscribe(string(turn), 64)
+	defer sub.Close()
+	again := time.NewTicker(wishAgain)
+	defer again.Stop()
+	late := time.NewTimer(stopPatience)
+	defer late.Stop()
+	wish := event.Signal{Topic: stopTopic(turn), Kind: event.Stop}
+	for asked, look := false, true; ; {
+		if look {
+			x, err := s.exchange(ctx, id, turn)
+			if err != nil || x.Turn.State.Final() {
+				return deref(x.Turn), err
+			}
+		}
+		if !asked { // not before it is known that the turn is this tenant's
+			bus.Publish(ctx, wish)
+			asked = true
+		}
+		look = false
 		select {
 		case sig := <-sub.C:
-			if sig.Kind == event.Ended {
-				return nil
-			}
-		case <-t.C:
-			return nil
+			look = sub.Lost() || sig.Kind == event.Ended
+		case <-again.C:
+			bus.Publish(ctx, wish)
+		case <-late.C:
+			return s.stopFor(ctx, actor, turn)
 		case <-ctx.Done():
-			return ctx.Err()
+			return Turn{}, ctx.Err()
 		}
 	}
+}
+
+// stopFor ends a turn in the place of an owner who does not hear. The owner finds that with its next flush, at the latest
+// when it renews its lease.
+func (s *Service) stopFor(ctx context.Context, actor ident.Actor, turn ident.TurnID) (Turn, error) {
+	changed := false
+	done, err := s.store.EndTurn(ctx, turn, func(t Turn, m Message) (Ending, event.Change, error) {
+		if changed = !t.State.Final(); !changed {
+			return Ending{Turn: t, Message: m}, event.Change{}, nil
+		}
+		e, ch := ending(actor, t, m, Stopped, codeStopped,
+			"the server that wrote this answer did not hear that it should stop; what it had stored is kept", s.moment(), s.engine.estimate)
+		return e, ch, nil
+	})
+	if err != nil {
+		return Turn{}, err
+	}
+	s.engine.told(done, changed)
+	return done.Turn, nil
 }
 
 // Await waits for the end of a turn and returns it with its messages. While the tenant's database is away it does not wait
@@ -144,6 +180,8 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 	}
 	look := time.NewTicker(lookAgain)
 	defer look.Stop()
+	between := time.NewTimer(time.Hour)
+	defer between.Stop()
 	for {
 		if x.Turn.State.Final() {
 			return x, f.end(x)
@@ -151,20 +189,37 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 		if err := f.upTo(s.textSoFar(x)); err != nil {
 			return x, err
 		}
+		if len(f.ahead) > 0 {
+			between.Reset(s.engine.FlushAge)
+		}
 		again, ended := false, false
 		for !again {
+			leaving := s.engine.leaving
+			if s.engine.running(turn) != nil {
+				leaving = nil // who follows it here is told its end
+			}
 			select {
 			case <-ctx.Done():
 				return x, fault.Wrap(op, ctx.Err())
+			case <-leaving:
+				return x, fault.New(fault.Unavailable, op, "shutting_down", "the server is about to stop: follow it on another one").
+					RetryAfter(2 * time.Second)
 			case <-look.C:
 				again = s.engine.running(turn) == nil
+			case <-between.C:
+				again = true
 			case sig := <-sub.C:
 				ended = sig.Kind == event.Ended
-				again = sub.Lost() || ended || !f.quiet && sig.Offset > f.have
-				if !again && sig.Kind == event.Delta {
-					if err := f.piece(sig.Offset, sig.Text); err != nil {
-						return x, err
-					}
+				again = sub.Lost() || ended
+				if again || sig.Kind != event.Delta {
+					continue
+				}
+				first := len(f.ahead) == 0
+				if err := f.piece(sig.Offset, sig.Text); err != nil {
+					return x, err
+				}
+				if first && len(f.ahead) > 0 {
+					between.Reset(s.engine.FlushAge)
 				}
 			}
 		}
@@ -203,15 +258,38 @@ type follower struct {
 	message ident.MessageID
 	have    int  // UTF-16 code units
 	quiet   bool // only the end is wanted
+	// ahead are pieces that came before what is between: the database has that as soon as the turn's node has stored it.
+	ahead []event.Signal
 }
 
-// upTo tells what is missing of text.
-func (f *follower) upTo(text string) error { return f.piece(0, text) }
+// maxAhead is how many pieces wait for what is between; those after them come from the database as well.
+const maxAhead = 256
+
+// upTo tells what is missing of text, and what had come ahead of it.
+func (f *follower) upTo(text string) error {
+	ahead := f.ahead
+	f.ahead = nil
+	if err := f.piece(0, text); err != nil {
+		return err
+	}
+	for _, sig := range ahead {
+		if err := f.piece(sig.Offset, sig.Text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // piece tells the part of a piece at offset that was not told yet.
 func (f *follower) piece(offset int, text string) error {
 	end := offset + utf16Len(text)
 	if f.quiet || end <= f.have {
+		return nil
+	}
+	if offset > f.have {
+		if len(f.ahead) < maxAhead {
+			f.ahead = append(f.ahead, event.Signal{Offset: offset, Text: text})
+		}
 		return nil
 	}
 	at := f.have
@@ -223,7 +301,7 @@ func (f *follower) piece(offset int, text string) error {
 // end tells the rest of the text, the message and how the turn ended.
 func (f *follower) end(x Exchange) error {
 	if !f.quiet {
-		if err := f.upTo(x.Assistant.Content); err != nil {
+		if err := f.piece(0, x.Assistant.Content); err != nil {
 			return err
 		}
 		if err := f.emit(Moment{ID: idMessage, Type: MomentMessage, Assistant: x.Assistant}); err != nil {

@@ -30,8 +30,12 @@ type Spool interface {
 // restoreAgain is when to look again at a spool that could not be emptied.
 const restoreAgain = 2 * time.Second
 
-// codeOwnerGone is the error code of turns that somebody else than their owner has ended.
-const codeOwnerGone = "owner_gone"
+// The error codes of turns that somebody else than their owner has ended: because its lease ran out, or because it did not
+// hear that it should stop.
+const (
+	codeOwnerGone = "owner_gone"
+	codeStopped   = "stopped_elsewhere"
+)
 
 // spooled is one record of the spool: a piece of text, or how the turn ended.
 type spooled struct {
@@ -67,14 +71,16 @@ type outcome struct {
 	Request      string          `json:"request,omitempty"` // that the turn was asked for in
 }
 
-// fits reports whether the outcome may become the end of a turn that is stored like this. Ends are final but for one: that
-// the owner is gone is a guess of somebody else's, and the owner's word goes on from where the guess was made.
+// fits reports whether the outcome may become the end of a turn that is stored like this. Ends are final but for one: what
+// somebody else has ended knows no more than the database did, and the owner's word goes on from there.
 func (o *outcome) fits(t Turn, m Message) bool {
 	return !t.State.Final() || guessed(t) && strings.HasPrefix(o.Text, m.Content)
 }
 
 // guessed reports whether somebody else than the owner has ended the turn.
-func guessed(t Turn) bool { return t.State == Interrupted && t.ErrorCode == codeOwnerGone }
+func guessed(t Turn) bool {
+	return t.State == Interrupted && t.ErrorCode == codeOwnerGone || t.State == Stopped && t.ErrorCode == codeStopped
+}
 
 func (o *outcome) apply(t Turn, m Message, tokens func(string, json.RawMessage) int64) (Ending, event.Change) {
 	t.Omitted = o.Omitted
@@ -157,6 +163,10 @@ func (s *Service) restore(ctx context.Context, turn ident.TurnID) error {
 		}
 		changed = true
 		m.Content, m.Tokens, m.LatencyMS = text, 0, 0
+		if guessed(t) {
+			e, ch := ending(ident.System(""), t, m, t.State, t.ErrorCode, t.ErrorDetail, s.moment(), s.engine.estimate)
+			return e, ch, nil
+		}
 		e, ch := s.ownerGone(t, m)
 		return e, ch, nil
 	})

@@ -264,6 +264,7 @@ func TestTheSpoolOutlivesTheProcess(t *testing.T) {
 		text    string
 	}{
 		{"in the middle of an answer", true, false, conversation.Interrupted, "Once upon a time "},
+		{"in the middle of an answer that somebody stops", true, false, conversation.Stopped, "Once upon a time "},
 		{"after its end", true, true, conversation.Completed, "Once upon a time there was a bear."},
 		{"without a spool the rest is lost", false, true, conversation.Interrupted, "Once "},
 	} {
@@ -306,6 +307,17 @@ func TestTheSpoolOutlivesTheProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.store.away.Store(false)
+			if c.state == conversation.Stopped { // on another node, which asked this one in vain
+				if _, err := s.store.TenantStore.EndTurn(t.Context(), x.Turn.ID, func(turn conversation.Turn, m conversation.Message) (conversation.Ending, event.Change, error) {
+					turn.State, turn.ErrorCode, m.State = c.state, "stopped_elsewhere", c.state
+					ch := event.NewChange(ident.System(""), time.Now())
+					ch.Add("turn.stopped", string(turn.ID), nil)
+					return conversation.Ending{Turn: turn, Message: m}, ch, nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+				s.sweep() // readers of an end ask for no more
+			}
 			// A reader may come before anybody sweeps.
 			got, err := s.s.Turn(t.Context(), s.actor, x.Turn.Conversation, x.Turn.ID)
 			if err != nil || got.Turn.State != c.state || got.Assistant.Content != c.text {

@@ -9,33 +9,6 @@ import (
 	"claude-memory-backend/internal/seal"
 )
 
-func TestLocalBus(t *testing.T) {
-	ctx := t.Context()
-	b := event.NewLocalBus()
-	one, other := b.Subscribe("a", 2), b.Subscribe("b", 2)
-	for i := range 3 {
-		b.Publish(ctx, event.Signal{Topic: "a", Offset: i})
-	}
-	if s := <-one.C; s.Offset != 0 {
-		t.Errorf("out of order: %d", s.Offset)
-	}
-	if s := <-one.C; s.Offset != 1 {
-		t.Errorf("out of order: %d", s.Offset)
-	}
-	if !one.Lost() || one.Lost() {
-		t.Error("a reader that fell behind is told so, once")
-	}
-	if len(other.C) != 0 || other.Lost() {
-		t.Error("another topic heard of it")
-	}
-	one.Close()
-	one.Close()
-	b.Publish(ctx, event.Signal{Topic: "a"})
-	if len(one.C) != 0 {
-		t.Error("a closed subscription heard of it")
-	}
-}
-
 // shelf keeps one record.
 type shelf struct{ once event.Once }
 

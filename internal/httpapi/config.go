@@ -44,6 +44,8 @@ type Config struct {
 	PingEvery    time.Duration // pings of a stream; default 15 s
 	EraseTime    time.Duration // how long a request to erase waits for its end; default 15 s
 	DrainTime    time.Duration // how long requests and streams may take to end when the server stops; default 25 s
+	// Linger is open while the stopping server still has work that clients may want to hear of; nil: it has none.
+	Linger <-chan struct{}
 }
 
 // Rate is a sustained number of requests a minute and how many may come at once.

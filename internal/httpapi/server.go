@@ -125,7 +125,8 @@ func (s *Server) mount() error {
 func (s *Server) Handler() http.Handler { return s.handler }
 
 // Serve answers on l until ctx ends, then drains: readiness answers 503 at once, requests and streams may end within
-// the drain time, and what is left then is closed. Serve closes l.
+// the drain time, and what is left then is closed. Whoever comes while Config.Linger is open is still answered: a balancer
+// must be able to ask for readiness, and a client to read on. Serve closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	const op = "httpapi.Serve"
 	srv := &http.Server{
@@ -150,6 +151,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	// Streams are told to end a little before Shutdown gives up, so that their last words still get out.
 	last := time.AfterFunc(s.cfg.DrainTime*9/10, s.streams.end)
 	defer last.Stop()
+	srv.SetKeepAlivesEnabled(false) // the next request finds another server
+	if s.cfg.Linger != nil {
+		select {
+		case <-s.cfg.Linger:
+		case <-drain.Done():
+		}
+	}
 	err := srv.Shutdown(drain)
 	s.streams.end()
 	if err != nil {

@@ -153,7 +153,7 @@ func (s *Server) stream(headers http.Header, f follow) *written {
 			case err := <-ended:
 				switch {
 				case err == nil || x.r.Context().Err() != nil:
-				case s.streams.ended.Err() != nil:
+				case s.streams.ended.Err() != nil || s.draining.Load():
 					w.comment(stoppingComment)
 				default:
 					_ = s.answerTo(x, err) // logged; the status has been sent

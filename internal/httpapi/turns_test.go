@@ -361,3 +361,50 @@ func TestStopping(t *testing.T) {
 		t.Errorf("Serve: %v", err)
 	}
 }
+
+// While a stopping server has work of its own, whoever comes is answered, above all who asks whether it is ready.
+func TestLingering(t *testing.T) {
+	working := make(chan struct{})
+	h := newHouse(t, func(c *Config, _ *Deps) { c.Linger = working })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- h.server.Serve(ctx, l) }()
+	readiness := func() (int, error) {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String()+"/api/v1/health/readiness", nil)
+		if err != nil {
+			return 0, err
+		}
+		fresh := &http.Transport{} // every time a connection of its own
+		defer fresh.CloseIdleConnections()
+		res, err := fresh.RoundTrip(r)
+		if err != nil {
+			return 0, err
+		}
+		return res.StatusCode, res.Body.Close()
+	}
+	if got, err := readiness(); err != nil || got != 200 {
+		t.Fatal(got, err)
+	}
+	stop()
+	waitFor(t, "readiness says no", func() bool {
+		got, err := readiness()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got == 503
+	})
+	if got, err := readiness(); err != nil || got != 503 {
+		t.Error(got, err)
+	}
+	close(working)
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if got, err := readiness(); err == nil {
+		t.Error("the server is still there, and says", got)
+	}
+}
