@@ -29,8 +29,14 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		if err != nil {
 			return httpapi.Workspace{}, err
 		}
-		return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations,
-			Audit: ws.Audit, Events: ws.Events, Tenant: ws.Tenant.ID, Usage: ws.Usage, Waited: ws.Waited, Release: ws.Release}, nil
+		out := httpapi.Workspace{Projects: ws.Projects, Members: ws.Members, Conversations: ws.Conversations, Turns: ws.Conversations,
+			Events: ws.Events, Tenant: ws.Tenant.ID, Waited: ws.Waited, Release: ws.Release}
+		if ws.Pass.Guest() {
+			out.While = ws.While
+		} else {
+			out.Audit, out.Usage = ws.Audit, ws.Usage
+		}
+		return out, nil
 	}
 	return httpapi.NewServer(httpapi.Config{
 		Production: s.production(), Version: version(), AllowedOrigins: s.list("ALLOWED_ORIGINS"), TrustedProxies: s.networks("TRUSTED_PROXIES"),
@@ -41,6 +47,9 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		Collectors: slices.Concat(meters.collectors(engine, pool, kept), busCollectors(nodes), hub.Collectors()),
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 			return opened(pool.Acquire(ctx, actor, id))
+		},
+		Visit: func(ctx context.Context, actor ident.Actor, subject string) (httpapi.Workspace, error) {
+			return opened(pool.Visit(ctx, actor, subject))
 		},
 		Enter: func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (httpapi.Workspace, error) {
 			return opened(pool.Enter(ctx, actor, own, subject))

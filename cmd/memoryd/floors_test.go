@@ -38,6 +38,7 @@ var rooms = map[string]room{
 	"internal/outbound":              {floor: 0, note: "the one dialer for addresses that users give"},
 	"internal/outbound/outboundtest": {floor: 1, tests: true, note: "spellings of forbidden addresses, and traps"},
 
+	"internal/access": {floor: 1, note: "roles, actions, and the one matrix of both"},
 	"internal/event":  {floor: 1, note: "the log and the bus"},
 	"internal/tenant": {floor: 1, note: "where a tenant's database lives"},
 	"internal/spool":  {floor: 1, note: "what a tenant's database does not take, sealed on this machine's disk"},
@@ -50,6 +51,7 @@ var rooms = map[string]room{
 
 	"internal/account":      {floor: 2, note: "accounts, passwords, sessions and their tokens"},
 	"internal/audit":        {floor: 2, note: "the trail, derived from events"},
+	"internal/member":       {floor: 2, note: "who takes part in whose projects"},
 	"internal/project":      {floor: 2, note: "rules of projects"},
 	"internal/conversation": {floor: 2, note: "rules of conversations and turns"},
 

@@ -41,7 +41,7 @@ func (seedCmd) Run(ctx context.Context, p *program) error {
 	said := &teller{}
 	engine := conversation.NewEngine(conversation.Config{Node: "seed " + string(ident.New[ident.EventID]()), Sole: in.sole, Bus: bus, Log: log,
 		Models: map[string]conversation.Model{"scripted": said}, Known: []string{"scripted"}, Default: "scripted"})
-	pool := workspace.NewPool(workspace.Config{Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store, Trail: in.store.Trail(),
+	pool := workspace.NewPool(workspace.Config{Directory: in.store, Notes: in.store, Master: in.store, Grants: in.store, Hints: in.store, Trail: in.store.Trail(),
 		Placements: in.placements, Engine: engine, Bus: bus, Sealer: in.keys, Providers: []string{"scripted"}, Log: log, Sole: in.sole,
 		Limits: defaultLimits(s)})
 	defer func() {

@@ -88,7 +88,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	}
 	open, _ := maxOpen(s)
 	pool := workspace.NewPool(workspace.Config{
-		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
+		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Grants: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
 		Limits: defaultLimits(s),
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: open, Sole: in.sole,
 		Opened: meters.tenantOpened, Spool: kept,

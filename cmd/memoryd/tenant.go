@@ -64,7 +64,7 @@ func withTenantsAs(ctx context.Context, p *program, as access, do func(*whole) e
 	defer func() { warn(log, "databases", in.close()) }()
 	node := "command " + string(ident.New[ident.EventID]())
 	engine := conversation.NewEngine(conversation.Config{Node: node, Sole: alone, Bus: bus, Log: log})
-	pool := workspace.NewPool(workspace.Config{Directory: in.store, Notes: in.store, Master: in.store, Hints: in.store,
+	pool := workspace.NewPool(workspace.Config{Directory: in.store, Notes: in.store, Master: in.store, Grants: in.store, Hints: in.store,
 		Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus, Sealer: in.keys, Log: log, Sole: alone,
 		Limits: defaultLimits(p.settings)})
 	defer func() { warn(log, "tenants", pool.Close(context.WithoutCancel(ctx))) }()

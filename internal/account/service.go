@@ -200,7 +200,7 @@ func (s *Service) Create(ctx context.Context, in CreateInput) (Account, error) {
 // newcomer checks what somebody gives for an account, all at once.
 func (s *Service) newcomer(op, email, password, name string) (Account, error) {
 	var c fault.Checks
-	shown := checkEmail(&c, "body.email", email)
+	shown := c.Email("body.email", email)
 	checkPassword(&c, "body.password", password, shown)
 	name = strings.TrimSpace(name)
 	c.Text("body.name", name, 0, nameMax)

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -33,14 +34,19 @@ const (
 // and with codeStopped until that node has added its last word.
 func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Turn, error) {
 	const op = "conversation.Stop"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.TakePart); err != nil {
 		return Turn{}, err
 	}
 	// What runs here is stopped even while the database is away.
 	j := s.engine.running(turn)
-	if j == nil || j.service != s || j.id != id {
+	if j == nil || j.service != s.base || j.id != id {
 		t, err := s.stopElsewhere(ctx, actor, id, turn)
 		return t, fault.Wrap(op, err)
+	}
+	if s.pass.Guest() { // whether the conversation is in the project, its database alone knows
+		if x, err := s.exchange(ctx, id, turn); err != nil || x.Turn.State.Final() {
+			return deref(x.Turn), fault.Wrap(op, err)
+		}
 	}
 	j.cancel(errStopped)
 	select {
@@ -133,7 +139,7 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 	emit func(Moment) error, patient bool,
 ) (x Exchange, err error) {
 	const op = "conversation.Follow"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ReadConversation); err != nil {
 		return x, err
 	}
 	sub := s.engine.bus.Subscribe(string(turn), 256)
@@ -141,13 +147,13 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 	// Of a turn that runs here this process knows all that the database does: a client far from it need not wait.
 	j := s.engine.running(turn)
 	local := func() (x Exchange, ok bool) {
-		if j == nil || j.service != s || j.id != id {
+		if j == nil || j.service != s.base || j.id != id {
 			return x, false
 		}
 		return j.exchange()
 	}
 	x, ok := local()
-	if !ok {
+	if !ok || s.pass.Guest() { // whether the conversation is in the project, its database alone knows
 		if x, err = s.exchange(ctx, id, turn); err != nil {
 			return x, fault.Wrap(op, err)
 		}

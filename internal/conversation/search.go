@@ -30,6 +30,7 @@ const (
 	// the words of what it answers.
 	replyWeight    = 0.5
 	behindQuestion = 0.99
+	guestTotal     = 1_000 // documents, of which one has each word
 )
 
 // search answers in from the index. Relevance ranks among the newest candidates of the rarest words; a cursor carries
@@ -264,6 +265,12 @@ func (s *searcher) whole(ctx context.Context, p *searchPlace) ([]found, error) {
 	}
 	if first {
 		p.Counts, p.Total, p.Messages, p.Titles = f.Clauses, f.Total, f.Messages, f.Titles
+		if s.in.guest {
+			p.Total = guestTotal
+			for i := range p.Counts {
+				p.Counts[i] = 1
+			}
+		}
 		// Words that say nothing count as if every message had them: they find, but last, and hardly rank.
 		for i, tells := range s.query.Telling() {
 			if !tells {

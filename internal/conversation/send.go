@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -33,7 +34,7 @@ type onceTurn struct {
 // exchange as it now stands.
 func (s *Service) Send(ctx context.Context, actor ident.Actor, id ident.ConversationID, in SendInput) (Exchange, error) {
 	const op = "conversation.Send"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.TakePart); err != nil {
 		return Exchange{}, err
 	}
 	text, blocks, err := s.checkContent(op, in)
@@ -55,7 +56,7 @@ func (s *Service) Send(ctx context.Context, actor ident.Actor, id ident.Conversa
 	}
 	t := s.newTurn(id, KindSend, user.ID, in.MaxTokens)
 	user.Turn = t.ID
-	job := &job{service: s, id: id, want: AgainInput{Provider: in.Provider, Model: in.Model, MaxTokens: in.MaxTokens}}
+	job := &job{service: s.base, id: id, want: AgainInput{Provider: in.Provider, Model: in.Model, MaxTokens: in.MaxTokens}}
 	return s.append(ctx, op, actor, id, in.Where, in.Once, func(sp Spot) (Entry, event.Change, error) {
 		system, err := job.prepare(op, sp, &t)
 		if err != nil {
@@ -84,7 +85,7 @@ func (s *Service) Continue(ctx context.Context, actor ident.Actor, id ident.Conv
 func (s *Service) again(ctx context.Context, op string, kind Kind, actor ident.Actor, id ident.ConversationID,
 	turn ident.TurnID, in AgainInput,
 ) (Exchange, error) {
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.TakePart); err != nil {
 		return Exchange{}, err
 	}
 	var c fault.Checks
@@ -109,7 +110,7 @@ func (s *Service) again(ctx context.Context, op string, kind Kind, actor ident.A
 	}
 	now := s.moment()
 	t := s.newTurn(id, kind, was.User.ID, in.MaxTokens)
-	job := &job{service: s, id: id, want: in, asked: was.User}
+	job := &job{service: s.base, id: id, want: in, asked: was.User}
 	if kind == KindContinue {
 		job.prefix = was.Assistant.Content
 	}
@@ -174,7 +175,7 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 	}
 	x.Turn = entry.Turn
 	if j == nil {
-		s.engine.title(s, conv, x.User)
+		s.engine.title(s.base, conv, x.User)
 		return x, nil
 	}
 	if x.User.ID == "" {

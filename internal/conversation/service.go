@@ -2,26 +2,32 @@ package conversation
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"reflect"
 	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 )
 
-// Service is what doors call. One exists per open tenant.
+// Service is what doors call. One exists per open tenant, and one more for each guest.
 type Service struct {
-	store  Store
-	engine *Engine
-	sealer event.Sealer
-	owner  ident.AccountID
-	tenant TenantPart
-	spool  Spool // nil: none
+	store   Store
+	engine  *Engine
+	sealer  event.Sealer
+	owner   ident.AccountID
+	pass    access.Pass
+	base    *Service // the tenant owner's: turns run there, whoever asked for them and whatever becomes of their membership
+	tenant  TenantPart
+	sharing Sharing
+	spool   Spool // nil: none
 	// searching holds one place: searches of one tenant take turns, however many are asked for at once. They are the
 	// dearest that one may ask for, and all tenants share the machine.
 	searching chan struct{}
@@ -41,10 +47,22 @@ type TenantPart interface {
 	Near() bool
 }
 
+// Sharing knows which projects others are members of.
+type Sharing interface {
+	// Route notes where a conversation is, before it is in the project at that version of it, if others are members of the
+	// project: shared reports that.
+	Route(ctx context.Context, id ident.ConversationID, in ident.ProjectID, version int64) (shared bool, err error)
+	// Arrived is called when it is there; routed is what Route said.
+	Arrived(ctx context.Context, id ident.ConversationID, in ident.ProjectID, version int64, routed bool)
+	// Left is called after a conversation has left the project, by getting the version or by being deleted (0).
+	Left(ctx context.Context, id ident.ConversationID, from ident.ProjectID, version int64)
+}
+
 // New builds the service of the tenant that owner owns.
 func New(store Store, engine *Engine, sealer event.Sealer, owner ident.AccountID, tenant TenantPart) *Service {
-	s := &Service{store: store, engine: engine, sealer: sealer, owner: owner, tenant: tenant,
+	s := &Service{store: store, engine: engine, sealer: sealer, owner: owner, pass: access.Owning(owner), tenant: tenant,
 		searching: make(chan struct{}, 1)}
+	s.base = s
 	if tenant != nil {
 		s.spool = tenant.Spool()
 	}
@@ -54,11 +72,27 @@ func New(store Store, engine *Engine, sealer event.Sealer, owner ident.AccountID
 	return s
 }
 
+// WithSharing tells x of changes, and returns s. Without it nobody else is a member of anything.
+func (s *Service) WithSharing(x Sharing) *Service {
+	s.sharing = x
+	return s
+}
+
+// For is the same service for a guest, whose store is that of the one project.
+func (s *Service) For(pass access.Pass, store Store) *Service {
+	c := *s
+	c.pass, c.store = pass, store
+	return &c
+}
+
 // Create starts a conversation. A repeat of in.Once answers with the first result.
 func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput) (Conversation, error) {
 	const op = "conversation.Create"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.CreateConversation); err != nil {
 		return Conversation{}, err
+	}
+	if s.pass.Guest() && in.ProjectID != s.pass.Project {
+		return Conversation{}, noSuchProject(op)
 	}
 	d := withDefaults(in.Details)
 	if err := s.check(op, d); err != nil {
@@ -73,7 +107,14 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	ch := event.NewChange(actor, now)
 	ch.Once = in.Once
 	ch.Add("conversation.created", string(c.ID), map[string]any{"project_id": nullable(string(d.ProjectID))})
-	err := s.store.InsertConversation(ctx, c, ch)
+	shared, err := s.route(ctx, c.ID, d.ProjectID, c.Version)
+	if err != nil {
+		return Conversation{}, fault.Wrap(op, err)
+	}
+	err = s.store.InsertConversation(ctx, c, ch)
+	if err == nil {
+		s.arrived(ctx, c, shared)
+	}
 	if event.Repeated(err) {
 		err = in.Once.Replay(ctx, s.store, s.sealer, &c)
 	} else if in.Once != nil && fault.Is(err, fault.Forbidden) { // there was room for the first of two
@@ -91,7 +132,7 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 // Find returns one conversation.
 func (s *Service) Find(ctx context.Context, actor ident.Actor, id ident.ConversationID) (Conversation, error) {
 	const op = "conversation.Find"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ReadConversation); err != nil {
 		return Conversation{}, err
 	}
 	c, err := s.store.FindConversation(ctx, id)
@@ -101,11 +142,18 @@ func (s *Service) Find(ctx context.Context, actor ident.Actor, id ident.Conversa
 // List returns a page of conversations and the next cursor.
 func (s *Service) List(ctx context.Context, actor ident.Actor, q Query) ([]Conversation, string, error) {
 	const op = "conversation.List"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ReadConversation); err != nil {
+		return nil, "", err
+	}
+	if s.pass.Guest() && q.Project != s.pass.Project {
+		return nil, "", nil
+	}
+	var err error
+	if q.Cursor, err = s.opened(op, q.Cursor); err != nil {
 		return nil, "", err
 	}
 	cs, next, err := s.store.ListConversations(ctx, q)
-	return cs, next, fault.Wrap(op, err)
+	return cs, s.closed(next), fault.Wrap(op, err)
 }
 
 // Edit lets change alter the details. With ifVersion it is Stale unless that is the current version. An edit that
@@ -114,13 +162,17 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.Conversa
 	change func(*Details) error,
 ) (Conversation, error) {
 	const op = "conversation.Edit"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.EditConversation); err != nil {
 		return Conversation{}, err
 	}
-	c, err := s.store.UpdateConversation(ctx, id, func(c Conversation) (Conversation, event.Change, error) {
+	var from ident.ProjectID // where it was
+	var routed *ident.ProjectID
+	shared := false
+	edit := func(c Conversation) (Conversation, event.Change, error) {
 		if ifVersion != nil && *ifVersion != c.Version {
 			return c, event.Change{}, stale(op)
 		}
+		from = c.ProjectID
 		d := c.Details
 		d.Tags = append([]string(nil), d.Tags...)
 		if err := change(&d); err != nil {
@@ -132,6 +184,14 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.Conversa
 		}
 		if reflect.DeepEqual(d, withDefaults(c.Details)) {
 			return c, event.Change{}, nil
+		}
+		if d.ProjectID != from {
+			if err := s.pass.Allow(op, actor, access.MoveConversation); err != nil {
+				return c, event.Change{}, err
+			}
+			if routed == nil || *routed != d.ProjectID {
+				return c, event.Change{}, &unrouted{to: d.ProjectID, version: c.Version + 1}
+			}
 		}
 		ch := event.NewChange(actor, s.moment())
 		kind := "conversation.updated"
@@ -151,27 +211,111 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.Conversa
 		c.Details, c.Version, c.UpdatedAt = d, c.Version+1, ch.At
 		ch.Add(kind, string(id), facts)
 		return c, ch, nil
-	})
+	}
+	c, err := s.store.UpdateConversation(ctx, id, edit)
+	for tries := 0; tries < 3; tries++ {
+		move, ok := errors.AsType[*unrouted](err)
+		if !ok {
+			break
+		}
+		// Where it is going is said before it is there, and not while its row is locked.
+		if shared, err = s.route(ctx, id, move.to, move.version); err != nil {
+			break
+		}
+		routed = &move.to
+		c, err = s.store.UpdateConversation(ctx, id, edit)
+	}
+	if err == nil && c.ProjectID != from {
+		s.left(ctx, id, from, c.Version)
+		s.arrived(ctx, c, shared)
+	}
 	return c, fault.Wrap(op, err)
+}
+
+// unrouted stops an edit that moves a conversation until it is said where it goes.
+type unrouted struct {
+	to      ident.ProjectID
+	version int64
+}
+
+func (*unrouted) Error() string { return "the conversation moves to another project" }
+
+// route says where a conversation is about to be; shared reports whether anybody wants to know.
+func (s *Service) route(ctx context.Context, id ident.ConversationID, in ident.ProjectID, version int64) (shared bool, err error) {
+	if s.sharing == nil || in == "" {
+		return false, nil
+	}
+	return s.sharing.Route(ctx, id, in, version)
+}
+
+// arrived is called when a conversation is in its project. Whoever shared that meanwhile may have made the list of what is
+// in it too early to see this one, and this one was too early to be told; so it asks once more.
+func (s *Service) arrived(ctx context.Context, c Conversation, shared bool) {
+	if s.sharing != nil && c.ProjectID != "" {
+		s.sharing.Arrived(ctx, c.ID, c.ProjectID, c.Version, shared)
+	}
+}
+
+// left is called when a conversation is not in a project any more.
+func (s *Service) left(ctx context.Context, id ident.ConversationID, from ident.ProjectID, version int64) {
+	if s.sharing != nil && from != "" {
+		s.sharing.Left(ctx, id, from, version)
+	}
+}
+
+func noSuchProject(op string) error {
+	return fault.BadInput(op, "body.project_id", "there is no such project")
+}
+
+// The place of a listing, which a guest carries, would tell how much else there is in the owner's tenant.
+const cursorPurpose = "guest's cursor"
+
+// closed seals a cursor for a guest.
+func (s *Service) closed(cursor string) string {
+	if cursor == "" || !s.pass.Guest() {
+		return cursor
+	}
+	return base64.RawURLEncoding.EncodeToString(s.sealer.Seal(cursorPurpose, []byte(cursor), s.cursorOf()))
+}
+
+// opened is a cursor that closed sealed.
+func (s *Service) opened(op, cursor string) (string, error) {
+	if cursor == "" || !s.pass.Guest() {
+		return cursor, nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(cursor)
+	if err == nil {
+		raw, err = s.sealer.Open(cursorPurpose, raw, s.cursorOf())
+	}
+	if err != nil {
+		return "", fault.BadInput(op, "query.cursor", "is not a cursor of this listing")
+	}
+	return string(raw), nil
+}
+
+func (s *Service) cursorOf() []byte {
+	return []byte(string(s.pass.Account) + " " + string(s.pass.Project))
 }
 
 // Delete removes a conversation with everything in it. Turns that run in it are stopped.
 func (s *Service) Delete(ctx context.Context, actor ident.Actor, id ident.ConversationID, ifVersion *int64) error {
 	const op = "conversation.Delete"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.DeleteConversation); err != nil {
 		return err
 	}
+	var from ident.ProjectID
 	err := s.store.DeleteConversation(ctx, id, func(c Conversation) (event.Change, error) {
+		from = c.ProjectID
 		if ifVersion != nil && *ifVersion != c.Version {
 			return event.Change{}, stale(op)
 		}
 		ch := event.NewChange(actor, s.moment())
-		ch.Add("conversation.deleted", string(id), map[string]any{"messages": c.MessageCount,
-			"project_id": nullable(string(c.ProjectID))})
+		ch.Add("conversation.deleted", string(id), map[string]any{"messages": c.MessageCount, "project_id": nullable(string(from))})
 		return ch, nil
 	})
 	if err == nil {
 		s.engine.dropConversation(id)
+		s.left(ctx, id, from, 0)
 	}
 	return fault.Wrap(op, err)
 }
@@ -180,7 +324,11 @@ func (s *Service) Delete(ctx context.Context, actor ident.Actor, id ident.Conver
 // owner is gone is marked interrupted first.
 func (s *Service) Messages(ctx context.Context, actor ident.Actor, id ident.ConversationID, q MessageQuery) ([]Message, string, error) {
 	const op = "conversation.Messages"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ReadConversation); err != nil {
+		return nil, "", err
+	}
+	var err error
+	if q.Cursor, err = s.opened(op, q.Cursor); err != nil {
 		return nil, "", err
 	}
 	for range 2 {
@@ -202,17 +350,17 @@ func (s *Service) Messages(ctx context.Context, actor ident.Actor, id ident.Conv
 			}
 		}
 		if !settled {
-			return ms, next, nil
+			return ms, s.closed(next), nil
 		}
 	}
 	ms, next, err := s.store.ListMessages(ctx, id, q)
-	return ms, next, fault.Wrap(op, err)
+	return ms, s.closed(next), fault.Wrap(op, err)
 }
 
 // Turn returns a turn with its messages as they stand.
 func (s *Service) Turn(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Exchange, error) {
 	const op = "conversation.Turn"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ReadConversation); err != nil {
 		return Exchange{}, err
 	}
 	x, err := s.exchange(ctx, id, turn)
@@ -222,8 +370,13 @@ func (s *Service) Turn(ctx context.Context, actor ident.Actor, id ident.Conversa
 // Running returns the turns of a conversation that run at the moment, oldest first.
 func (s *Service) Running(ctx context.Context, actor ident.Actor, id ident.ConversationID) ([]Turn, error) {
 	const op = "conversation.Running"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ReadConversation); err != nil {
 		return nil, err
+	}
+	if s.pass.Guest() { // which running turns are the project's, the conversation's own row alone tells
+		if _, err := s.Find(ctx, actor, id); err != nil {
+			return nil, fault.Wrap(op, err)
+		}
 	}
 	const most = 1000 // an open tenant runs a hundred at once
 	all, err := s.store.RunningTurns(ctx, most)
@@ -269,12 +422,12 @@ func Unwritable(err error) bool {
 // has ended or its owner lives.
 func (s *Service) settle(ctx context.Context, turn ident.TurnID) error {
 	if s.holds(turn) {
-		if err := s.restore(ctx, turn); err != nil {
+		if err := s.base.restore(ctx, turn); err != nil {
 			return err
 		}
 	}
 	orphaned := false
-	done, err := s.store.EndTurn(ctx, turn, func(t Turn, m Message) (Ending, event.Change, error) {
+	done, err := s.base.store.EndTurn(ctx, turn, func(t Turn, m Message) (Ending, event.Change, error) {
 		orphaned = false
 		if t.State.Final() || !s.engine.dead(t.ID, t.Node, t.Lease) {
 			return Ending{Turn: t, Message: m}, event.Change{}, nil
@@ -328,9 +481,17 @@ func (s *Service) Sweep(ctx context.Context) (next time.Time, err error) {
 // Search finds messages and titles by their words.
 func (s *Service) Search(ctx context.Context, actor ident.Actor, in SearchInput) ([]Hit, string, error) {
 	const op = "conversation.Search"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ReadConversation); err != nil {
 		return nil, "", err
 	}
+	if s.pass.Guest() && in.Project != s.pass.Project {
+		return nil, "", nil
+	}
+	var err error
+	if in.Cursor, err = s.opened(op, in.Cursor); err != nil {
+		return nil, "", err
+	}
+	in.guest = s.pass.Guest()
 	select {
 	case s.searching <- struct{}{}:
 		defer func() { <-s.searching }()
@@ -343,7 +504,7 @@ func (s *Service) Search(ctx context.Context, actor ident.Actor, in SearchInput)
 	}
 	defer charge()
 	hits, next, err := search(ctx, s.store, in)
-	return hits, next, fault.Wrap(op, err)
+	return hits, s.closed(next), fault.Wrap(op, err)
 }
 
 // searchBurst is how long the searches of a tenant may take before they are held to their share of a processor. Who
@@ -384,14 +545,6 @@ func ending(actor ident.Actor, t Turn, m Message, state State, code, detail stri
 	ch.Add("turn."+string(state), string(t.ID), facts)
 	ch.Add("message.completed", string(m.ID), facts)
 	return Ending{Turn: t, Message: m}, ch
-}
-
-// allow lets the owner in. To anybody else the tenant's content does not exist.
-func (s *Service) allow(op string, actor ident.Actor) error {
-	if actor.System || actor.Account == s.owner {
-		return nil
-	}
-	return fault.Missing(op)
 }
 
 func (s *Service) moment() time.Time { return s.engine.moment() }

@@ -90,6 +90,8 @@ type SearchInput struct {
 	To      time.Time
 	Limit   int
 	Cursor  string
+
+	guest bool // all words count alike: how common they are is a figure of the whole tenant
 }
 
 // Hit is one result of a search.

@@ -3,11 +3,13 @@ package event
 import (
 	"context"
 	"sync"
+
+	"claude-memory-backend/internal/ident"
 )
 
 // Signal is what travels on the bus. It wakes followers and carries running text; it is never stored.
 type Signal struct {
-	Topic  string `json:"topic"`            // a turn's or a tenant's identifier
+	Topic  string `json:"topic"`            // a turn's or a tenant's identifier, or an AccessTopic
 	Kind   Kind   `json:"kind"`             //
 	Offset int    `json:"offset,omitempty"` // Delta: length of the text before it, in UTF-16 code units
 	Text   string `json:"text,omitempty"`   // Delta: the piece
@@ -23,14 +25,14 @@ const (
 	Delta     Kind = "delta"     // a piece of the answer of the turn named by Topic
 	Ended     Kind = "ended"     // the turn named by Topic has ended and its end is committed
 	Stop      Kind = "stop"      // whoever runs the turn named by Topic should stop it
+	Access    Kind = "access"    // what the account of an AccessTopic may see has changed: whoever shows it something asks again
 	Missed    Kind = "missed"    // signals may have been lost: read the truth again; comes with Subscription.Lost
 	Typing    Kind = "typing"    // somebody in the room named by Topic types, or has stopped to; Text says who
 	Presence  Kind = "presence"  // who is in the room named by Topic; Text says who, and on which node
-	Access    Kind = "access"    // what the account named by Topic may see has changed
 )
 
-// AccessTopic is where signals of kind Access about an account travel.
-func AccessTopic(account string) string { return "access:" + account }
+// AccessTopic is what is published when an account's access to something of others changed.
+func AccessTopic(id ident.AccountID) string { return "access:" + string(id) }
 
 // Bus carries signals between followers, on one node or on many. Delivery is at most once, and in order for what one node
 // publishes on one topic. Neither method waits for anybody. A subscriber that may have lost signals, because it fell behind

@@ -8,11 +8,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/audit"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/member"
 	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/seal"
@@ -92,9 +94,13 @@ func (c Config) withDefaults() Config {
 // Deps is what the door calls.
 type Deps struct {
 	Accounts Accounts
-	// Open opens the tenant's services for one request; the door calls Release once. Whether the actor may see the
+	// Open opens the tenant's services for one request; the door calls Release, once or more. Whether the actor may see the
 	// tenant is the opener's business.
 	Open func(ctx context.Context, actor ident.Actor, tenant ident.TenantID) (Workspace, error)
+	// Visit opens what somebody else's tenant has for the actor as a guest: the services of the one project that the
+	// subject, a project or a conversation, is or is in. It is asked for what is not in the actor's own tenant; NotFound:
+	// nobody shares that with the actor.
+	Visit func(ctx context.Context, actor ident.Actor, subject string) (Workspace, error)
 	// Enter is Open for the workspace in which a project lives, the actor's own or somebody else's.
 	Enter func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (Workspace, error)
 	// Listen tells a listener of everything in a tenant's log after the position that it returns.
@@ -125,13 +131,17 @@ type Check struct {
 // Workspace is a tenant's services while a request uses them.
 type Workspace struct {
 	Projects      Projects
+	Members       Members
 	Conversations Conversations
 	Turns         Turns
-	Audit         Trail
+	Audit         Trail // nil for guests
 	Events        event.Log
 	Tenant        ident.TenantID // whose workspace it is
-	// Usage is how much the tenant keeps and what it may keep, 0 for no limit.
-	Usage   func(ctx context.Context) (tenant.Usage, tenant.Limits, error)
+	// Usage is how much the tenant keeps and what it may keep, 0 for no limit; nil for guests.
+	Usage func(ctx context.Context) (tenant.Usage, tenant.Limits, error)
+	// While returns a context that ends, with a cause that is NoAccess, when the actor may not see any more what was opened;
+	// nil: the actor always may.
+	While   func(ctx context.Context) (context.Context, context.CancelFunc)
 	Waited  time.Duration // for the tenant's database to be opened; 0 when it was open
 	Release func()
 }
@@ -144,6 +154,14 @@ type Projects interface {
 	Edit(ctx context.Context, actor ident.Actor, id ident.ProjectID, ifVersion *int64,
 		change func(*project.Details) error) (project.Project, error)
 	Delete(ctx context.Context, actor ident.Actor, id ident.ProjectID, ifVersion *int64, dropConversations bool) error
+}
+
+// Members is member.Service as the door sees it.
+type Members interface {
+	List(ctx context.Context, actor ident.Actor, id ident.ProjectID, cursor string, limit int) ([]member.Member, string, error)
+	Add(ctx context.Context, actor ident.Actor, id ident.ProjectID, in member.AddInput) (member.Member, error)
+	Change(ctx context.Context, actor ident.Actor, id ident.ProjectID, key string, role access.Role) (member.Member, error)
+	Remove(ctx context.Context, actor ident.Actor, id ident.ProjectID, key string) error
 }
 
 // Conversations is the part of conversation.Service that keeps and finds.

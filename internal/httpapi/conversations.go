@@ -90,11 +90,9 @@ func (s *Server) createConversation(x *exchange, in *conversationCreate) (*creat
 	if err != nil {
 		return nil, err
 	}
-	ws, err := x.workspace()
-	if err != nil {
-		return nil, err
-	}
-	c, err := ws.Conversations.Create(x.ctx, x.actor, conversation.CreateInput{Details: details, Once: once})
+	c, err := at(x, in.Body.ProjectID, func(ws Workspace) (conversation.Conversation, error) {
+		return ws.Conversations.Create(x.ctx, x.actor, conversation.CreateInput{Details: details, Once: once})
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -116,14 +114,13 @@ type conversationList struct {
 }
 
 func (s *Server) listConversations(x *exchange, in *conversationList) (*paged[ConversationView], error) {
-	ws, err := x.workspace()
-	if err != nil {
-		return nil, err
-	}
-	cs, next, err := ws.Conversations.List(x.ctx, x.actor, conversation.Query{
+	q := conversation.Query{
 		Project: ident.ProjectID(in.ProjectID), Status: conversation.Status(in.Status), Tag: in.Tag,
 		Importance: in.ImportanceLevel, Title: in.Q, Sort: conversation.Sort(in.Sort),
 		Ascending: in.Order == "asc" || in.Order == "" && in.Sort == "title", Limit: in.Limit, Cursor: in.Cursor,
+	}
+	cs, next, err := listIn(x, in.ProjectID, func(ws Workspace) ([]conversation.Conversation, string, error) {
+		return ws.Conversations.List(x.ctx, x.actor, q)
 	})
 	if err != nil {
 		return nil, err
@@ -143,24 +140,26 @@ type openedAnswer struct {
 }
 
 func (s *Server) findConversation(x *exchange, in *conversationFind) (*openedAnswer, error) {
-	id, ws, err := openAt[ident.ConversationID](x, in.ID)
+	id, err := idAt[ident.ConversationID](in.ID)
 	if err != nil {
 		return nil, err
 	}
-	c, err := ws.Conversations.Find(x.ctx, x.actor, id)
-	if err != nil {
-		return nil, err
-	}
-	out := &openedAnswer{ETag: etag(c.Version), Body: openedView{ConversationView: viewConversation(c)}}
-	if in.Include == "messages" {
-		ms, next, err := ws.Conversations.Messages(x.ctx, x.actor, id, conversation.MessageQuery{Limit: 50})
+	return at(x, in.ID, func(ws Workspace) (*openedAnswer, error) {
+		c, err := ws.Conversations.Find(x.ctx, x.actor, id)
 		if err != nil {
 			return nil, err
 		}
-		p := pageOf(ms, next, viewMessage)
-		out.Body.Messages, out.Body.MessagesNextCursor = &p.Body.Data, p.Body.NextCursor
-	}
-	return out, nil
+		out := &openedAnswer{ETag: etag(c.Version), Body: openedView{ConversationView: viewConversation(c)}}
+		if in.Include == "messages" {
+			ms, next, err := ws.Conversations.Messages(x.ctx, x.actor, id, conversation.MessageQuery{Limit: 50})
+			if err != nil {
+				return nil, err
+			}
+			p := pageOf(ms, next, viewMessage)
+			out.Body.Messages, out.Body.MessagesNextCursor = &p.Body.Data, p.Body.NextCursor
+		}
+		return out, nil
+	})
 }
 
 type conversationPut struct {
@@ -199,7 +198,7 @@ func (s *Server) patchConversation(x *exchange, in *conversationPatchIn) (*conve
 func (s *Server) editConversation(x *exchange, text, match string,
 	change func(*conversation.Details) error,
 ) (*conversationAnswer, error) {
-	id, ws, err := openAt[ident.ConversationID](x, text)
+	id, err := idAt[ident.ConversationID](text)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +206,9 @@ func (s *Server) editConversation(x *exchange, text, match string,
 	if err != nil {
 		return nil, err
 	}
-	c, err := ws.Conversations.Edit(x.ctx, x.actor, id, version, change)
+	c, err := at(x, text, func(ws Workspace) (conversation.Conversation, error) {
+		return ws.Conversations.Edit(x.ctx, x.actor, id, version, change)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +222,7 @@ type conversationDelete struct {
 }
 
 func (s *Server) deleteConversation(x *exchange, in *conversationDelete) (*nothing, error) {
-	id, ws, err := openAt[ident.ConversationID](x, in.ID)
+	id, err := idAt[ident.ConversationID](in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +230,9 @@ func (s *Server) deleteConversation(x *exchange, in *conversationDelete) (*nothi
 	if err != nil {
 		return nil, err
 	}
-	return &nothing{}, ws.Conversations.Delete(x.ctx, x.actor, id, version)
+	return at(x, in.ID, func(ws Workspace) (*nothing, error) {
+		return &nothing{}, ws.Conversations.Delete(x.ctx, x.actor, id, version)
+	})
 }
 
 type messageList struct {
@@ -254,15 +257,17 @@ func (s *Server) listMessages(x *exchange, in *messageList) (*paged[messageView]
 			return nil, err
 		}
 	}
-	id, ws, err := openAt[ident.ConversationID](x, in.ID)
+	id, err := idAt[ident.ConversationID](in.ID)
 	if err != nil {
 		return nil, err
 	}
-	ms, next, err := ws.Conversations.Messages(x.ctx, x.actor, id, q)
-	if err != nil {
-		return nil, err
-	}
-	return pageOf(ms, next, viewMessage), nil
+	return at(x, in.ID, func(ws Workspace) (*paged[messageView], error) {
+		ms, next, err := ws.Conversations.Messages(x.ctx, x.actor, id, q)
+		if err != nil {
+			return nil, err
+		}
+		return pageOf(ms, next, viewMessage), nil
+	})
 }
 
 type searchIn struct {
@@ -279,14 +284,13 @@ type searchIn struct {
 }
 
 func (s *Server) search(x *exchange, in *searchIn) (*paged[hitView], error) {
-	ws, err := x.workspace()
-	if err != nil {
-		return nil, err
-	}
-	hits, next, err := ws.Conversations.Search(x.ctx, x.actor, conversation.SearchInput{
+	q := conversation.SearchInput{
 		Text: in.Q, Mode: conversation.MatchMode(in.Match), Newest: in.Sort == "newest",
 		Project: ident.ProjectID(in.ProjectID), Role: conversation.Role(in.Role), From: in.From, To: in.To,
 		Limit: in.Limit, Cursor: in.Cursor,
+	}
+	hits, next, err := listIn(x, in.ProjectID, func(ws Workspace) ([]conversation.Hit, string, error) {
+		return ws.Conversations.Search(x.ctx, x.actor, q)
 	})
 	if err != nil {
 		return nil, err

@@ -44,6 +44,7 @@ type exchange struct {
 	body      []byte
 	status    int // overrides huma's choice while it writes one of its own errors
 	atEnd     []func()
+	waited    time.Duration // for databases to be opened
 }
 
 // Context returns the context of the operation.
@@ -79,12 +80,17 @@ func (x *exchange) workspace() (Workspace, error) {
 	if err != nil {
 		return Workspace{}, err
 	}
-	x.atEnd = append(x.atEnd, ws.Release)
-	if ws.Waited > 0 {
-		// The standard's way to tell a slow answer's reason: browsers show it beside the request.
-		x.w.Header().Set("Server-Timing", fmt.Sprintf("open;dur=%.3f", float64(ws.Waited)/float64(time.Millisecond)))
-	}
+	x.opened(ws)
 	return ws, nil
+}
+
+// opened has a workspace given back when the exchange is done.
+func (x *exchange) opened(ws Workspace) {
+	x.atEnd = append(x.atEnd, ws.Release)
+	if x.waited += ws.Waited; x.waited > 0 {
+		// The standard's way to tell a slow answer's reason: browsers show it beside the request.
+		x.w.Header().Set("Server-Timing", fmt.Sprintf("open;dur=%.3f", float64(x.waited)/float64(time.Millisecond)))
+	}
 }
 
 // admit is the middleware of every operation: it lets a request through to huma, or answers it.

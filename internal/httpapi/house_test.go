@@ -122,7 +122,7 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	}
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: bus, Default: "scripted",
 		Known: []string{"anthropic", "n8n", "other", "scripted"}, FlushAge: 10 * time.Millisecond, Models: models})
-	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, Hints: store, Trail: store.Trail(),
+	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, News: store, Grants: store, Hints: store, Trail: store.Trail(),
 		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true})
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
@@ -148,6 +148,9 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (Workspace, error) {
 			return opened(pool.Acquire(ctx, actor, id))
 		},
+		Visit: func(ctx context.Context, actor ident.Actor, subject string) (Workspace, error) {
+			return opened(pool.Visit(ctx, actor, subject))
+		},
 		Enter: func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (Workspace, error) {
 			return opened(pool.Enter(ctx, actor, own, subject))
 		}}
@@ -166,8 +169,14 @@ func opened(ws *workspace.Workspace, err error) (Workspace, error) {
 	if err != nil {
 		return Workspace{}, err
 	}
-	return Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations, Audit: ws.Audit, Events: ws.Events,
-		Tenant: ws.Tenant.ID, Usage: ws.Usage, Release: ws.Release}, nil
+	out := Workspace{Projects: ws.Projects, Members: ws.Members, Conversations: ws.Conversations, Turns: ws.Conversations,
+		Events: ws.Events, Tenant: ws.Tenant.ID, Release: ws.Release}
+	if ws.Pass.Guest() {
+		out.While = ws.While
+	} else {
+		out.Audit, out.Usage = ws.Audit, ws.Usage
+	}
+	return out, nil
 }
 
 // work runs jobs until the test ends.

@@ -120,6 +120,9 @@ func (s *Server) answerTo(x *exchange, err error) *Problem {
 	if x.r.Context().Err() == nil && errors.Is(context.Cause(x.ctx), errStopping) {
 		err = fault.New(fault.Unavailable, "httpapi", codeStopping, "the server is stopping").With(err)
 	}
+	if x.r.Context().Err() == nil && lostAccess(x.ctx) {
+		err = fault.Missing("httpapi").With(err)
+	}
 	switch fault.ClassOf(err) {
 	case fault.Internal:
 		s.log.Error("request failed", "operation", x.op.ID, "request_id", x.requestID, "code", fault.CodeOf(err),

@@ -147,11 +147,13 @@ type ProjectPath struct {
 }
 
 func (s *Server) findProject(x *exchange, in *projectFind) (*projectAnswer, error) {
-	id, ws, err := openAt[ident.ProjectID](x, in.ID)
+	id, err := idAt[ident.ProjectID](in.ID)
 	if err != nil {
 		return nil, err
 	}
-	return answerProject(ws.Projects.Find(x.ctx, x.actor, id))
+	return answerProject(at(x, in.ID, func(ws Workspace) (project.Project, error) {
+		return ws.Projects.Find(x.ctx, x.actor, id)
+	}))
 }
 
 // IfMatch guards an edit against a version that is not the current one.
@@ -189,7 +191,7 @@ func (s *Server) patchProject(x *exchange, in *projectPatchIn) (*projectAnswer, 
 }
 
 func (s *Server) editProject(x *exchange, text, match string, change func(*project.Details) error) (*projectAnswer, error) {
-	id, ws, err := openAt[ident.ProjectID](x, text)
+	id, err := idAt[ident.ProjectID](text)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +199,9 @@ func (s *Server) editProject(x *exchange, text, match string, change func(*proje
 	if err != nil {
 		return nil, err
 	}
-	return answerProject(ws.Projects.Edit(x.ctx, x.actor, id, version, change))
+	return answerProject(at(x, text, func(ws Workspace) (project.Project, error) {
+		return ws.Projects.Edit(x.ctx, x.actor, id, version, change)
+	}))
 }
 
 type projectDelete struct {
@@ -211,7 +215,7 @@ type projectDelete struct {
 type nothing struct{}
 
 func (s *Server) deleteProject(x *exchange, in *projectDelete) (*nothing, error) {
-	id, ws, err := openAt[ident.ProjectID](x, in.ID)
+	id, err := idAt[ident.ProjectID](in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -219,18 +223,7 @@ func (s *Server) deleteProject(x *exchange, in *projectDelete) (*nothing, error)
 	if err != nil {
 		return nil, err
 	}
-	return &nothing{}, ws.Projects.Delete(x.ctx, x.actor, id, version, in.Conversations == "delete")
-}
-
-// openAt parses the identifier in a path and opens the tenant. A malformed one looks like one that never was.
-func openAt[T interface {
-	~string
-	Prefix() string
-}](x *exchange, text string) (T, Workspace, error) {
-	id, err := ident.Parse[T](text)
-	if err != nil {
-		return id, Workspace{}, fault.Missing("httpapi.openAt")
-	}
-	ws, err := x.workspace()
-	return id, ws, err
+	return at(x, in.ID, func(ws Workspace) (*nothing, error) {
+		return &nothing{}, ws.Projects.Delete(x.ctx, x.actor, id, version, in.Conversations == "delete")
+	})
 }

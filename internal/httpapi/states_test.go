@@ -20,14 +20,18 @@ func TestStatesAtEveryRoute(t *testing.T) {
 	turn := h.do(call{as: "ada", method: "POST", path: "/api/v1/conversations/" + conv + "/messages",
 		body: `{"content":"a harbour"}`}).is(http.StatusCreated).text("turn", "id")
 	ten := h.people.byName["ada"].Tenant
-	// What the state decides about, of what it lets pass: a finished turn is not stopped or continued in any case.
-	settled := []string{"stop-turn", "continue-turn"}
+	bob := string(h.people.byName["bob"].ID)
+	invite := call{as: "ada", method: "POST", path: "/api/v1/projects/" + project + "/members", body: `{"email":"bob@example.org","role":"viewer"}`}
+	h.do(invite).is(http.StatusCreated)
+	// What the state decides about, of what it lets pass: a finished turn is not stopped or continued in any case, and an
+	// owner may take access away whatever the state.
+	settled := []string{"stop-turn", "continue-turn", "remove-member"}
 	ask := func(o OperationInfo) answer {
 		id := conv
 		if strings.Contains(o.Path, "/projects/") {
 			id = project
 		}
-		path := strings.NewReplacer("{id}", id, "{turn_id}", turn).Replace(o.Path)
+		path := strings.NewReplacer("{id}", id, "{turn_id}", turn, "{user_id}", bob).Replace(o.Path)
 		if o.ID == "search-conversations" {
 			path += "?q=harbour"
 		}
@@ -86,6 +90,7 @@ func TestStatesAtEveryRoute(t *testing.T) {
 	if _, err := h.whole.SetState(t.Context(), ident.System("test"), ten, tenant.Active); err != nil {
 		t.Fatal(err)
 	}
+	h.do(invite).is(http.StatusCreated)
 	now := h.server.now().UTC()
 	ch := event.NewChange(ident.System("test"), now)
 	ch.Add("test.job", string(ten), map[string]any{})

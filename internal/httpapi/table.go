@@ -117,6 +117,22 @@ func projectRows() []operation {
 			with(refuses(missing, stale)),
 		row(tagProjects, "delete-project", "DELETE", "/projects/{id}", "Delete a project", on((*Server).deleteProject)).
 			with(refuses(missing, stale)),
+		row(tagProjects, "list-members", "GET", "/projects/{id}/members", "List members, the owner first", on((*Server).listMembers)).
+			with(refuses(missing)).with(func(o *operation) {
+			o.description = "Invitations come last, and the owner alone sees them."
+		}),
+		row(tagProjects, "add-member", "POST", "/projects/{id}/members", "Let somebody take part", on((*Server).addMember)).
+			with(creates).with(refuses(missing)).with(func(o *operation) {
+			o.description = "Viewers read; commenters also send messages, stop and repeat answers; editors also start, edit and " +
+				"delete conversations and edit the project. Only its owner adds and removes members and deletes it. An address " +
+				"without an account is invited: whoever registers with it becomes a member."
+		}),
+		row(tagProjects, "change-member", "PATCH", "/projects/{id}/members/{user_id}", "Give a member another role",
+			on((*Server).changeMember)).with(refuses(missing, conflict)),
+		row(tagProjects, "remove-member", "DELETE", "/projects/{id}/members/{user_id}", "Remove a member, or leave",
+			on((*Server).removeMember)).with(refuses(missing, conflict)).with(func(o *operation) {
+			o.description = "The owner removes anybody else; members remove themselves. Access ends at once."
+		}),
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 func concrete(template string) string {
 	kind := ident.New[ident.ProjectID]
 	p := strings.Replace(template, "{turn_id}", string(ident.New[ident.TurnID]()), 1)
+	p = strings.Replace(p, "{user_id}", string(ident.New[ident.AccountID]()), 1)
 	switch {
 	case strings.Contains(p, "/conversations/"):
 		p = strings.Replace(p, "{id}", string(ident.New[ident.ConversationID]()), 1)
@@ -55,6 +56,10 @@ func sample(o OperationInfo) string {
 		return `{"url":"postgres://ada:secret@db.example.org/ada"}`
 	case "send-message":
 		return `{"content":"hello"}`
+	case "add-member":
+		return `{"email":"eve@example.org","role":"viewer"}`
+	case "change-member":
+		return `{"role":"viewer"}`
 	}
 	if o.Body == NoBody {
 		return ""

@@ -131,6 +131,7 @@ func fewRoundTrips(t *testing.T, f *far) {
 		t.Errorf("a repeat took %d round trips, want 5", n)
 	}
 	f.answers(t, at)
+	f.guests(t, project, at, turn)
 	f.coldly(t)
 	// What is far away is asked no more often than what is near.
 	f.link.Latency(ocean)
@@ -168,6 +169,48 @@ func common(at string) []trip {
 		{"reading", 1, call{as: "ada", method: "GET", path: at + "/messages"}, 200},
 		{"sending", 2, call{as: "ada", method: "POST", path: at + "/messages", body: `{"content":"from afar","reply":false}`}, 201},
 		{"searching", 2, call{as: "ada", method: "GET", path: "/api/v1/conversations/search?q=lighthouse+lamp+whale"}, 200},
+	}
+}
+
+// guests counts what members take of the owner's database: as much as the owner. In the one of their own, where it is on the
+// same server, they find nothing first; a change that finds nothing has to be undone.
+func (f *far) guests(t *testing.T, project, at, turn string) {
+	f.people.add(t, "edna", ident.Member)
+	members := "/api/v1/projects/" + project + "/members"
+	own := f.cold == 2
+	f.do(call{as: "edna", method: "GET", path: "/api/v1/projects"}).is(200) // her own database is open
+	f.trips.Count()
+	for _, r := range []struct {
+		trip
+		own int64
+	}{
+		{trip{"add a member", 2, call{as: "ada", method: "POST", path: members, body: `{"email":"edna@example.org","role":"editor"}`}, 201}, 0},
+		{trip{"read a project", 1, call{method: "GET", path: "/api/v1/projects/" + project}, 200}, 1},
+		{trip{"edit a project", 2, call{method: "PATCH", path: "/api/v1/projects/" + project, body: `{"name":"Quay"}`}, 200}, 2},
+		{trip{"list members", 1, call{method: "GET", path: members}, 200}, 1},
+		{trip{"list conversations", 1, call{method: "GET", path: "/api/v1/conversations?project_id=" + project}, 200}, 1},
+		{trip{"make a conversation", 1, call{method: "POST", path: "/api/v1/conversations", body: `{"project_id":"` + project + `"}`}, 201}, 2},
+		{trip{"read a conversation", 1, call{method: "GET", path: at}, 200}, 1},
+		{trip{"edit a conversation", 2, call{method: "PATCH", path: at, body: `{"description":"y"}`}, 200}, 2},
+		{trip{"list messages", 1, call{method: "GET", path: at + "/messages"}, 200}, 1},
+		{trip{"say something to nobody", 2, call{method: "POST", path: at + "/messages", body: `{"content":"a ship","reply":false}`}, 201}, 2},
+		{trip{"read a turn", 1, call{method: "GET", path: at + "/turns/" + turn}, 200}, 1},
+		{trip{"follow one that has ended", 2, call{method: "GET", path: at + "/turns/" + turn + "/events"}, 200}, 1},
+		{trip{"search for several", 2, call{method: "GET", path: "/api/v1/conversations/search?q=lighthouse+lamp+whale&project_id=" + project}, 200}, 1},
+	} {
+		if r.as == "" {
+			r.as = "edna"
+		}
+		if own {
+			r.want += r.own
+		}
+		a := f.do(r.call)
+		if n := f.trips.Count(); n != r.want || r.want-r.own > mostTrips {
+			t.Errorf("by a guest, %s took %d round trips, want %d", r.name, n, r.want)
+		}
+		if a.Status != r.status {
+			t.Errorf("by a guest, %s: %d %s", r.name, a.Status, a.Text)
+		}
 	}
 }
 

@@ -126,15 +126,24 @@ func (s *Server) sendMessage(x *exchange, in *messageSend) (*written, error) {
 		return nil, err
 	}
 	send.Once = once
-	id, ws, err := openAt[ident.ConversationID](x, in.ID)
+	id, err := idAt[ident.ConversationID](in.ID)
 	if err != nil {
 		return nil, err
 	}
-	e, err := ws.Turns.Send(x.ctx, x.actor, id, send)
+	a, err := at(x, in.ID, func(ws Workspace) (asked, error) {
+		e, err := ws.Turns.Send(x.ctx, x.actor, id, send)
+		return asked{ws, e}, err
+	})
 	if err != nil {
 		return nil, err
 	}
-	return s.answerExchange(x, ws, e, once, b.Stream, in.Preference)
+	return s.answerExchange(x, a.ws, a.Exchange, once, b.Stream, in.Preference)
+}
+
+// asked is an exchange and where it is.
+type asked struct {
+	ws Workspace
+	conversation.Exchange
 }
 
 // input is what the service takes of it.
@@ -165,14 +174,14 @@ type TurnPath struct {
 	TurnID string `path:"turn_id" doc:"Identifier of a turn, turn_…" example:"turn_06f4k3z9c8tqv5m2yb7n1x0d4e"`
 }
 
-// at parses both identifiers and opens the tenant.
-func (p TurnPath) at(x *exchange) (ident.ConversationID, ident.TurnID, Workspace, error) {
-	turn, err := ident.Parse[ident.TurnID](p.TurnID)
+// parse reads both identifiers.
+func (p TurnPath) parse() (ident.ConversationID, ident.TurnID, error) {
+	turn, err := idAt[ident.TurnID](p.TurnID)
 	if err != nil {
-		return "", "", Workspace{}, fault.Missing("httpapi.at")
+		return "", "", err
 	}
-	id, ws, err := openAt[ident.ConversationID](x, p.ID)
-	return id, turn, ws, err
+	id, err := idAt[ident.ConversationID](p.ID)
+	return id, turn, err
 }
 
 type turnAgain struct {
@@ -199,7 +208,7 @@ func (s *Server) again(x *exchange, in *turnAgain, ask againFunc) (*written, err
 	if err != nil {
 		return nil, err
 	}
-	id, turn, ws, err := in.at(x)
+	id, turn, err := in.parse()
 	if err != nil {
 		return nil, err
 	}
@@ -207,12 +216,15 @@ func (s *Server) again(x *exchange, in *turnAgain, ask againFunc) (*written, err
 	if in.Body != nil {
 		b = *in.Body
 	}
-	e, err := ask(ws.Turns, x.ctx, x.actor, id, turn, conversation.AgainInput{Provider: b.Provider, Model: b.Model,
-		MaxTokens: b.MaxTokens, Once: once})
+	a, err := at(x, in.ID, func(ws Workspace) (asked, error) {
+		e, err := ask(ws.Turns, x.ctx, x.actor, id, turn, conversation.AgainInput{Provider: b.Provider, Model: b.Model,
+			MaxTokens: b.MaxTokens, Once: once})
+		return asked{ws, e}, err
+	})
 	if err != nil {
 		return nil, err
 	}
-	return s.answerExchange(x, ws, e, once, b.Stream, in.Preference)
+	return s.answerExchange(x, a.ws, a.Exchange, once, b.Stream, in.Preference)
 }
 
 // answerExchange answers in the way that the client asked for. What was sent is committed by now: whatever becomes
@@ -300,6 +312,18 @@ type turnFind struct {
 	TurnPath
 }
 
+// turn reads a turn, wherever it is.
+func (x *exchange) turn(p TurnPath) (asked, error) {
+	id, turn, err := p.parse()
+	if err != nil {
+		return asked{}, err
+	}
+	return at(x, p.ID, func(ws Workspace) (asked, error) {
+		e, err := ws.Turns.Turn(x.ctx, x.actor, id, turn)
+		return asked{ws, e}, err
+	})
+}
+
 type turnAnswer struct{ Body exchangeTurn }
 
 // exchangeTurn is a turn, with its messages beside it.
@@ -310,26 +334,22 @@ type exchangeTurn struct {
 }
 
 func (s *Server) findTurn(x *exchange, in *turnFind) (*turnAnswer, error) {
-	id, turn, ws, err := in.at(x)
+	a, err := x.turn(in.TurnPath)
 	if err != nil {
 		return nil, err
 	}
-	e, err := ws.Turns.Turn(x.ctx, x.actor, id, turn)
-	if err != nil {
-		return nil, err
-	}
-	v := viewExchange(e)
+	v := viewExchange(a.Exchange)
 	return &turnAnswer{exchangeTurn{TurnView: *v.Turn, UserMessage: v.UserMessage, AssistantMessage: v.AssistantMessage}}, nil
 }
 
 type stoppedTurn struct{ Body TurnView }
 
 func (s *Server) stopTurn(x *exchange, in *turnFind) (*stoppedTurn, error) {
-	id, turn, ws, err := in.at(x)
+	id, turn, err := in.parse()
 	if err != nil {
 		return nil, err
 	}
-	t, err := ws.Turns.Stop(x.ctx, x.actor, id, turn)
+	t, err := at(x, in.ID, func(ws Workspace) (conversation.Turn, error) { return ws.Turns.Stop(x.ctx, x.actor, id, turn) })
 	if err != nil {
 		return nil, err
 	}
@@ -344,19 +364,15 @@ type turnEvents struct {
 }
 
 func (s *Server) followTurn(x *exchange, in *turnEvents) (*written, error) {
-	id, turn, ws, err := in.at(x)
-	if err != nil {
-		return nil, err
-	}
 	// A stream cannot say 404 any more once it has begun.
-	e, err := ws.Turns.Turn(x.ctx, x.actor, id, turn)
+	a, err := x.turn(in.TurnPath)
 	if err != nil {
 		return nil, err
 	}
-	f := follow{ws: ws, id: id, turn: turn, after: in.LastEventID}
+	f := follow{ws: a.ws, id: a.Turn.Conversation, turn: a.Turn.ID, after: in.LastEventID}
 	if f.after == "" {
 		f.after = in.After
 	}
-	f.ended = e.Turn != nil && e.Turn.State.Final()
+	f.ended = a.Turn.State.Final()
 	return s.stream(http.Header{}, f), nil
 }

@@ -91,7 +91,7 @@ func viewProject(p project.Project) projectView {
 		ID: string(p.ID), Name: p.Name, Description: p.Description, Instructions: p.Instructions,
 		Status: string(p.Status), Priority: string(p.Priority), Color: p.Color, Icon: p.Icon, Tags: tagsOf(p.Tags),
 		Provider: p.Provider, Model: p.Model, Settings: object(p.Settings), Deadline: p.Deadline,
-		Role: string(project.Owner), Owner: personOf(p.Owner), ConversationCount: p.ConversationCount,
+		Role: string(p.Role), Owner: personOf(p.Owner), ConversationCount: p.ConversationCount,
 		Version: p.Version, CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(),
 	}
 }

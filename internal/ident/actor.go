@@ -1,6 +1,6 @@
 package ident
 
-// Role is what an account may do in the whole installation. What it may do in a project is project.Role.
+// Role is what an account may do in the whole installation. What it may do in a project is access.Role.
 type Role string
 
 // The roles of accounts.

@@ -23,6 +23,7 @@ type (
 	EntryID        string // aud_
 	DatabaseID     string // db_
 	JobID          string // job_
+	InvitationID   string // inv_
 )
 
 // prefixed is every identifier type; Prefix is part of the grammar.
@@ -43,6 +44,7 @@ func (EventID) Prefix() string        { return "evt_" }
 func (EntryID) Prefix() string        { return "aud_" }
 func (DatabaseID) Prefix() string     { return "db_" }
 func (JobID) Prefix() string          { return "job_" }
+func (InvitationID) Prefix() string   { return "inv_" }
 
 // bodyLen is the length of 128 bits in base32 without padding.
 const bodyLen = 26

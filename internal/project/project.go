@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
 )
@@ -31,24 +32,14 @@ const (
 	Critical Priority = "critical"
 )
 
-// Role is what an account may do in a project.
-type Role string
-
-// The roles, strongest first.
-const (
-	Owner     Role = "owner"
-	Editor    Role = "editor"
-	Commenter Role = "commenter"
-	Viewer    Role = "viewer"
-)
-
 // Project groups conversations. Details are what its owner may edit.
 type Project struct {
 	ID ident.ProjectID
 	Details
 	Owner             event.Who
-	ConversationCount int64 // filled by reads
-	Version           int64 // counts edits, from 1
+	Role              access.Role // the reader's, filled by the service
+	ConversationCount int64       // filled by reads
+	Version           int64       // counts edits, from 1
 	CreatedAt         time.Time
 	UpdatedAt         time.Time
 }
@@ -86,7 +77,8 @@ type Store interface {
 	InsertProject(ctx context.Context, p Project, c event.Change) error
 	// FindProject returns fault.NotFound when there is none.
 	FindProject(ctx context.Context, id ident.ProjectID) (Project, error)
-	// ListProjects returns a page, newest first, and the next cursor (empty at the end). A bad cursor is Invalid.
+	// ListProjects returns a page, newest first, and the next cursor (empty at the end). A bad cursor is Invalid. With the
+	// tenant's own come those of others that its owner is a member of, as they were last seen, with Role.
 	ListProjects(ctx context.Context, q Query) ([]Project, string, error)
 	// UpdateProject reads the project under a lock, lets edit decide, and commits what edit returns.
 	UpdateProject(ctx context.Context, id ident.ProjectID, edit func(Project) (Project, event.Change, error)) (Project, error)

@@ -6,23 +6,47 @@ import (
 	"reflect"
 	"time"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 )
 
-// Service is what doors call. One exists per open tenant.
+// Service is what doors call. One exists per open tenant, and one more for each guest.
 type Service struct {
 	store     Store
 	sealer    event.Sealer
-	owner     ident.AccountID
+	pass      access.Pass
 	providers []string
 	now       func() time.Time
+	sharing   Sharing
+}
+
+// Sharing hears of what happens to projects, some of which others are members of.
+type Sharing interface {
+	// Edited is called after a project was edited.
+	Edited(ctx context.Context, id ident.ProjectID)
+	// Deleting is called before a project is deleted, Deleted when it is.
+	Deleting(ctx context.Context, id ident.ProjectID) error
+	Deleted(ctx context.Context, id ident.ProjectID)
 }
 
 // New builds the service of the tenant that owner owns. Providers are the names a project may ask for.
 func New(store Store, sealer event.Sealer, owner ident.AccountID, providers []string, now func() time.Time) *Service {
-	return &Service{store: store, sealer: sealer, owner: owner, providers: providers, now: now}
+	return &Service{store: store, sealer: sealer, pass: access.Owning(owner), providers: providers, now: now}
+}
+
+// WithSharing tells x of changes, and returns s. Without it nobody else is a member of anything.
+func (s *Service) WithSharing(x Sharing) *Service {
+	s.sharing = x
+	return s
+}
+
+// For is the same service for a guest, whose store is that of the one project.
+func (s *Service) For(pass access.Pass, store Store) *Service {
+	c := *s
+	c.pass, c.store = pass, store
+	return &c
 }
 
 // CreateInput starts a project.
@@ -34,7 +58,7 @@ type CreateInput struct {
 // Create adds a project. A repeat of in.Once answers with the first result.
 func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput) (Project, error) {
 	const op = "project.Create"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.CreateProject); err != nil {
 		return Project{}, err
 	}
 	d := withDefaults(in.Details)
@@ -56,32 +80,36 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	} else if in.Once != nil && fault.Is(err, fault.Forbidden) { // there was room for the first of two
 		var was Project
 		if in.Once.Replay(ctx, s.store, s.sealer, &was) == nil {
-			return was, nil
+			return s.shown(was), nil
 		}
 	}
 	if err != nil {
 		return Project{}, fault.Wrap(op, err)
 	}
-	return p, nil
+	return s.shown(p), nil
 }
 
 // Find returns one project.
 func (s *Service) Find(ctx context.Context, actor ident.Actor, id ident.ProjectID) (Project, error) {
 	const op = "project.Find"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ReadProject); err != nil {
 		return Project{}, err
 	}
 	p, err := s.store.FindProject(ctx, id)
-	return p, fault.Wrap(op, err)
+	return s.shown(p), fault.Wrap(op, err)
 }
 
-// List returns a page of projects, newest first, and the next cursor.
+// List returns a page of projects, newest first, and the next cursor: the tenant's own, and those of others that its owner
+// is a member of, as they were a moment ago.
 func (s *Service) List(ctx context.Context, actor ident.Actor, q Query) ([]Project, string, error) {
 	const op = "project.List"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.ListProjects); err != nil {
 		return nil, "", err
 	}
 	ps, next, err := s.store.ListProjects(ctx, q)
+	for i, p := range ps {
+		ps[i] = s.shown(p)
+	}
 	return ps, next, fault.Wrap(op, err)
 }
 
@@ -91,7 +119,7 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.ProjectI
 	change func(*Details) error,
 ) (Project, error) {
 	const op = "project.Edit"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.EditProject); err != nil {
 		return Project{}, err
 	}
 	p, err := s.store.UpdateProject(ctx, id, func(p Project) (Project, event.Change, error) {
@@ -119,14 +147,22 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.ProjectI
 		c.Add(kind, string(id), map[string]any{"version": p.Version, "status": p.Status})
 		return p, c, nil
 	})
-	return p, fault.Wrap(op, err)
+	if err == nil && s.sharing != nil {
+		s.sharing.Edited(ctx, id)
+	}
+	return s.shown(p), fault.Wrap(op, err)
 }
 
 // Delete removes a project. Its conversations stay without a project, unless drop is set: then they go too.
 func (s *Service) Delete(ctx context.Context, actor ident.Actor, id ident.ProjectID, ifVersion *int64, drop bool) error {
 	const op = "project.Delete"
-	if err := s.allow(op, actor); err != nil {
+	if err := s.pass.Allow(op, actor, access.DeleteProject); err != nil {
 		return err
+	}
+	if s.sharing != nil {
+		if err := s.sharing.Deleting(ctx, id); err != nil {
+			return fault.Wrap(op, err)
+		}
 	}
 	err := s.store.DeleteProject(ctx, id, drop, func(p Project, conversations int64) (event.Change, error) {
 		if ifVersion != nil && *ifVersion != p.Version {
@@ -136,15 +172,18 @@ func (s *Service) Delete(ctx context.Context, actor ident.Actor, id ident.Projec
 		c.Add("project.deleted", string(id), map[string]any{"conversations": conversations, "conversations_deleted": drop})
 		return c, nil
 	})
+	if err == nil && s.sharing != nil {
+		s.sharing.Deleted(ctx, id)
+	}
 	return fault.Wrap(op, err)
 }
 
-// allow lets the owner in. To anybody else the tenant's content does not exist.
-func (s *Service) allow(op string, actor ident.Actor) error {
-	if actor.System || actor.Account == s.owner {
-		return nil
+// shown is the project with what the reader is in it.
+func (s *Service) shown(p Project) Project {
+	if p.Role == "" {
+		p.Role = s.pass.Role
 	}
-	return fault.Missing(op)
+	return p
 }
 
 func (s *Service) moment() time.Time { return s.now().UTC().Truncate(time.Microsecond) }

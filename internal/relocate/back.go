@@ -414,5 +414,9 @@ func (b *backRun) take(ctx context.Context, r *returner) error {
 		r.detail.Newer = lost.Changes
 		return nil
 	}
+	// What is kept in two databases is looked at again, too: shortcuts, and where conversations of shared projects are.
+	if err := b.Store.MarkAccount(ctx, t.Account, b.Now().Add(retoldAfter)); err != nil {
+		return err
+	}
 	return b.Places.Rebuild(ctx, t, past)
 }

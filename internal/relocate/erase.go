@@ -420,6 +420,9 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	if err := ws.Empty(sqlstore.Patient(ctx), ch); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
+	if err := s.endShares(ctx, t); err != nil {
+		return nil, errors.Join(job.ErrAgain, err)
+	}
 	store := ErasedStore{Store: KindName(t.Placement.Kind), Name: string(t.Placement.Database), Method: "rows deleted", Outcome: outcomeErased}
 	if t.Placement.Kind == tenant.SQLite {
 		r.add(store) // the new file has another name
@@ -432,6 +435,19 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	r.add(ErasedStore{Store: "backups", Name: "earlier backups", Method: "keys destroyed with the next backup, never restored", Outcome: outcomeErased})
 	s.sign(&r)
 	return r, nil
+}
+
+// endShares ends the memberships of projects that are erased, and has the account's own looked at again, whose shortcuts are
+// gone too.
+func (s *Service) endShares(ctx context.Context, t tenant.Tenant) error {
+	gone, err := s.Store.DropShares(ctx, t.ID, s.Now())
+	for _, g := range gone {
+		s.Bus.Publish(ctx, event.Signal{Topic: event.AccessTopic(g.Account), Kind: event.Access})
+	}
+	if err == nil {
+		err = s.Store.MarkAccount(ctx, t.Account, s.Now())
+	}
+	return err
 }
 
 // forgetCopy notes that a copy is gone.

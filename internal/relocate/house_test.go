@@ -38,7 +38,8 @@ type house struct {
 	t         *testing.T
 	dir       string
 	store     *sqlstore.MasterStore
-	news      workspace.News // nil: tenants' logs hold nothing but what is written in them
+	news      workspace.News   // nil: tenants' logs hold nothing but what is written in them
+	grants    workspace.Grants // nil: nobody is a member of anything
 	keys      *seal.Keyring
 	hosts     map[string]*sqlstore.LazyHost
 	externals *sqlstore.Externals
@@ -139,7 +140,7 @@ func (h *house) begin(name string, sole, jobs bool) *node {
 	n.engine = conversation.NewEngine(conversation.Config{Node: name, Sole: sole, Bus: bus,
 		Models: map[string]conversation.Model{"scripted": claude.NewScripted(claude.ScriptedConfig{})},
 		Known:  []string{"scripted"}, Default: "scripted"})
-	n.pool = workspace.NewPool(workspace.Config{Directory: h.store, Notes: h.store, Master: h.store, News: h.news, Hints: h.store,
+	n.pool = workspace.NewPool(workspace.Config{Directory: h.store, Notes: h.store, Master: h.store, News: h.news, Grants: h.grants, Hints: h.store,
 		Trail: h.store.Trail(), Placements: h.places, Engine: n.engine, Bus: bus, Sealer: h.keys, Providers: []string{"scripted"}, Sole: sole})
 	n.svc = New(Config{Store: h.store, Places: h.places, Pool: n.pool, Probe: h.externals, Keys: h.keys, Bus: bus, Node: name, Sole: sole})
 	kinds := n.svc.Work()

@@ -111,7 +111,7 @@ func (p *putBack) run(ctx context.Context, run *job.Run) (any, error) {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
 	if t.Placement.Database == in.To {
-		return run.Job.Saved, nil // an earlier process had switched already
+		return run.Job.Saved, p.resettle(ctx, t) // an earlier process had switched already
 	}
 	// A move's way of telling other nodes and of switching is this job's, too.
 	m := &mover{Service: p.Service, run: run, in: moveInput{To: in.To}, tenant: t}
@@ -123,7 +123,7 @@ func (p *putBack) run(ctx context.Context, run *job.Run) (any, error) {
 		report, err = p.do(ctx, m, in)
 	}
 	if err == nil {
-		return report, nil
+		return report, p.resettle(ctx, t)
 	}
 	undo, cancel := settling(ctx)
 	defer cancel()
@@ -134,6 +134,16 @@ func (p *putBack) run(ctx context.Context, run *job.Run) (any, error) {
 		return nil, job.ErrCancelled
 	}
 	return nil, fault.Wrap(op, err)
+}
+
+// resettle has everything looked at again that is kept in two databases, of which one was put back to what it was.
+func (p *putBack) resettle(ctx context.Context, t tenant.Tenant) error {
+	ctx, cancel := settling(ctx)
+	defer cancel()
+	if err := p.Store.MarkAccount(ctx, t.Account, p.Now()); err != nil {
+		return errors.Join(job.ErrAgain, err)
+	}
+	return nil
 }
 
 func (p *putBack) do(ctx context.Context, m *mover, in restoreInput) (PutBackReport, error) {

@@ -461,6 +461,10 @@ func (r *Repository) RestoreAccount(ctx context.Context, in Installation, scratc
 	if err != nil {
 		return nil, fault.Wrap(op, errors.Join(err, in.Places.Destroy(context.WithoutCancel(ctx), at)))
 	}
+	// Nobody is a member of anything there: shortcuts lead nowhere.
+	if err := in.Store.MarkAccount(ctx, owner.ID, now); err != nil {
+		return nil, fault.Wrap(op, err)
+	}
 	return &RestoredTenant{Tenant: id, Outcome: OutcomeRestored, Kind: at.Kind, At: d.At, Rows: d.Count(), Digest: d.Digest}, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/member"
 )
 
 // accountColumns are those of a table that the statement calls a.
@@ -85,6 +86,8 @@ func (s *MasterStore) InsertAccount(ctx context.Context, n account.Newcomer, cha
 	case err != nil:
 		return account.Account{}, err
 	}
+	// Whoever is invited comes in at once. What fails here, or is invited in this very moment, a node does a little later.
+	_, _ = s.AcceptInvitations(ctx, made.Email, made.CreatedAt, member.Max)
 	return made, nil
 }
 

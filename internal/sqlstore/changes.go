@@ -114,21 +114,28 @@ func deleteExpiredOnces(ctx context.Context, d *DB, now time.Time) (int64, error
 	return gone.N, nil
 }
 
+const eventColumns = `seq, id, type, subject, actor_id, actor_name, created_at, data`
+
+// takeEvents appends scanned events to list.
+func takeEvents(list *[]event.Event) func(Scanner) error {
+	*list = nil
+	return func(s Scanner) error {
+		var e event.Event
+		var at int64
+		if err := s.Scan(&e.Seq, &e.ID, &e.Type, &e.Subject, &e.Actor.ID, &e.Actor.Name, &at, &e.Data); err != nil {
+			return err
+		}
+		e.CreatedAt = ident.Time(at)
+		*list = append(*list, e)
+		return nil
+	}
+}
+
 // listEvents reads up to limit events after the position, oldest first.
 func listEvents(ctx context.Context, d *DB, after event.Seq, limit int) ([]event.Event, error) {
 	var list []event.Event
 	err := d.Read(ctx, func(b *Batch) {
-		b.Query(func(s Scanner) error {
-			var e event.Event
-			var at int64
-			if err := s.Scan(&e.Seq, &e.ID, &e.Type, &e.Subject, &e.Actor.ID, &e.Actor.Name, &at, &e.Data); err != nil {
-				return err
-			}
-			e.CreatedAt = ident.Time(at)
-			list = append(list, e)
-			return nil
-		}, `SELECT seq, id, type, subject, actor_id, actor_name, created_at, data FROM events
-			WHERE seq > ? ORDER BY seq LIMIT ?`, after, limit)
+		b.Query(takeEvents(&list), `SELECT `+eventColumns+` FROM events WHERE seq > ? ORDER BY seq LIMIT ?`, after, limit)
 	})
 	return list, err
 }

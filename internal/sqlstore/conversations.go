@@ -62,6 +62,9 @@ func (s *TenantStore) InsertConversation(ctx context.Context, c conversation.Con
 	if err != nil {
 		return err
 	}
+	if !s.sees(c.ProjectID) {
+		return fault.Missing("sqlstore.InsertConversation")
+	}
 	return noProject(s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		return tx.Commit(func(b *Batch) {
 			b.Exec(`INSERT INTO conversations (id, project_id, title, title_folded, title_by_hand, description, status,
@@ -82,7 +85,7 @@ func (s *TenantStore) InsertConversation(ctx context.Context, c conversation.Con
 func (s *TenantStore) FindConversation(ctx context.Context, id ident.ConversationID) (conversation.Conversation, error) {
 	var list []conversationRow
 	err := s.db.Read(ctx, func(b *Batch) { selectConversation(b, &list, id, "") })
-	if err == nil && len(list) == 0 {
+	if err == nil && (len(list) == 0 || !s.sees(list[0].ProjectID)) {
 		err = fault.Missing("sqlstore.FindConversation")
 	}
 	if err != nil {
@@ -101,7 +104,7 @@ func (s *TenantStore) UpdateConversation(ctx context.Context, id ident.Conversat
 		if err := tx.Run(func(b *Batch) { selectConversation(b, &list, id, tx.Dialect().ForUpdate()) }); err != nil {
 			return err
 		}
-		if len(list) == 0 {
+		if len(list) == 0 || !s.sees(list[0].ProjectID) {
 			return fault.Missing("sqlstore.UpdateConversation")
 		}
 		before := list[0].Conversation
@@ -156,7 +159,7 @@ func (s *TenantStore) DeleteConversation(ctx context.Context, id ident.Conversat
 		}); err != nil {
 			return err
 		}
-		if len(list) == 0 {
+		if len(list) == 0 || !s.sees(list[0].ProjectID) {
 			return fault.Missing("sqlstore.DeleteConversation")
 		}
 		ch, err := decide(list[0].Conversation)

@@ -127,3 +127,11 @@ func (d *DB) SetReadOnly(err error) {
 	}
 	d.refusal.Store(&err)
 }
+
+// Writable is what a Write would fail with at once, or nil.
+func (d *DB) Writable() error {
+	if refused := d.refusal.Load(); refused != nil {
+		return *refused
+	}
+	return nil
+}

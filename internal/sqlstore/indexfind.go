@@ -30,6 +30,7 @@ const (
 // Ask implements conversation.Index. Of words that very many messages have, only the newest 200,000 are looked at for
 // those of a project or a time; a role is part of the index and bounded by nothing.
 func (s *TenantStore) Ask(ctx context.Context, q conversation.Question) (f conversation.Findings, err error) {
+	q = s.within(q)
 	// Whoever finds the database on another engine than it began with begins again: the answer there is the same.
 	for moved := true; moved; {
 		ask := s.askNear
@@ -41,6 +42,24 @@ func (s *TenantStore) Ask(ctx context.Context, q conversation.Question) (f conve
 		}
 	}
 	return f, nil
+}
+
+// within narrows a question to what the store is about. Frequencies stay those of everything: what a guest is shown must not
+// depend on them.
+func (s *TenantStore) within(q conversation.Question) conversation.Question {
+	if s.only == "" {
+		return q
+	}
+	q.Messages = slices.Clone(q.Messages)
+	for i := range q.Messages {
+		q.Messages[i].Project = s.only
+	}
+	if q.Titles != nil {
+		titles := *q.Titles
+		titles.Project = s.only
+		q.Titles = &titles
+	}
+	return q
 }
 
 // askNear asks SQLite, one thing after the other: a statement costs nothing but its work there.

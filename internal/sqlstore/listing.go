@@ -38,6 +38,9 @@ func sortColumn(s conversation.Sort) string {
 // ListConversations implements conversation.Store.
 func (s *TenantStore) ListConversations(ctx context.Context, q conversation.Query) ([]conversation.Conversation, string, error) {
 	limit := max(1, q.Limit)
+	if s.only != "" {
+		q.Project = s.only
+	}
 	if q.Sort == "" {
 		q.Sort = conversation.ByUpdated
 	}

@@ -82,7 +82,7 @@ func (s *TenantStore) Append(ctx context.Context, id ident.ConversationID, w con
 	var after conversation.Conversation
 	var entry conversation.Entry
 	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {
-		f, err := findFork(tx, id, w)
+		f, err := s.findFork(tx, id, w)
 		if err != nil {
 			return err
 		}
@@ -139,7 +139,7 @@ type fork struct {
 }
 
 // findFork locks the conversation and reads the spot, in one round trip.
-func findFork(tx *Tx, id ident.ConversationID, w conversation.Where) (fork, error) {
+func (s *TenantStore) findFork(tx *Tx, id ident.ConversationID, w conversation.Where) (fork, error) {
 	const op = "sqlstore.Append"
 	parent := w.Parent
 	if w.Root {
@@ -167,7 +167,7 @@ func findFork(tx *Tx, id ident.ConversationID, w conversation.Where) (fork, erro
 	}); err != nil {
 		return fork{}, err
 	}
-	if len(rows) == 0 || parent != "" && len(parents) == 0 {
+	if len(rows) == 0 || !s.sees(rows[0].ProjectID) || parent != "" && len(parents) == 0 {
 		return fork{}, fault.Missing(op)
 	}
 	spot.Conversation, spot.ProjectSettings = rows[0].Conversation, rawOf(settings)
@@ -210,10 +210,12 @@ func (f *fork) place(id ident.ConversationID, list []conversation.Message) []con
 // FindMessage implements conversation.Store.
 func (s *TenantStore) FindMessage(ctx context.Context, id ident.ConversationID, m ident.MessageID) (conversation.Message, error) {
 	var list []conversation.Message
+	var seen func() bool
 	err := s.db.Read(ctx, func(b *Batch) {
+		seen = s.lookFor(b, id)
 		b.Query(collect(&list), `SELECT `+messageColumns+` FROM messages m WHERE m.id = ? AND m.conversation_id = ?`, m, id)
 	})
-	if err == nil && len(list) == 0 {
+	if err == nil && (len(list) == 0 || !seen()) {
 		err = fault.Missing("sqlstore.FindMessage")
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 	"claude-memory-backend/internal/tenant"
 )
 
-// What the master database decides about a tenant's databases belongs into that tenant's own log too, and there is no
+// What the master database decides about a tenant's databases and members belongs into that tenant's own log too, and there is no
 // transaction across two databases. So the master commits the event together with a row that says that it has to be
 // told; whoever tells it takes the row away afterwards. Told twice, an event is there once: it keeps its id.
 
@@ -21,10 +22,13 @@ type News struct {
 	Event  event.Event
 }
 
-// toTell queues the rows for what ch says about databases of the tenant. It belongs beside appendChange.
+// told are the kinds of events of the master's log that tenants' logs get.
+var told = [...]string{"database.", "member."}
+
+// toTell queues the rows for what ch says about databases and members of the tenant. It belongs beside appendChange.
 func toTell(b *Batch, id ident.TenantID, ch event.Change) {
 	for _, e := range ch.Events {
-		if strings.HasPrefix(e.Type, "database.") {
+		if slices.ContainsFunc(told[:], func(kind string) bool { return strings.HasPrefix(e.Type, kind) }) {
 			b.Exec(`INSERT INTO news (event_id, tenant_id, due_at) VALUES (?, ?, ?)`, e.ID, id, ident.Micros(ch.At))
 		}
 	}

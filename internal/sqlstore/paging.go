@@ -140,7 +140,9 @@ func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, fro
 	var active, leaf ident.MessageID
 	var depth int64
 	var found *Found
+	var seen func() bool
 	err := s.db.Read(ctx, func(b *Batch) {
+		seen = s.lookFor(b, id)
 		found = b.One([]any{&active, &leaf, &depth}, `SELECT c.leaf_id, m.id, m.depth FROM conversations c
 			LEFT JOIN messages m ON m.conversation_id = c.id AND m.id = `+pathLeaf+` WHERE c.id = ?1`, id, from.Leaf)
 		page = messagePage{}
@@ -149,7 +151,7 @@ func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, fro
 	switch {
 	case err != nil:
 		return nil, "", err
-	case !found.Yes:
+	case !found.Yes || !seen():
 		return nil, "", fault.Missing("sqlstore.ListMessages")
 	case leaf == "" && continued:
 		return nil, "", badCursor()
@@ -174,14 +176,16 @@ func (s *TenantStore) listAll(ctx context.Context, id ident.ConversationID, from
 	if !from.Ascending && from.At == 0 {
 		from.At = 1<<63 - 1
 	}
+	var seen func() bool
 	err := s.db.Read(ctx, func(b *Batch) {
 		var n int64
+		seen = s.lookFor(b, id)
 		found = b.One([]any{&n}, `SELECT n FROM conversations WHERE id = ?`, id)
 		page = messagePage{}
 		b.Query(page.take, pageOfAll(from.Ascending), id, from.At, limit+1)
 	})
-	if err == nil && !found.Yes {
-		err = fault.Missing("sqlstore.ListMessages")
+	if err == nil && !(found.Yes && seen()) {
+		page.list, err = nil, fault.Missing("sqlstore.ListMessages")
 	}
 	if err != nil || len(page.list) <= limit && !page.full {
 		return page.list, "", err

@@ -2,8 +2,9 @@ package sqlstore
 
 import (
 	"context"
-	"encoding/json"
 	"reflect"
+	"slices"
+	"strings"
 
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
@@ -15,19 +16,12 @@ const projectColumns = `n, id, name, description, instructions, status, priority
 	settings, deadline, owner_id, owner_name, version, created_at, updated_at,
 	(SELECT count(*) FROM conversations c WHERE c.project_id = projects.id)`
 
-func scanProject(s Scanner) (p project.Project, n int64, err error) {
-	var tags, settings string
-	var deadline *int64
-	var created, updated int64
-	if err = s.Scan(&n, &p.ID, &p.Name, &p.Description, &p.Instructions, &p.Status, &p.Priority, &p.Color, &p.Icon, &tags,
-		&p.Provider, &p.Model, &settings, &deadline, &p.Owner.ID, &p.Owner.Name, &p.Version, &created, &updated,
-		&p.ConversationCount); err != nil {
-		return p, n, err
+func scanProject(s Scanner) (project.Project, error) {
+	var r projectRow
+	if err := s.Scan(r.dest()...); err != nil {
+		return project.Project{}, err
 	}
-	p.Settings = json.RawMessage(settings)
-	p.Deadline, p.CreatedAt, p.UpdatedAt = timeOf(deadline), ident.Time(created), ident.Time(updated)
-	p.Tags, err = decodeTags(tags)
-	return p, n, err
+	return r.done()
 }
 
 // InsertProject implements project.Store.
@@ -54,7 +48,7 @@ func (s *TenantStore) InsertProject(ctx context.Context, p project.Project, ch e
 func (s *TenantStore) FindProject(ctx context.Context, id ident.ProjectID) (project.Project, error) {
 	var list []project.Project
 	err := s.db.Read(ctx, func(b *Batch) { selectProject(b, &list, id, "") })
-	if err == nil && len(list) == 0 {
+	if err == nil && (len(list) == 0 || !s.sees(id)) {
 		err = fault.Missing("sqlstore.FindProject")
 	}
 	if err != nil {
@@ -67,57 +61,60 @@ func (s *TenantStore) FindProject(ctx context.Context, id ident.ProjectID) (proj
 func selectProject(b *Batch, list *[]project.Project, id ident.ProjectID, lock string) {
 	*list = nil
 	b.Query(func(s Scanner) error {
-		p, _, err := scanProject(s)
+		p, err := scanProject(s)
 		*list = append(*list, p)
 		return err
 	}, `SELECT `+projectColumns+` FROM projects WHERE id = ?`+lock, id)
 }
 
-// projectCursor is the place in a listing of projects.
-type projectCursor struct {
-	Kind string `json:"k"` // "projects"
-	N    int64  `json:"n"`
-}
-
-// ListProjects implements project.Store.
+// ListProjects implements project.Store. Own projects and shortcuts to others' come in the order of their ids, which is
+// that of their making: whatever is added, a page goes on behind the last one.
 func (s *TenantStore) ListProjects(ctx context.Context, q project.Query) ([]project.Project, string, error) {
 	limit := max(1, q.Limit)
-	var from *projectCursor
-	if q.Cursor != "" {
-		from = &projectCursor{}
-		if err := parseCursor(q.Cursor, from); err != nil {
-			return nil, "", err
-		}
-		if from.Kind != "projects" {
-			return nil, "", badCursor()
-		}
+	if err := new(conditions).beforeCursor("projects", "id", q.Cursor); err != nil {
+		return nil, "", err
 	}
 	var list []project.Project
-	var places []int64
-	err := s.db.Read(ctx, func(b *Batch) {
-		var c conditions
-		if from != nil {
-			c.and("n < ?", from.N)
-		}
-		if q.Status != "" {
-			c.and("status = ?", q.Status)
-		}
-		if q.Tag != "" {
-			c.and(hasTag(b.Dialect()), q.Tag)
-		}
-		if q.Text != "" {
-			c.and(contains(b.Dialect(), "name_folded"), folded(q.Text))
-		}
-		b.Query(func(s Scanner) error {
-			p, n, err := scanProject(s)
-			list, places = append(list, p), append(places, n)
-			return err
-		}, `SELECT `+projectColumns+` FROM projects`+c.where()+` ORDER BY n DESC LIMIT ?`, append(c.args, limit+1)...)
-	})
-	if err != nil || len(list) <= limit {
-		return list, "", err
+	read := func(shortcuts bool) error {
+		return s.db.Read(ctx, func(b *Batch) {
+			var c conditions
+			_ = c.beforeCursor("projects", "id", q.Cursor) // it is one: see above
+			if q.Status != "" {
+				c.and("status = ?", q.Status)
+			}
+			if q.Tag != "" {
+				c.and(hasTag(b.Dialect()), q.Tag)
+			}
+			if q.Text != "" {
+				c.and(contains(b.Dialect(), "name_folded"), folded(q.Text))
+			}
+			args := append(c.args, limit+1)
+			list = nil
+			take := func(scan func(Scanner) (project.Project, error)) func(Scanner) error {
+				return func(s Scanner) error {
+					p, err := scan(s)
+					list = append(list, p)
+					return err
+				}
+			}
+			b.Query(take(scanProject), `SELECT `+projectColumns+` FROM projects`+c.where()+` ORDER BY id DESC LIMIT ?`, args...)
+			if shortcuts {
+				b.Query(take(scanShortcut), `SELECT `+shortcutColumns+` FROM shortcuts`+c.where()+` ORDER BY id DESC LIMIT ?`, args...)
+			}
+		})
 	}
-	return list[:limit], formatCursor(projectCursor{Kind: "projects", N: places[limit-1]}), nil
+	err := read(true)
+	if fault.Is(err, fault.Internal) {
+		err = read(false) // the schema of a version before has no such table
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	slices.SortFunc(list, func(a, b project.Project) int { return strings.Compare(string(b.ID), string(a.ID)) })
+	if len(list) <= limit {
+		return list, "", nil
+	}
+	return list[:limit], formatCursor(idCursor{Kind: "projects", ID: string(list[limit-1].ID)}), nil
 }
 
 // UpdateProject implements project.Store.
@@ -129,7 +126,7 @@ func (s *TenantStore) UpdateProject(ctx context.Context, id ident.ProjectID,
 		if err := tx.Run(func(b *Batch) { selectProject(b, &list, id, tx.Dialect().ForUpdate()) }); err != nil {
 			return err
 		}
-		if len(list) == 0 {
+		if len(list) == 0 || !s.sees(id) {
 			return fault.Missing("sqlstore.UpdateProject")
 		}
 		p, ch, err := edit(list[0])
@@ -190,7 +187,7 @@ func (s *TenantStore) DeleteProject(ctx context.Context, id ident.ProjectID, dro
 		}); err != nil {
 			return err
 		}
-		if len(list) == 0 {
+		if len(list) == 0 || !s.sees(id) {
 			return fault.Missing("sqlstore.DeleteProject")
 		}
 		ch, err := decide(list[0], int64(len(concerned)))

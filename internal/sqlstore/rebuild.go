@@ -53,7 +53,7 @@ func (n *Newer) ask(b *Batch, after LogMark, lock string) {
 		n.Told = append(n.Told, id)
 		n.Changes--
 		return err
-	}, `SELECT id FROM events WHERE seq > ? AND type LIKE 'database.%' ORDER BY seq`, after.Seq)
+	}, `SELECT id FROM events WHERE seq > ? AND (type LIKE 'database.%' OR type LIKE 'member.%') ORDER BY seq`, after.Seq)
 }
 
 // Rebuild makes a database what it was: our tables go, with everything in them, and those of the older version come

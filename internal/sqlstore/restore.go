@@ -130,6 +130,7 @@ func (s *MasterStore) Revive(ctx context.Context, ch event.Change) error {
 				problem = '', checked_at = NULL WHERE kind <> 'external' AND state IN ('original', 'filling')`)
 			b.Exec(`UPDATE databases SET state = 'ready' WHERE kind = 'external' AND state = 'filling'`)
 			b.Exec(`DELETE FROM sessions`)
+			markEverybody(b, ident.Micros(ch.At)) // tenants were copied later than this database
 			appendChange(b, ch, head)
 		})
 	})

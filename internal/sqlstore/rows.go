@@ -46,9 +46,9 @@ type Row []any
 // The tables of each line that hold what must not be lost. What a table refers to comes before it.
 var (
 	masterTables = [...]string{"accounts", "tenants", "databases", "sessions", "spent_tokens", "sign_in_failures", "hints", "facts",
-		"log_head", "events", "audit", "idempotency", "jobs", "erasures", "news"}
+		"log_head", "events", "audit", "idempotency", "jobs", "erasures", "news", "grants", "invitations", "routes", "shortcuts_due"}
 	tenantTables = [...]string{"projects", "conversations", "branches", "messages", "turns", "systems", "log_head", "events",
-		"audit", "idempotency", "usage"}
+		"audit", "idempotency", "usage", "shortcuts"}
 )
 
 // unlisted are the tables of ours that are in no list: what is derived, and what belongs to the place and not to the

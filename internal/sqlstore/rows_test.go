@@ -18,6 +18,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/storetest"
 )
 
@@ -183,6 +184,8 @@ func found(t *testing.T, db *DB) []string {
 		}
 	}
 	s := NewTenantStore(db, nil)
+	projects, _, err := s.ListProjects(t.Context(), project.Query{Limit: 1000})
+	out = append(out, fmt.Sprint(projects, err))
 	conversations, _, err := s.ListConversations(t.Context(), conversation.Query{Limit: 1000, Sort: conversation.ByTitle})
 	out = append(out, fmt.Sprint(conversations, err))
 	for _, c := range conversations {

@@ -46,6 +46,9 @@ func TestMasterHoldsNothingAUserWrote(t *testing.T) {
 				continue
 			}
 			columns++
+			if column == "project_id" {
+				continue // who is a member of which: an id, and nobody's words
+			}
 			for _, word := range []string{"title", "content", "message", "memor", "conversation", "project", "prompt",
 				"instruction", "body", "text", "block", "system", "tags", "description"} {
 				if strings.Contains(column, word) || strings.Contains(table, word) {

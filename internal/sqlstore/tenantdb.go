@@ -23,6 +23,7 @@ type TenantStore struct {
 	db       *DB
 	onCommit func(event.Seq)
 	limits   func() tenant.Limits // what may be kept at the moment; nil: everything
+	only     ident.ProjectID      // the project that the store is about; empty: everything, see Only
 }
 
 var (

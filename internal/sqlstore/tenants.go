@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
@@ -218,8 +219,24 @@ func (s *MasterStore) CloseAccount(ctx context.Context, t tenant.Tenant, j job.J
 // but the given one, and puts it into the ledger of the erased. What is gone already is no error.
 func (s *MasterStore) EraseTenant(ctx context.Context, e tenant.Erasure, but ident.JobID, ch event.Change) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		var own []access.Grant
+		if err := tx.Run(func(b *Batch) { selectGrants(b, &own, `account_id = ?`, e.Account) }); err != nil {
+			return err
+		}
+		ch, first := ch, len(ch.Events)
+		ch.Events = slices.Clone(ch.Events)
+		for _, g := range own {
+			ch.Add("member.removed", string(g.Project), map[string]any{"project_id": g.Project, "user_id": g.Account, "role": g.Role})
+		}
 		return tx.Commit(func(b *Batch) {
 			putErasure(b, e)
+			for i, g := range own {
+				toTell(b, g.Tenant, event.Change{At: ch.At, Events: ch.Events[first+i : first+i+1]})
+			}
+			// Memberships go with account and tenant; members of the tenant's projects lose their shortcuts.
+			b.Exec(markShortcuts+` SELECT account_id, project_id, CAST(? AS BIGINT), 1 FROM grants WHERE tenant_id = ?`+onceMore,
+				ident.Micros(ch.At), e.Tenant)
+			b.Exec(`DELETE FROM invitations WHERE email_folded = (SELECT email_folded FROM accounts WHERE id = ?)`, e.Account)
 			b.Exec(`DELETE FROM hints WHERE tenant_id = ?`, e.Tenant)
 			b.Exec(`DELETE FROM jobs WHERE tenant_id = ? AND id <> ?`, e.Tenant, but)
 			b.Exec(`DELETE FROM databases WHERE tenant_id = ?`, e.Tenant)

@@ -48,13 +48,15 @@ func (s *TenantStore) FindTurn(ctx context.Context, id ident.ConversationID, t i
 	conversation.Turn, conversation.Message, conversation.Message, error) {
 	var turns []conversation.Turn
 	var users, assistants []conversation.Message
+	var seen func() bool
 	const message = `SELECT ` + messageColumns + ` FROM messages m WHERE m.id = `
 	err := s.db.Read(ctx, func(b *Batch) {
+		seen = s.lookFor(b, id)
 		b.Query(collectTurns(&turns), `SELECT `+turnRead+` FROM turns WHERE id = ? AND conversation_id = ?`, t, id)
 		b.Query(collect(&users), message+`(SELECT user_message_id FROM turns WHERE id = ?)`, t)
 		b.Query(collect(&assistants), message+`(SELECT assistant_message_id FROM turns WHERE id = ?)`, t)
 	})
-	if err == nil && (len(turns) == 0 || len(users) == 0 || len(assistants) == 0) {
+	if err == nil && (len(turns) == 0 || len(users) == 0 || len(assistants) == 0 || !seen()) {
 		err = fault.Missing("sqlstore.FindTurn")
 	}
 	if err != nil {

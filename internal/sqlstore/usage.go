@@ -5,6 +5,7 @@ import (
 
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/tenant"
 )
@@ -62,6 +63,13 @@ func (s *TenantStore) full(ctx context.Context, err error) error {
 	messages, bytes := violates(err, "usage_messages_not_null"), violates(err, "usage_bytes_not_null")
 	if !messages && !bytes {
 		return err
+	}
+	if s.only != "" { // how much the owner keeps is not a guest's business
+		code, of := "quota_storage", "text"
+		if messages {
+			code, of = "quota_messages", "messages"
+		}
+		return fault.New(fault.Forbidden, "sqlstore.Change", code, "the owner of this project has no room for more "+of)
 	}
 	used, uerr := s.Used(ctx)
 	switch {

@@ -57,6 +57,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer beside.Wait()
 	beside.Go(func() { p.followSpool(ctx) })
 	beside.Go(func() { p.followNews(ctx) })
+	beside.Go(func() { p.followMembers(ctx) })
 	beside.Go(func() { every(ctx, dueEvery, func() { p.lookAtDue(ctx) }) })
 	beside.Go(func() { every(ctx, onceEvery, func() { p.sweepOnces(ctx) }) })
 	beside.Go(func() { every(ctx, idleEvery, p.closeIdle) })

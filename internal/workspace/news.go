@@ -11,7 +11,7 @@ import (
 	"claude-memory-backend/internal/sqlstore"
 )
 
-// News is what the master database knows of a tenant's databases and the tenant's own log does not have yet. Telling is
+// News is what the master database knows of a tenant's databases and members and the tenant's own log does not have yet. Telling is
 // done by any node, and by several at once without harm.
 type News interface {
 	News(ctx context.Context, now time.Time, limit int) ([]sqlstore.News, error)
@@ -27,7 +27,7 @@ func (p *Pool) followNews(ctx context.Context) {
 	every(ctx, dueEvery, func() { p.tellNews(ctx) })
 }
 
-// tellNews writes into tenants' own logs what the master's says of their databases.
+// tellNews writes into tenants' own logs what the master's says of them.
 func (p *Pool) tellNews(ctx context.Context) {
 	list, err := p.News.News(ctx, p.Now(), dueBatch)
 	if err != nil {
@@ -61,6 +61,11 @@ func (p *Pool) tellTenant(ctx context.Context, id ident.TenantID, news []sqlstor
 			if err = ws.entry.store.Tell(look, n.Event, ws.Tenant.Account); err != nil {
 				break
 			}
+			if n.Event.Type == "member.added" {
+				if err = ws.entry.routeAll(look, ident.ProjectID(n.Event.Subject)); err != nil {
+					break
+				}
+			}
 			told = append(told, n.Event.ID)
 		}
 	}
@@ -71,7 +76,7 @@ func (p *Pool) tellTenant(ctx context.Context, id ident.TenantID, news []sqlstor
 		return
 	}
 	if fault.Is(err, fault.Internal) {
-		p.Log.Warn("tenant not told of its databases", "code", fault.CodeOf(err), "tenant", id)
+		p.Log.Warn("tenant not told of what the master did", "code", fault.CodeOf(err), "tenant", id)
 	}
 	if err := p.News.TellLater(ctx, id, p.Now().Add(mendPause)); err != nil {
 		p.Log.Warn("news not put off", "code", fault.CodeOf(err), "tenant", id)

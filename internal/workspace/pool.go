@@ -9,11 +9,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/audit"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/member"
 	"claude-memory-backend/internal/project"
 	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/sqlstore"
@@ -25,7 +27,8 @@ type Config struct {
 	Directory  tenant.Directory
 	Notes      Notes     // nil: what is seen of schemas is kept nowhere
 	Master     event.Log // the master database's log, which tells of tenants that moved or changed; nil: nobody else changes them
-	News       News      // what tenants have not been told of their databases; nil: nobody tells them
+	News       News      // what tenants have not been told of their databases and members; nil: nobody tells them
+	Grants     Grants    // who is a member of whose projects; nil: nobody is
 	Hints      tenant.Hints
 	Trail      audit.Store // the master database's
 	Placements *Placements
@@ -59,16 +62,21 @@ type Pool struct {
 	closing sync.WaitGroup // as many as leaving, for Close
 }
 
-// Workspace is a leased tenant with its services. Release gives it back; services must not be used after that.
+// Workspace is a leased tenant with its services. Release gives it back; services must not be used after that. A guest's
+// reaches one project and nothing else of the tenant: see [Pool.Visit].
 type Workspace struct {
 	Tenant        tenant.Tenant
+	Pass          access.Pass // what its services let the actor do
 	Projects      *project.Service
+	Members       *member.Service
 	Conversations *conversation.Service
-	Audit         *audit.Service
-	Events        event.Log
-	Waited        time.Duration // for the database to be opened; 0 when it was open
+	Audit         *audit.Service // nil for a guest
+	Events        event.Log      // for a guest those of the project
+	Waited        time.Duration  // for the database to be opened; 0 when it was open
 
 	entry    *entry
+	actor    ident.Actor // of a guest
+	subject  string      // what a guest came for
 	released atomic.Bool
 }
 
@@ -136,10 +144,30 @@ func NewPool(c Config) *Pool {
 // at once until its next attempt is due; nobody else notices.
 func (p *Pool) Acquire(ctx context.Context, actor ident.Actor, id ident.TenantID) (*Workspace, error) {
 	const op = "workspace.Acquire"
-	asked, waited := time.Now(), time.Duration(0)
-	e, opener, err := p.lease(ctx, id)
+	e, waited, err := p.acquire(ctx, id)
 	if err != nil {
 		return nil, fault.Wrap(op, err)
+	}
+	t := p.tenantOf(e)
+	if !actor.System && t.Account != actor.Account {
+		p.release(e)
+		return nil, fault.Missing(op)
+	}
+	if t.State == tenant.Suspended && !actor.System {
+		p.release(e)
+		return nil, fault.New(fault.Forbidden, op, "tenant_suspended", "this account's data is suspended: ask the operator")
+	}
+	ws := &Workspace{Tenant: t, Pass: access.Owning(t.Account), Projects: e.ws.Projects, Members: e.ws.Members,
+		Conversations: e.ws.Conversations, Audit: e.ws.Audit, Events: e.ws.Events, Waited: waited, entry: e}
+	return ws, nil
+}
+
+// acquire opens a tenant's database if needed and takes a lease on it, whoever asks.
+func (p *Pool) acquire(ctx context.Context, id ident.TenantID) (_ *entry, waited time.Duration, err error) {
+	asked := time.Now()
+	e, opener, err := p.lease(ctx, id)
+	if err != nil {
+		return nil, 0, err
 	}
 	if opener {
 		go p.open(context.WithoutCancel(ctx), e)
@@ -152,31 +180,18 @@ func (p *Pool) Acquire(ctx context.Context, actor ident.Actor, id ident.TenantID
 			waited = time.Since(asked)
 		case <-ctx.Done():
 			p.release(e)
-			return nil, fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
+			return nil, 0, fault.New(fault.Canceled, "workspace.Pool", "", "the request ended").With(ctx.Err())
 		}
 	}
-	if e.err != nil {
-		p.release(e)
-		return nil, fault.Wrap(op, e.err)
+	err = e.err
+	if err == nil {
+		err = p.upToDate(ctx, e)
 	}
-	if err := p.upToDate(ctx, e); err != nil {
+	if err != nil {
 		p.release(e)
-		return nil, fault.Wrap(op, err)
+		return nil, 0, err
 	}
-	p.mu.Lock()
-	t := e.tenant
-	p.mu.Unlock()
-	if !actor.System && t.Account != actor.Account {
-		p.release(e)
-		return nil, fault.Missing(op)
-	}
-	if t.State == tenant.Suspended && !actor.System {
-		p.release(e)
-		return nil, fault.New(fault.Forbidden, op, "tenant_suspended", "this account's data is suspended: ask the operator")
-	}
-	ws := &Workspace{Tenant: t, Projects: e.ws.Projects, Conversations: e.ws.Conversations, Audit: e.ws.Audit,
-		Events: e.ws.Events, Waited: waited, entry: e}
-	return ws, nil
+	return e, waited, nil
 }
 
 // Release gives the lease back. Further calls do nothing.
@@ -357,6 +372,12 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			Conversations: conversation.New(e.store, p.Engine, p.Sealer, t.Account, e),
 			Audit:         audit.New(e.store.Trail(), p.Trail, t.Account),
 			Events:        e.store,
+		}
+		if p.Grants != nil {
+			e.ws.Projects.WithSharing(sharing{e, t.Account})
+			e.ws.Conversations.WithSharing(sharing{e, t.Account})
+			e.ws.Members = member.New(member.Config{Store: p.Grants, Projects: e.store, Sealer: p.Sealer, Bus: p.Bus, Tenant: e.id,
+				Owner: t.Account, Pass: access.Owning(t.Account), Now: p.Now})
 		}
 		// Turns that lost their owner while nobody looked are marked before anybody can read them. What may not be
 		// changed, or on a disk without room cannot, stays as it is. What another server still runs gets its hint, which may
