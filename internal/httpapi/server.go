@@ -169,5 +169,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return fault.Wrap(op, err)
 }
 
-// Drain makes readiness answer 503; Serve calls it when its context ends.
-func (s *Server) Drain() { s.draining.Store(true) }
+// Drain makes readiness answer 503, and ends streams that never end by themselves; Serve calls it when its context ends.
+func (s *Server) Drain() {
+	s.draining.Store(true)
+	s.streams.drain()
+}

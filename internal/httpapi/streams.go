@@ -11,15 +11,18 @@ var errStopping = errors.New("the server is stopping")
 
 // streams counts the streams that are open: http.Server.Shutdown waits for connections but cannot end a stream.
 type streams struct {
-	ended context.Context // done when streams must end now
-	end   context.CancelFunc
-	mu    sync.Mutex
-	open  int
+	ended    context.Context // done when streams must end now
+	end      context.CancelFunc
+	draining context.Context // done when streams must end that would not end by themselves
+	drain    context.CancelFunc
+	mu       sync.Mutex
+	open     int
 }
 
 func newStreams() *streams {
 	s := &streams{}
 	s.ended, s.end = context.WithCancel(context.Background())
+	s.draining, s.drain = context.WithCancel(s.ended)
 	return s
 }
 
