@@ -57,7 +57,6 @@ type Engine struct {
 	jobs    map[ident.TurnID]*job
 	counts  map[*Service]int
 	closing bool
-	leaving chan struct{} // closed with closing
 	wg      sync.WaitGroup
 }
 
@@ -80,8 +79,7 @@ func NewEngine(c Config) *Engine {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{Config: c, node: c.Node, bus: c.Bus, jobs: make(map[ident.TurnID]*job), counts: make(map[*Service]int),
-		leaving: make(chan struct{})}
+	e := &Engine{Config: c, node: c.Node, bus: c.Bus, jobs: make(map[ident.TurnID]*job), counts: make(map[*Service]int)}
 	e.life, e.kill = context.WithCancel(context.Background())
 	return e
 }
@@ -97,13 +95,10 @@ func def[T int | time.Duration](v *T, d T) {
 const lastWords = 5 * time.Second
 
 // Close lets running turns end until ctx does, then interrupts the rest; it returns when all have stored their end.
-// No turn starts after it was called, and who follows a turn of another node is sent there at once.
+// No turn starts after it was called.
 func (e *Engine) Close(ctx context.Context) error {
 	e.mu.Lock()
-	if !e.closing {
-		e.closing = true
-		close(e.leaving)
-	}
+	e.closing = true
 	e.mu.Unlock()
 	done := make(chan struct{})
 	go func() { e.wg.Wait(); close(done) }()

@@ -118,6 +118,9 @@ func (s *Service) stopFor(ctx context.Context, actor ident.Actor, turn ident.Tur
 	return done.Turn, nil
 }
 
+// Here reports whether this process runs the turn.
+func (s *Service) Here(turn ident.TurnID) bool { return s.engine.running(turn) != nil }
+
 // Await waits for the end of a turn and returns it with its messages. While the tenant's database is away it does not wait
 // for that end to get there: it returns a turn that goes on.
 func (s *Service) Await(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID) (Exchange, error) {
@@ -194,16 +197,9 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 		}
 		again, ended := false, false
 		for !again {
-			leaving := s.engine.leaving
-			if s.engine.running(turn) != nil {
-				leaving = nil // who follows it here is told its end
-			}
 			select {
 			case <-ctx.Done():
 				return x, fault.Wrap(op, ctx.Err())
-			case <-leaving:
-				return x, fault.New(fault.Unavailable, op, "shutting_down", "the server is about to stop: follow it on another one").
-					RetryAfter(2 * time.Second)
 			case <-look.C:
 				again = s.engine.running(turn) == nil
 			case <-between.C:

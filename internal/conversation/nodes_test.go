@@ -2,7 +2,6 @@ package conversation_test
 
 import (
 	"context"
-	"strings"
 	"testing"
 	"time"
 
@@ -168,44 +167,5 @@ func TestFollowingAnotherNodeOverABadLink(t *testing.T) {
 	close(p.say)
 	if err := <-done; err != nil || text != want {
 		t.Errorf("%v, %d bytes of %d", err, len(text), len(want))
-	}
-}
-
-// Who follows another node's turn on a node that stops is sent away; who follows its own turn stays to the end.
-func TestFollowersOfAStoppingNode(t *testing.T) {
-	p, bus := newPuppet(), event.NewLocalBus()
-	here, there := two(t, p, bus, bus)
-	x := here.send(here.conversation().ID, "Go")
-	begun := make(chan struct{}, 2)
-	follow := func(b *bench) <-chan error {
-		done := make(chan error, 1)
-		go func() {
-			done <- b.s.Follow(t.Context(), b.actor, x.Turn.Conversation, x.Turn.ID, "", func(m conversation.Moment) error {
-				if m.Type == conversation.MomentStarted {
-					begun <- struct{}{}
-				}
-				return nil
-			})
-		}()
-		<-begun
-		return done
-	}
-	own, other := follow(here), follow(there)
-	if err := there.engine.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	wantCode(t, <-other, "shutting_down")
-	closed := make(chan error, 1)
-	go func() { closed <- here.engine.Close(t.Context()) }()
-	p.say <- "to the end"
-	close(p.say)
-	if err := <-own; err != nil {
-		t.Error(err)
-	}
-	if err := <-closed; err != nil {
-		t.Error(err)
-	}
-	if got, err := there.s.Turn(t.Context(), there.actor, x.Turn.Conversation, x.Turn.ID); err != nil || !strings.HasSuffix(got.Assistant.Content, "the end") {
-		t.Errorf("%v %+v", err, got.Assistant)
 	}
 }

@@ -192,6 +192,8 @@ type Turns interface {
 		turn ident.TurnID) (conversation.Exchange, error)
 	Follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastEventID string,
 		emit func(conversation.Moment) error) error
+	// Here reports whether this very server runs the turn.
+	Here(turn ident.TurnID) bool
 }
 
 // Databases is the part of relocate.Service that decides where a tenant's data lives.

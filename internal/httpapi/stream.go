@@ -144,6 +144,7 @@ func (s *Server) stream(headers http.Header, f follow) *written {
 		}
 		ping := time.NewTicker(s.cfg.PingEvery)
 		defer ping.Stop()
+		draining := s.streams.draining.Done()
 		for w.err == nil {
 			select {
 			case m := <-moments:
@@ -153,12 +154,20 @@ func (s *Server) stream(headers http.Header, f follow) *written {
 			case err := <-ended:
 				switch {
 				case err == nil || x.r.Context().Err() != nil:
-				case s.streams.ended.Err() != nil || s.draining.Load():
+				case s.streams.ended.Err() != nil:
 					w.comment(stoppingComment)
 				default:
 					_ = s.answerTo(x, err) // logged; the status has been sent
 					w.comment("the stream broke: ask again with Last-Event-ID")
 				}
+				return
+			case <-draining:
+				if f.ended || f.ws.Turns.Here(f.turn) { // the end comes soon, and no other server has it sooner
+					draining = nil
+					continue
+				}
+				w.comment(stoppingComment)
+				finish()
 				return
 			case <-s.streams.ended.Done():
 				w.comment(stoppingComment)

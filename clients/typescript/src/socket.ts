@@ -33,6 +33,8 @@ export interface SocketOptions {
   WebSocket?: new (url: string) => WebSocketLike;
   /** Frames that wait for whoever reads; with more, the socket leaves and resumes later. Default 1000. */
   buffer?: number;
+  /** Milliseconds before it comes back after the first break; they double up to ten seconds. Default 250. */
+  pause?: number;
   signal?: AbortSignal;
 }
 
@@ -193,7 +195,7 @@ export class Socket implements AsyncIterable<Frame> {
   }
 
   async #run(): Promise<void> {
-    const backoff = new Backoff(250, 10_000);
+    const backoff = new Backoff(this.#options.pause ?? 250, 10_000);
     while (!this.#closed) {
       while (this.#queue.length > this.#buffer / 2 && !this.#closed) {
         await new Promise<void>((resolve) => {

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Client, Problem, StreamBroken, type Schemas, type TurnEvent } from "../src/index.js";
+import { random } from "./random.js";
 
 const nodes = (process.env["MEMORYD_URLS"] ?? "").split(",");
 const base = nodes[0] ?? "";
@@ -196,11 +197,3 @@ test("a server that is not there ends in an error that says so", async () => {
   await assert.rejects(client.call("get", "/health", {}), TypeError);
   await assert.rejects(client.follow("conv_x", "turn_x", { attempts: 1 }).next(), StreamBroken);
 });
-
-/** Numbers from 0 to 1 that are the same every time. */
-function random(seed: number): () => number {
-  return () => {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
-    return seed / 2 ** 32;
-  };
-}
