@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -53,6 +54,10 @@ type socketOpen struct {
 // openSocket lets a WebSocket in: by ticket, by token where that is allowed, or to sign in with its first frame. Cookies
 // open nothing here: a browser sends them for any page.
 func (s *Server) openSocket(x *exchange, in *socketOpen) (*written, error) {
+	if s.draining.Load() { // before a ticket is spent
+		return nil, fault.New(fault.Unavailable, "httpapi.openSocket", codeStopping, "the server is stopping: connect again in a moment").
+			RetryAfter(time.Second)
+	}
 	if !s.socketOrigin(x.r) {
 		return nil, fault.New(fault.Forbidden, "httpapi.openSocket", codeCrossOrigin, "this origin may not open WebSockets here")
 	}
