@@ -231,7 +231,7 @@ func TestGuestsSeeTheProjectAlone(t *testing.T) {
 				t.Errorf("%s by %s: %s", path, p.role, a.Text)
 			}
 		}
-		for _, path := range []string{"/api/v1/conversations?project_id=" + s.project,
+		for _, path := range []string{"/api/v1/conversations?project_id=" + s.project, "/api/v1/events?limit=200&project_id=" + s.project,
 			"/api/v1/conversations/search?q=lighthouse&project_id=" + s.project} {
 			a := h.do(call{as: p.name, method: "GET", path: path}).is(200)
 			if !strings.Contains(a.Text, s.conversation) || strings.Contains(a.Text, s.private) {
@@ -239,6 +239,8 @@ func TestGuestsSeeTheProjectAlone(t *testing.T) {
 			}
 		}
 	}
+	h.do(call{as: "eve", method: "GET", path: "/api/v1/events?project_id=" + s.project}).is(404)
+	h.do(call{as: "vera", method: "GET", path: "/api/v1/events?project_id=" + other}).is(404)
 	// A conversation is moved by the owner alone, and then it is out of sight, and back again.
 	at := "/api/v1/conversations/" + s.conversation
 	h.do(call{as: "edna", method: "PATCH", path: at, body: `{"project_id":null}`}).is(403, "role_forbids")
