@@ -275,7 +275,9 @@ func TestWhoComesInTheMiddleHasTheWholeAnswer(t *testing.T) {
 			}
 		}
 		for id, text := range r.texts {
-			var list struct{ Data []struct{ ID, Content string } }
+			var list struct {
+				Data []struct{ ID, Content string }
+			}
 			ada.call(0, "GET", "/api/v1/conversations/"+conv+"/messages?limit=2", nil, 200, &list)
 			for _, m := range list.Data {
 				if m.ID == id && !slices.Equal(text, utf16s(m.Content)) {
