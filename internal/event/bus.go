@@ -3,6 +3,8 @@ package event
 import (
 	"context"
 	"sync"
+
+	"claude-memory-backend/internal/ident"
 )
 
 // Signal is what travels on the bus. It wakes followers and carries running text; it is never stored.
@@ -28,8 +30,8 @@ const (
 	Access    Kind = "access"    // what the account named by Topic may see has changed
 )
 
-// AccessTopic is where signals of kind Access about an account travel.
-func AccessTopic(account string) string { return "access:" + account }
+// AccessTopic is what is published when an account's access to something of others changed.
+func AccessTopic(id ident.AccountID) string { return "access:" + string(id) }
 
 // Bus carries signals between followers. Delivery is at most once and in order per publisher; a subscriber that
 // falls behind loses signals and is told so by Subscription.Lost, so it must be able to read the truth again.

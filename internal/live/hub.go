@@ -234,7 +234,7 @@ func (h *Hub) welcome(c *conn, who account.Identity) error {
 func (h *Hub) listen(id ident.AccountID, v *visitor) {
 	ctx, cancel := context.WithCancel(h.life)
 	v.stop = cancel
-	sub := h.Bus.Subscribe(event.AccessTopic(string(id)), 1) // one is enough to know
+	sub := h.Bus.Subscribe(event.AccessTopic(id), 1) // one is enough to know
 	h.work.Go(func() {
 		defer sub.Close()
 		for {
