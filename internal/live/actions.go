@@ -320,6 +320,12 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		c.deny(in.RoomID, err)
 		return err
 	}
+	of := ws.Tenant.ID
+	ws.Release()
+	// The log is read as the server: what a guest sees of it is what concerns the room.
+	if ws, err = c.hub.Pool.Acquire(ctx, ident.System(""), of); err != nil {
+		return err
+	}
 	defer ws.Release()
 	fresh := r == nil
 	if fresh {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,8 +48,16 @@ type house struct {
 	keys     *seal.Keyring
 	nodes    []*node
 	log      *lockedBuffer
-	life     time.Duration // of access tokens
+	ahead    *atomic.Int64 // by how much the house's clock is, in nanoseconds
 }
+
+// now is the time in the house.
+func (h *house) now() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) }
+
+// pass lets time go by.
+func (h *house) pass(d time.Duration) { h.ahead.Add(int64(d)) }
+
+const tokenLife = 10 * time.Minute
 
 // node is one server of the house.
 type node struct {
@@ -77,11 +86,6 @@ func (l *lockedBuffer) String() string {
 // newHouse opens a house with one node; change adapts every hub.
 func newHouse(t testing.TB, change func(*live.Config)) *house {
 	t.Helper()
-	return newHouseOf(t, 10*time.Minute, change)
-}
-
-func newHouseOf(t testing.TB, life time.Duration, change func(*live.Config)) *house {
-	t.Helper()
 	keys, err := seal.NewKeyring("a master key of more than 32 bytes, for tests only")
 	must(t, err)
 	dir := t.TempDir()
@@ -90,7 +94,7 @@ func newHouseOf(t testing.TB, life time.Duration, change func(*live.Config)) *ho
 	t.Cleanup(func() { _ = master.Close() })
 	_, err = sqlstore.Migrate(t.Context(), master, sqlstore.Master)
 	must(t, err)
-	h := &house{t: t, keys: keys, bus: event.NewLocalBus(), log: &lockedBuffer{}, life: life}
+	h := &house{t: t, keys: keys, bus: event.NewLocalBus(), log: &lockedBuffer{}, ahead: new(atomic.Int64)}
 	h.store = sqlstore.NewMasterStore(master, func(seq event.Seq) {
 		h.bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
 	})
@@ -117,7 +121,7 @@ func newHouseOf(t testing.TB, life time.Duration, change func(*live.Config)) *ho
 
 func (h *house) newAccounts(places *workspace.Placements) *account.Service {
 	h.t.Helper()
-	s, err := account.New(account.Config{Secret: "a secret of the tests, 0123456789 abcdef", AccessLife: h.life, Throttle: account.Throttle{Off: true}},
+	s, err := account.New(account.Config{Secret: "a secret of the tests, 0123456789 abcdef", AccessLife: tokenLife, Now: h.now, Throttle: account.Throttle{Off: true}},
 		h.store, places, account.NewHasher(account.HasherConfig{Workers: 2, Queue: 64, Memory: 8, Passes: 1, Patience: time.Minute}), h.keys)
 	must(h.t, err)
 	return s
@@ -130,7 +134,7 @@ func (h *house) addNode(change func(*live.Config)) *node {
 	secret := []byte("the secret of idempotent requests, for tests")
 	feeds := workspace.NewFeeds(h.pool, time.Minute)
 	c := live.Config{Accounts: h.accounts, Pool: h.pool, Feeds: feeds, Bus: h.bus, Master: h.store,
-		Words: httpapi.Words{OnceSecret: secret, Now: time.Now}, Node: string(ident.New[ident.EventID]()), Log: log}
+		Words: httpapi.Words{OnceSecret: secret, Now: h.now}, Now: h.now, Node: string(ident.New[ident.EventID]()), Log: log}
 	if change != nil {
 		change(&c)
 	}
@@ -143,7 +147,7 @@ func (h *house) addNode(change func(*live.Config)) *node {
 			Events: ws.Events, Tenant: ws.Tenant.ID, Usage: ws.Usage, Release: ws.Release}, nil
 	}
 	door, err := httpapi.NewServer(httpapi.Config{Version: "1", AllowedOrigins: []string{"https://app.example"}, OnceSecret: secret, QueryToken: true},
-		httpapi.Deps{Accounts: h.accounts, Log: log, Collectors: hub.Collectors(), Live: hub,
+		httpapi.Deps{Accounts: h.accounts, Now: h.now, Log: log, Collectors: hub.Collectors(), Live: hub,
 			Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 				return opened(h.pool.Acquire(ctx, actor, id))
 			},

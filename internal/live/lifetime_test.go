@@ -62,23 +62,29 @@ func TestSessionsEndTheirSockets(t *testing.T) {
 }
 
 func TestTokensExpire(t *testing.T) {
-	h := newHouseOf(t, 2*time.Second, nil) // whole seconds: a token says no more
-	ada := h.user("ada")
-	silent, renewed := ada.connect(), ada.connect()
-	fresh := ada.again()
-	bob := h.user("bob")
-	renewed.sendAs("auth", "again", map[string]any{"token": fresh.token})
-	if f := renewed.next("connected"); string(f.ID) != `"again"` {
-		t.Errorf("%s", f.Data)
-	}
-	foreign := ada.connect()
+	h := newHouse(t, nil)
+	ada, bob := h.user("ada"), h.user("bob")
+	silent, renewed, foreign := ada.connect(), ada.connect(), ada.connect()
 	foreign.send("auth", map[string]any{"token": bob.token})
 	if code := foreign.ends(); code != live.CloseSignedOut {
 		t.Errorf("somebody else's token: %d", code)
 	}
+	h.pass(tokenLife / 2)
+	fresh := ada.again()
+	renewed.sendAs("auth", "again", map[string]any{"token": fresh.token})
+	if f := renewed.next("connected"); string(f.ID) != `"again"` {
+		t.Errorf("%s", f.Data)
+	}
+	h.pass(tokenLife/2 + time.Second)
+	if f := silent.next("error"); f.text("code") != "token_expired" || f.field("reconnect") != false {
+		t.Errorf("%s", f.Data)
+	}
 	if code := silent.ends(); code != live.CloseSignedOut {
 		t.Errorf("%d", code)
 	}
+	renewed.send("ping", nil)
+	renewed.next("pong")
+	h.pass(tokenLife)
 	if code := renewed.ends(); code != live.CloseSignedOut {
 		t.Errorf("%d", code)
 	}
@@ -138,7 +144,7 @@ func TestNodesThatFallSilentTakeTheirPeopleAlong(t *testing.T) {
 
 // A connection that is gone without a word is noticed, and what it was doing is over for the others.
 func TestLostConnections(t *testing.T) {
-	h := newHouse(t, func(c *live.Config) { c.PingEvery, c.PongTime = 50*time.Millisecond, 100*time.Millisecond })
+	h := newHouse(t, func(c *live.Config) { c.PingEvery, c.PongTime = 50*time.Millisecond, 2*time.Second })
 	ada := h.user("ada")
 	conv := ada.make("/conversations", map[string]any{})
 	s := ada.connect()

@@ -96,6 +96,9 @@ func (r *room) hear() {
 		case <-r.quit:
 			return
 		case sig := <-r.sub.C:
+			if r.sub.Lost() { // who has come and gone meanwhile is said again
+				r.ask()
+			}
 			var w whisper
 			if json.Unmarshal([]byte(sig.Text), &w) != nil || w.Node == "" {
 				continue // of another version
