@@ -137,6 +137,9 @@ func TestStepsOnFullDatabases(t *testing.T) {
 					t.Fatal(err)
 				}
 				populated(t, full)
+				if !slices.ContainsFunc(known, func(t Table) bool { return t.Name == "shortcuts" }) {
+					put(t, full, func(b *Batch) { b.Exec(`DELETE FROM shortcuts`) }) // the version before lists none
+				}
 				past := narrowed(known, remember(t, full))
 				past.Version = v
 				if err := steps.Rebuild(t.Context(), db, Tenant, past); err != nil {
@@ -165,6 +168,9 @@ func TestStepsOnFullDatabases(t *testing.T) {
 
 // narrowed is a past as those tables and columns hold it.
 func narrowed(known []Table, past Past) Past {
+	past.Sequences = slices.DeleteFunc(slices.Clone(past.Sequences), func(s Sequence) bool {
+		return !slices.ContainsFunc(known, func(t Table) bool { return t.Name == s.Table })
+	})
 	rows := past.Rows
 	past.Rows = func(put func(Table, []Row) error) error {
 		return rows(func(of Table, list []Row) error {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
@@ -48,6 +49,17 @@ func populate(t *testing.T, db *DB) {
 		putMessage(b, "gone", "c1", 300, conversation.User, "gone", time.UnixMicro(1))
 		b.Exec(`DELETE FROM messages WHERE id = 'gone'`)
 	})
+	far := time.UnixMicro(1 << 60)
+	for _, id := range []ident.ProjectID{"shared", "left", "shared too"} {
+		p := project.Project{ID: id, Details: project.Details{Name: "Ünser 🧵 " + string(id), Tags: []string{"ä", "b"}, Deadline: &far},
+			Owner: event.Who{ID: "somebody", Name: "Some Body"}, Role: access.Commenter, ConversationCount: 3, Version: 7, CreatedAt: far, UpdatedAt: far}
+		if err := NewTenantStore(db, nil).PutShortcut(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := NewTenantStore(db, nil).DropShortcut(t.Context(), "left"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // full is a file that populate has filled, made by the first test that needs it.
