@@ -510,7 +510,7 @@ func TestPutBack(t *testing.T) {
 func TestPutBackThatFails(t *testing.T) {
 	s := newSite(t, "sqlite", keyring(t, siteKey))
 	home := s.newTenant()
-	s.write(home, lorem(20_000))
+	s.write(home, lorem(60_000))
 	store := folder(t)
 	r := s.repository(store)
 	m := s.backup(r, BackupOptions{}).Manifest
