@@ -10,6 +10,7 @@ type About struct {
 	Turn         string `json:"turn_id"`
 	Job          string `json:"job_id"`
 	Account      string `json:"account_id"`
+	User         string `json:"user_id"`
 	Tenant       string `json:"tenant_id"`
 }
 

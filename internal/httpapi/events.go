@@ -134,7 +134,7 @@ func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
 		return nil, err
 	}
 	defer ws.Release()
-	over, unwatch, err := s.deps.Live.Watch(account.Identity{Actor: x.actor, Tenant: x.tenant, ExpiresAt: x.expires}, in.ProjectID)
+	over, unwatch, err := s.deps.Live.Watch(account.Identity{Actor: x.actor, Tenant: x.tenant, ExpiresAt: x.expires}, ws.Tenant, in.ProjectID)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
 )
 
 // socketPath is where WebSockets are opened.
@@ -22,10 +23,10 @@ type Live interface {
 	// Accept upgrades a request whose handshake and origin were checked. Who is nil for somebody who signs in with the
 	// first frame. An error says why there is no connection: nothing has been written then.
 	Accept(w http.ResponseWriter, r *http.Request, who *account.Identity, from account.Origin) error
-	// Watch looks after a stream as it does after a socket: over is closed when the session ends, the token expires, or the
+	// Watch looks after a stream of a tenant's events as it does after a socket: over is closed when the session ends, the token expires, or the
 	// subject, unless that is empty, may not be seen any more. Leave is called when the stream ends. It is Throttled when the
 	// account has too many.
-	Watch(who account.Identity, subject string) (over <-chan struct{}, leave func(), err error)
+	Watch(who account.Identity, in ident.TenantID, subject string) (over <-chan struct{}, leave func(), err error)
 }
 
 type ticketAnswer struct {

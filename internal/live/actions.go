@@ -151,12 +151,11 @@ func (c *conn) joined(ctx context.Context, room string) (*room, error) {
 	if c.hub.Now().Sub(seen) < believe {
 		return r, nil
 	}
-	ws, _, err := c.enter(ctx, room)
-	if err != nil {
+	actor, own := c.who()
+	if err := c.hub.allowed(ctx, actor, own, r.tenant, room); err != nil {
 		c.deny(room, err)
 		return nil, err
 	}
-	ws.Release()
 	c.mu.Lock()
 	c.seen[room] = c.hub.Now()
 	c.mu.Unlock()
@@ -335,6 +334,10 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 	}
 	c.mu.Lock()
 	ended := c.end != nil
+	if !fresh && !ended && c.rooms[in.RoomID] != r {
+		c.mu.Unlock()
+		return notJoined()
+	}
 	if !ended {
 		c.rooms[in.RoomID], c.seen[in.RoomID] = r, c.hub.Now()
 	}

@@ -39,6 +39,7 @@ type conn struct {
 	tenant  ident.TenantID
 	expires time.Time // when it has to have signed in, or renewed that
 	rooms   map[string]*room
+	looking bool   // a look at what it may see waits to begin
 	access  uint64 // grows whenever access has to be looked at again
 	seen    map[string]time.Time
 	typing  map[string]bool

@@ -377,10 +377,19 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 	if e.Subject == r.id && (e.Type == "conversation.deleted" || e.Type == "project.deleted") {
 		out = slices.Collect(maps.Keys(r.members))
 	}
+	reason := "deleted"
+	if e.Subject == r.id && e.Type == "conversation.moved" { // guests may not see what comes next: they join again if they may
+		reason = "no_access"
+		for c := range r.members {
+			if _, own := c.who(); own != r.tenant {
+				out = append(out, c)
+			}
+		}
+	}
 	r.mu.Unlock()
 	for _, c := range out {
 		if c.leave(r.id) {
-			c.put(encode("room_left", nil, leftData{RoomID: r.id, Reason: "deleted"}))
+			c.put(encode("room_left", nil, leftData{RoomID: r.id, Reason: reason}))
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/workspace"
 )
 
 // watchEvery is how often the master's log is looked at, beside what the bus says: a session that ended on another node
@@ -72,7 +73,7 @@ func (h *Hub) heard(e event.Event) {
 	if e.Type == "session.started" {
 		return // nobody's end
 	}
-	for _, id := range []string{e.Subject, about.Account} {
+	for _, id := range []string{e.Subject, about.Account, about.User} {
 		if strings.HasPrefix(id, ident.AccountID("").Prefix()) {
 			h.recheck(ident.AccountID(id))
 		}
@@ -130,7 +131,12 @@ func (h *Hub) recheckTenant(id ident.TenantID) {
 func (h *Hub) look(c *conn) {
 	c.mu.Lock()
 	c.access++
+	queued := c.looking
+	c.looking = true
 	c.mu.Unlock()
+	if queued {
+		return
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, here := h.conns[c]; !here {
@@ -140,6 +146,9 @@ func (h *Hub) look(c *conn) {
 		select {
 		case h.checks <- struct{}{}:
 			defer func() { <-h.checks }()
+			c.mu.Lock()
+			c.looking = false
+			c.mu.Unlock()
 			c.judge()
 		case <-c.life.Done():
 		}
@@ -161,16 +170,39 @@ func (c *conn) judge() {
 		return // or the master is away: the next look tells
 	}
 	c.mu.Lock()
-	rooms := slices.Collect(maps.Keys(c.rooms))
+	rooms, own := maps.Clone(c.rooms), c.tenant
 	c.mu.Unlock()
-	for _, id := range rooms {
-		ws, _, err := c.enter(ctx, id)
-		if err != nil {
-			c.deny(id, err)
+	for id, r := range rooms {
+		err := c.hub.allowed(ctx, actor, own, r.tenant, id)
+		if err == nil {
 			continue
 		}
+		c.deny(id, err)
+		if fault.Is(err, fault.Unavailable) { // who may see it is not known: asked again soon
+			c.mu.Lock()
+			c.check = c.hub.Now().Add(watchAgain)
+			c.mu.Unlock()
+		}
+	}
+}
+
+// watchAgain is how soon somebody is looked at again of whom it could not be found out what they may see.
+const watchAgain = time.Second
+
+// allowed reports whether an account may see what is in a tenant. Of what is somebody else's the account's own database,
+// which may be away at will, is not asked.
+func (h *Hub) allowed(ctx context.Context, actor ident.Actor, own, in ident.TenantID, subject string) error {
+	var ws *workspace.Workspace
+	var err error
+	if in != own {
+		ws, err = h.Pool.EnterAsGuest(ctx, actor, subject)
+	} else {
+		ws, err = h.Pool.Enter(ctx, actor, own, subject)
+	}
+	if err == nil {
 		ws.Release()
 	}
+	return err
 }
 
 // watched is a job that somebody with connections here waits for.

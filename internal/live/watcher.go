@@ -13,17 +13,19 @@ import (
 // watcher is an event stream that ends as a connection does.
 type watcher struct {
 	who     account.Identity
+	in      ident.TenantID // whose log it is
 	subject string
 	over    chan struct{}
 	end     func()
-	check   time.Time // guarded by hub.mu
+	check   time.Time // guarded by hub.mu, as the next one
+	looking bool      // a look at it waits to begin
 }
 
-// Watch looks after a stream of events: over is closed when its session ends, its token expires, or the subject, unless
+// Watch looks after a stream of events of a tenant: over is closed when its session ends, its token expires, or the subject, unless
 // that is empty, may not be seen any more. Leave is called when the stream ends. An account has as many streams, at most,
 // as it may have connections.
-func (h *Hub) Watch(who account.Identity, subject string) (over <-chan struct{}, leave func(), err error) {
-	w := &watcher{who: who, subject: subject, over: make(chan struct{}), check: h.Now().Add(h.CheckEvery)}
+func (h *Hub) Watch(who account.Identity, in ident.TenantID, subject string) (over <-chan struct{}, leave func(), err error) {
+	w := &watcher{who: who, in: in, subject: subject, over: make(chan struct{}), check: h.Now().Add(h.CheckEvery)}
 	w.end = sync.OnceFunc(func() { close(w.over) })
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -37,6 +39,7 @@ func (h *Hub) Watch(who account.Identity, subject string) (over <-chan struct{},
 		return nil, nil, fault.New(fault.Throttled, "live.Watch", crowded.name, "too many streams of this account").RetryAfter(30 * time.Second)
 	}
 	h.watchers[w] = struct{}{}
+	h.lookAt(w) // access may have ended since it was asked for
 	return w.over, func() {
 		h.mu.Lock()
 		delete(h.watchers, w)
@@ -70,13 +73,17 @@ func (h *Hub) recheckWatchers(is func(*watcher) bool) {
 
 // lookAt asks again, beside whatever goes on, whether the stream may go on. The caller has h.mu.
 func (h *Hub) lookAt(w *watcher) {
-	if h.closing {
+	if h.closing || w.looking {
 		return
 	}
+	w.looking = true
 	h.work.Go(func() {
 		select {
 		case h.checks <- struct{}{}:
 			defer func() { <-h.checks }()
+			h.mu.Lock()
+			w.looking = false
+			h.mu.Unlock()
 		case <-w.over:
 			return
 		case <-h.life.Done():
@@ -86,10 +93,7 @@ func (h *Hub) lookAt(w *watcher) {
 		defer cancel()
 		err := h.Accounts.Alive(ctx, w.who.Actor)
 		if err == nil && w.subject != "" {
-			ws, enter := h.Pool.Enter(ctx, w.who.Actor, w.who.Tenant, w.subject)
-			if err = enter; err == nil {
-				ws.Release()
-			}
+			err = h.allowed(ctx, w.who.Actor, w.who.Tenant, w.in, w.subject)
 		}
 		switch fault.ClassOf(err) {
 		case fault.Unauthenticated, fault.NotFound, fault.Forbidden:

@@ -58,6 +58,15 @@ func appendChange(b *Batch, ch event.Change, head *event.Seq) {
 	}
 }
 
+// appendChange is the same, for what is a guest's change: the owner reads the trail, and where a guest is and by which
+// session is nothing for the owner.
+func (s *TenantStore) appendChange(b *Batch, ch event.Change, head *event.Seq) {
+	if s.only != "" {
+		ch.Actor.Address, ch.Actor.Session = "", ""
+	}
+	appendChange(b, ch, head)
+}
+
 // appendEvents queues the events of a change alone; for appendChange, and for what another database's trail has.
 func appendEvents(b *Batch, ch event.Change, head *event.Seq) {
 	n := len(ch.Events)

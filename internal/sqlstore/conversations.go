@@ -76,7 +76,7 @@ func (s *TenantStore) InsertConversation(ctx context.Context, c conversation.Con
 				c.Version, ident.Micros(c.CreatedAt), ident.Micros(c.UpdatedAt), moment(c.LastMessageAt))
 			indexTitle(b, tx.Dialect(), c.ID, c.Title)
 			s.count(b, ch, 0, bytesOfConversation(c, tags))
-			appendChange(b, ch, head)
+			s.appendChange(b, ch, head)
 		})
 	}))
 }
@@ -135,7 +135,7 @@ func (s *TenantStore) UpdateConversation(ctx context.Context, id ident.Conversat
 				indexTitle(b, tx.Dialect(), id, c.Title)
 			}
 			s.count(b, ch, 0, bytesOfConversation(c, tags)-bytesOfConversation(before, tagsBefore))
-			appendChange(b, ch, head)
+			s.appendChange(b, ch, head)
 		}))
 	})
 	if err != nil {
@@ -170,7 +170,7 @@ func (s *TenantStore) DeleteConversation(ctx context.Context, id ident.Conversat
 			unindexConversation(b, tx.Dialect(), id)
 			b.Exec(`DELETE FROM conversations WHERE id = ?`, id)
 			addUsage(b, -messages, -said-kept)
-			appendChange(b, ch, head)
+			s.appendChange(b, ch, head)
 		})
 	})
 }

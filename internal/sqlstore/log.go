@@ -29,6 +29,6 @@ func (s *TenantStore) Head(ctx context.Context) (event.Seq, error) { return logH
 // Note appends a change that is not about anything kept here: events, audit entry and nothing else.
 func (s *TenantStore) Note(ctx context.Context, ch event.Change) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
-		return tx.Commit(func(b *Batch) { appendChange(b, ch, head) })
+		return tx.Commit(func(b *Batch) { s.appendChange(b, ch, head) })
 	})
 }

@@ -120,7 +120,7 @@ func (s *TenantStore) Append(ctx context.Context, id ident.ConversationID, w con
 				bytes += bytesOfMessage(m)
 			}
 			s.count(b, ch, len(entry.Messages), bytes)
-			appendChange(b, ch, head)
+			s.appendChange(b, ch, head)
 		})
 	})
 	if err != nil {

@@ -39,7 +39,7 @@ func (s *TenantStore) InsertProject(ctx context.Context, p project.Project, ch e
 				tags, p.Provider, p.Model, object(p.Settings), moment(p.Deadline), p.Owner.ID, p.Owner.Name, p.Version,
 				ident.Micros(p.CreatedAt), ident.Micros(p.UpdatedAt))
 			s.count(b, ch, 0, bytesOfProject(p, tags))
-			appendChange(b, ch, head)
+			s.appendChange(b, ch, head)
 		})
 	})
 }
@@ -153,7 +153,7 @@ func (s *TenantStore) UpdateProject(ctx context.Context, id ident.ProjectID,
 				p.Provider, p.Model, object(p.Settings), moment(p.Deadline), p.Owner.ID, p.Owner.Name, p.Version,
 				ident.Micros(p.UpdatedAt), id)
 			s.count(b, ch, 0, bytesOfProject(p, tags)-bytesOfProject(list[0], tagsBefore))
-			appendChange(b, ch, head)
+			s.appendChange(b, ch, head)
 		})
 	})
 	if err != nil {
@@ -207,7 +207,7 @@ func (s *TenantStore) DeleteProject(ctx context.Context, id ident.ProjectID, dro
 			}
 			b.Exec(`DELETE FROM projects WHERE id = ?`, id)
 			addUsage(b, -messages, -said-kept-bytesOfProject(list[0], tags))
-			appendChange(b, ch, head)
+			s.appendChange(b, ch, head)
 		})
 	})
 }

@@ -116,7 +116,7 @@ func (s *TenantStore) EndTurn(ctx context.Context, id ident.TurnID,
 				last_message_at = CASE WHEN last_message_at > ? THEN last_message_at ELSE ? END WHERE id = ?`, at, at, at, at,
 				before.Turn.Conversation)
 			addUsage(b, 0, bytesOfMessage(e.Message)-bytesOfMessage(before.Message))
-			appendChange(b, ch, head)
+			s.appendChange(b, ch, head)
 		})
 	})
 	if err != nil {

@@ -46,7 +46,7 @@ func (p *Pool) orVisit(ctx context.Context, actor ident.Actor, subject string, e
 	if !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Unavailable) {
 		return nil, fault.Wrap("workspace.Enter", err)
 	}
-	ws, verr := p.Visit(ctx, actor, subject)
+	ws, verr := p.EnterAsGuest(ctx, actor, subject)
 	if fault.Is(verr, fault.NotFound) {
 		verr = err // where there is nothing, the own tenant has the last word
 	}
@@ -68,15 +68,38 @@ func (p *Pool) Visit(ctx context.Context, actor ident.Actor, subject string) (*W
 	for _, g := range list {
 		ws, err := p.visit(ctx, actor, subject, g)
 		if err == nil && len(list) > 1 { // a conversation that moved: it is in one of these
-			if err = ws.entry.store.Only(g.Project).Holds(ctx, subject); err != nil {
-				ws.Release()
-			}
+			err = ws.still(ctx)
+		}
+		if err == nil {
+			return ws, nil
 		}
 		if !fault.Is(err, fault.NotFound) {
-			return ws, fault.Wrap(op, err)
+			return nil, fault.Wrap(op, err)
 		}
 	}
 	return nil, fault.Missing(op)
+}
+
+// EnterAsGuest is Visit for who is shown something without asking for it once more: the owner's database is asked, too,
+// whether the subject is in the project, since a route can be old.
+func (p *Pool) EnterAsGuest(ctx context.Context, actor ident.Actor, subject string) (*Workspace, error) {
+	ws, err := p.Visit(ctx, actor, subject)
+	if err == nil {
+		err = ws.still(ctx)
+	}
+	if err != nil {
+		return nil, fault.Wrap("workspace.EnterAsGuest", err)
+	}
+	return ws, nil
+}
+
+// still asks the database of a guest's workspace whether it has what the guest came for; if not, it releases the workspace.
+func (w *Workspace) still(ctx context.Context) error {
+	err := w.entry.store.Only(w.Pass.Project).Holds(ctx, w.subject)
+	if err != nil {
+		w.Release()
+	}
+	return err
 }
 
 func (p *Pool) visit(ctx context.Context, actor ident.Actor, subject string, g access.Grant) (*Workspace, error) {
@@ -101,6 +124,10 @@ var ErrNoAccess = errors.New("the actor may not see this any more")
 // carries none between nodes that share no bus.
 const accessEvery = time.Second
 
+// holdsEvery is after how many such looks the owner's database, which may be far away, is asked whether what the guest came
+// for still is in the project, where no signal said that it left.
+const holdsEvery = 10
+
 // While returns a context that ends, with the cause [ErrNoAccess], when the actor may not see any more what the workspace
 // was entered for. Owners may always. The caller must cancel.
 func (w *Workspace) While(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -112,19 +139,28 @@ func (w *Workspace) While(ctx context.Context) (context.Context, context.CancelF
 	sub := p.Bus.Subscribe(event.AccessTopic(w.actor.Account), 4)
 	ended := make(chan struct{})
 	go func() {
+		ticks := 0
 		defer close(ended)
 		defer sub.Close()
 		tick := time.NewTicker(accessEvery)
 		defer tick.Stop()
 		for {
+			look := false
 			select {
 			case <-ctx.Done():
 				return
 			case <-sub.C:
+				look = true
 			case <-tick.C:
+				ticks++
+				look = ticks%holdsEvery == 0
 			}
 			list, err := p.Grants.FindGrants(ctx, w.actor.Account, w.subject)
 			if err == nil && !slices.ContainsFunc(list, func(g access.Grant) bool { return g.Project == w.Pass.Project }) {
+				cancel(ErrNoAccess)
+				return
+			}
+			if look && fault.Is(w.entry.store.Only(w.Pass.Project).Holds(ctx, w.subject), fault.NotFound) {
 				cancel(ErrNoAccess)
 				return
 			}
