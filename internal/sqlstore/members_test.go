@@ -13,6 +13,7 @@ import (
 
 	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/audit"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
@@ -524,5 +525,29 @@ func TestShortcuts(t *testing.T) {
 		err = s.InsertConversation(ctx, conversation.Conversation{ID: ident.New[ident.ConversationID](),
 			Details: conversation.Details{ProjectID: want[3]}}, happened("conversation.created", "c", 0))
 		refused(t, err, "invalid_input")
+	})
+}
+
+// What a guest does stands in the owner's trail, but not where the guest was.
+func TestGuestsInTheTrail(t *testing.T) {
+	onTenant(t, func(t *testing.T, s *TenantStore) {
+		p := ident.New[ident.ProjectID]()
+		if err := s.InsertProject(t.Context(), project.Project{ID: p}, happened("project.created", string(p), 0)); err != nil {
+			t.Fatal(err)
+		}
+		want := map[*TenantStore]string{s: "192.0.2.7", s.Only(p): ""}
+		for store, address := range want {
+			c := ident.New[ident.ConversationID]()
+			ch := happened("conversation.created", string(c), 0)
+			ch.Actor.Address, ch.Actor.Session = "192.0.2.7", "ses_here"
+			conv := conversation.Conversation{ID: c, Version: 1, Details: conversation.Details{ProjectID: p}}
+			if err := store.InsertConversation(t.Context(), conv, ch); err != nil {
+				t.Fatal(err)
+			}
+			entries, _, err := s.Trail().Entries(t.Context(), audit.Filter{Subject: string(c)}, "", 10)
+			if err != nil || len(entries) != 1 || entries[0].Address != address || (entries[0].Session == "") != (address == "") {
+				t.Errorf("%+v %v, want address %q", entries, err, address)
+			}
+		}
 	})
 }
