@@ -153,8 +153,9 @@ export class Client {
   /** Sends a request whose answer is a stream, once; who follows it repeats it. */
   async #open(method: Method, path: string, o: LooseOptions): Promise<Response> {
     const headers = { ...o.headers, Accept: "text/event-stream" };
+    const used = this.#tokens?.access;
     let response = await this.#send(method, path, { ...o, headers });
-    if (response.status === 401 && (await this.#renewed(response))) {
+    if (response.status === 401 && (await this.#renewed(response, used))) {
       response = await this.#send(method, path, { ...o, headers });
     }
     return response;
@@ -166,12 +167,13 @@ export class Client {
     const backoff = new Backoff(200, 5000);
     for (let attempt = 1; ; attempt++) {
       let problem: unknown;
+      const used = this.#tokens?.access;
       try {
         const response = await this.#send(method, path, o);
         if (response.ok) {
           return response;
         }
-        if (response.status === 401 && attempt === 1 && (await this.#renewed(response))) {
+        if (response.status === 401 && attempt === 1 && (await this.#renewed(response, used))) {
           continue;
         }
         problem = await Problem.of(response);
@@ -212,14 +214,19 @@ export class Client {
     return this.#fetch(url, init);
   }
 
-  /** Gets new tokens for those that were refused. Requests that are refused at once share one refresh: a token works once. */
-  async #renewed(refused: Response): Promise<boolean> {
+  /**
+   * Gets new tokens for those that were used and refused. Requests that are refused at once share one refresh: a token works
+   * once. Who hears of it when there are new ones already takes those.
+   */
+  async #renewed(refused: Response, used: string | undefined): Promise<boolean> {
     const before = this.#tokens;
     if (before?.refresh === undefined) {
       return false;
     }
     await refused.body?.cancel();
-    await this.#renewedBy(before.refresh);
+    if (before.access === used) {
+      await this.#renewedBy(before.refresh);
+    }
     return this.#tokens !== undefined;
   }
 

@@ -89,13 +89,25 @@ test("a token that was refused is renewed once, whoever finds out", async () => 
   });
   const refresh = client.tokens?.refresh ?? "";
   let kept: unknown;
+  let asked = 0;
+  let told = () => {};
+  const renewed = new Promise<void>((resolve) => (told = resolve));
   const stale = new Client({
     baseUrl: base,
     tokens: { access: "stale", refresh },
-    onTokens: (t) => (kept = t),
-    fetch: (url, init) => {
-      refreshes += String(url).endsWith("/auth/refresh") ? 1 : 0;
-      return fetch(url, init);
+    onTokens: (t) => {
+      kept = t;
+      told();
+    },
+    fetch: async (url, init) => {
+      const renewal = String(url).endsWith("/auth/refresh");
+      refreshes += renewal ? 1 : 0;
+      const late = !renewal && ++asked === 1; // it hears of the refusal when the others have new tokens
+      const answer = await fetch(url, init);
+      if (late) {
+        await renewed;
+      }
+      return answer;
     },
   });
   const seen = await Promise.all([1, 2, 3, 4, 5].map(() => stale.call("get", "/auth/profile", {})));
