@@ -32,7 +32,7 @@ func main() {
 	flag.DurationVar(&b.round, "round", 10*time.Second, "how long a round of deliveries is")
 	flag.DurationVar(&b.idle, "idle", 25*time.Second, "how long connections are idle before memory is looked at")
 	flag.DurationVar(&b.pace, "pace", 250*time.Millisecond, "between two pieces of an answer, of 4 KiB each, beside readers that stall")
-	flag.DurationVar(&b.answer, "answer", 16*time.Second, "how long such an answer is written: a round of them")
+	flag.DurationVar(&b.answer, "answer", 12*time.Second, "how long such an answer is written, at most 12 s for 48 pieces: a round of them")
 	flag.StringVar(&b.binary, "binary", "", "a server that is built already")
 	only := flag.String("only", ".", "which parts: stalled, rooms, idle")
 	flag.Parse()

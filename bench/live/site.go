@@ -42,8 +42,13 @@ type site struct {
 	pieces      stamps
 }
 
-// pieceSize is how long a piece of an answer is, in bytes: all of it is ASCII.
-const pieceSize = 4 << 10
+// A piece of an answer is 4 KiB of one character, of which UTF-8 needs four bytes and UTF-16 two units. An answer may have
+// so many tokens only, and tokens are counted in characters: with a long one it is enough to fill a buffer.
+const (
+	character   = "😀"
+	pieceRunes  = 1 << 10
+	bytesOfUnit = len(character) / 2
+)
 
 // newSite makes an installation with so many rooms of ten. A server that has ended by then makes them, so that nothing of
 // it is in what is measured.
@@ -55,7 +60,7 @@ func newSite(ctx context.Context, binary, dir string, rooms int) (_ *site, err e
 	if s.fleet, err = fleet.Make(ctx, fleet.Options{Dir: s.dir, Tenants: roomSize * len(s.groups)}); err != nil {
 		return nil, err
 	}
-	if s.model, err = lab.NewModelAt("127.0.0.1:0", emulator.Options{PieceRunes: pieceSize, Even: true, Quiet: true}, s.pieces.around); err != nil {
+	if s.model, err = lab.NewModelAt("127.0.0.1:0", emulator.Options{PieceRunes: pieceRunes, Even: true, Quiet: true, Limits: emulator.NoLimits()}, s.pieces.around); err != nil {
 		return nil, err
 	}
 	server, err := s.serve()
@@ -145,7 +150,7 @@ type stamps struct {
 	of map[string]*stamped
 }
 
-// stamped is one answer: when it had how many characters.
+// stamped is one answer: when it had how many bytes of text.
 type stamped struct {
 	mu  sync.Mutex
 	at  []time.Time
@@ -189,7 +194,7 @@ type stampWriter struct {
 
 func (w *stampWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Write sees whole events. The text is ASCII without anything that JSON escapes.
+// Write sees whole events. The text has nothing that JSON escapes.
 func (w *stampWriter) Write(p []byte) (int, error) {
 	const begin, kind = `"text":"`, `"text_delta"`
 	if at := bytes.Index(p, []byte(begin)); at >= 0 && bytes.Contains(p, []byte(kind)) {
@@ -205,7 +210,7 @@ func (w *stampWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// delays of the pieces that a reader got to know by having n characters.
+// delays of the pieces that a reader got to know by having n bytes.
 func (s *stamped) delays(seen *int, n int, at time.Time) (out []time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -100,7 +100,12 @@ func (b *bench) stalled(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, server.Log())
+		}
+		err = errors.Join(err, server.Stop())
+	}()
 	s := &stage{b: b, server: server, client: lab.Dial(server.URL, 64), ended: make(chan error, 4*b.readers)} // failures, too, find room
 	defer s.client.Close()
 	for i := range loudRooms(b.readers) {
@@ -108,7 +113,7 @@ func (b *bench) stalled(ctx context.Context) (err error) {
 		s.rooms = append(s.rooms, &loudRoom{id: g.rooms[i%roomsOfGroup], people: g.people})
 	}
 	b.site.model.Push(emulator.Script{Times: -1, PieceDelay: b.pace,
-		Text: strings.Repeat("word ", int(b.answer/b.pace)*pieceSize/len("word "))})
+		Text: strings.Repeat(character, int(b.answer/b.pace)*pieceRunes)})
 	before := lab.Resident(server.PID())
 	s.readers = make([]*reader, b.readers)
 	err = s.seat(ctx, func(i int, c *socket, r *loudRoom) { s.readers[i] = &reader{socket: c, room: r} })
@@ -187,7 +192,7 @@ func (s *stage) hear(r *reader, p []byte) {
 		if a := r.room.answer.Load(); r.on != a {
 			r.on, r.seen = a, 0
 		}
-		delays := r.on.delays(&r.seen, n+len(rest)-len(text)-len(end), now)
+		delays := r.on.delays(&r.seen, n*bytesOfUnit+len(rest)-len(text)-len(end), now)
 		if s.measuring.Load() {
 			r.mu.Lock()
 			r.delays = append(r.delays, delays...)
@@ -196,7 +201,7 @@ func (s *stage) hear(r *reader, p []byte) {
 	case bytes.HasPrefix(p, []byte(`{"type":"event"`)) && bytes.Contains(p, []byte(`"turn.completed"`)):
 		s.ended <- nil
 	case bytes.HasPrefix(p, []byte(`{"type":"event"`)) && bytes.Contains(p, []byte(`"turn.failed"`)):
-		s.ended <- errors.New("an answer failed")
+		s.ended <- fmt.Errorf("an answer failed: %s", p)
 	}
 }
 
