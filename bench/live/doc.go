@@ -2,7 +2,7 @@
 // idle connections hold of memory, and how many deliveries a second rooms of ten take, beside a bare hub over the same
 // library in a process of its own. bench/README.md says what it found.
 //
-//	go run ./bench/live                                     # all parts; some six minutes
+//	go run ./bench/live                                     # all parts; some eight minutes
 //	go run ./bench/live -only stalled -readers 100          # 100 that stall beside 100 that read
 //	go run ./bench/live -only rooms -conns 500 -rounds 1    # smaller
 //	go run ./bench/live -only idle -crowd 2000              # memory of idle connections alone

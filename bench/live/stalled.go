@@ -278,6 +278,9 @@ func (s *stage) play(ctx context.Context, stall bool) (sc scene, err error) {
 			return sc, errors.Join(err, watch.stop())
 		}
 	}
+	if stall {
+		pause(linger)
+	}
 	if err := watch.stop(); err != nil {
 		return sc, err
 	}
@@ -315,6 +318,7 @@ type watcher struct {
 }
 
 const (
+	linger      = 6 * time.Second // longer than the server waits for somebody to take the close frame
 	lookEvery   = 200 * time.Millisecond
 	slowReaders = `memoryd_ws_closed_total{code="4508"}`
 )
