@@ -76,6 +76,10 @@ bench: ## measure the real server beside a bare echo and relay, on both engines 
 bench-tenants: ## 20,000 tenants against 10, and what a busy one costs its neighbours; half an hour. DIR=folder keeps them
 	go run ./bench/tenants $(if $(DIR),-dir $(DIR))
 
+.PHONY: bench-live
+bench-live: ## WebSockets: readers that stall, deliveries and memory beside a bare hub, 10,000 idle; some eight minutes. ARGS="-only idle"
+	go run ./bench/live $(ARGS)
+
 .PHONY: bench-migrate
 bench-migrate: ## 2,000 tenants to the next version of the schema and back; some minutes. TENANTS=200 to see that it works
 	go run ./bench/migrate $(if $(TENANTS),-tenants $(TENANTS))

@@ -79,7 +79,7 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 		}
 	}
 	fmt.Fprintf(b.out, "%s, %d cores, %s, load average %s; %d tenants, %g visits a second, s = %g\n",
-		time.Now().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), load(), b.tenants, b.rate, b.law)
+		time.Now().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), lab.Load(), b.tenants, b.rate, b.law)
 	if b.dir == "" {
 		b.dir = dir
 	}
@@ -99,7 +99,7 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 		if err := p.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		fmt.Fprintf(b.out, "\nLoad average after that: %s.\n", load())
+		fmt.Fprintf(b.out, "\nLoad average after that: %s.\n", lab.Load())
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claude-memory-backend/bench/fleet"
+	"claude-memory-backend/bench/lab"
 	"claude-memory-backend/internal/sqlstore"
 )
 
@@ -86,7 +87,7 @@ func (b *bench) opened(ctx context.Context, t table) (err error) {
 	if err := c.tour(ctx, c.order[:first], nil); err != nil {
 		return err
 	}
-	before := resident(server.PID())
+	before := lab.Resident(server.PID())
 	open, next := first, first
 	for next < b.tenants {
 		part := c.order[next:min(next+first, b.tenants)]
@@ -103,8 +104,8 @@ func (b *bench) opened(ctx context.Context, t table) (err error) {
 		}
 		open = int(now)
 	}
-	t.row(fmt.Sprintf("resident, %d open", open), mib(resident(server.PID())))
-	t.row("an open tenant that was looked at", fmt.Sprintf("%d KiB", (resident(server.PID())-before)/int64(max(1, open-first))>>10))
+	t.row(fmt.Sprintf("resident, %d open", open), mib(lab.Resident(server.PID())))
+	t.row("an open tenant that was looked at", fmt.Sprintf("%d KiB", (lab.Resident(server.PID())-before)/int64(max(1, open-first))>>10))
 	t.row("descriptors then", fmt.Sprintf("%d of %s", descriptors(server.PID()), limitOfDescriptors(server.PID())))
 	return nil
 }
@@ -165,7 +166,7 @@ func (b *bench) compare(ctx context.Context) (err error) {
 	t.row("the whole request: median, 95 %, 99 %", spread(whole))
 	t.row("tenants open at once, at most", open)
 	t.row("descriptors of the server with many, at most", fmt.Sprintf("%d of %s", most, limitOfDescriptors(many.PID())))
-	t.row("resident, with many and with few", mib(resident(many.PID()))+", "+mib(resident(few.PID())))
+	t.row("resident, with many and with few", mib(lab.Resident(many.PID()))+", "+mib(lab.Resident(few.PID())))
 	t.row("visits sent late by the driver: median, 95 %, 99 %", spread(lateness))
 	return nil
 }

@@ -87,18 +87,6 @@ func figure(v float64) string {
 
 func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 
-// resident is the memory that a process holds, in bytes.
-func resident(pid int) int64 {
-	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // 0 where there is no such thing
-	for line := range strings.Lines(string(raw)) {
-		var kib int64
-		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kib); n == 1 {
-			return kib << 10
-		}
-	}
-	return 0
-}
-
 // descriptors is how many files a process holds open.
 func descriptors(pid int) int {
 	list, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)) // 0 where there is no such thing
@@ -112,15 +100,6 @@ func limitOfDescriptors(pid int) string {
 		if rest, ok := strings.CutPrefix(line, "Max open files"); ok {
 			return strings.Fields(rest)[0]
 		}
-	}
-	return "unknown"
-}
-
-// load is how busy the machine is.
-func load() string {
-	raw, _ := os.ReadFile("/proc/loadavg") // empty where there is no such thing
-	if f := strings.Fields(string(raw)); len(f) > 0 {
-		return f[0]
 	}
 	return "unknown"
 }

@@ -77,6 +77,7 @@ var rooms = map[string]room{
 	"bench/lab":                     {floor: 8, tests: true, note: "runs the real server from outside, for experiments and the crash harness"},
 	"bench/fleet":                   {floor: 8, tests: true, note: "makes installations of many tenants, for experiments"},
 	"bench/tenants":                 {floor: 9, tests: true, note: "the command that measures many tenants"},
+	"bench/live":                    {floor: 9, tests: true, note: "the command that measures WebSockets"},
 	"bench/migrate":                 {floor: 9, tests: true, note: "the command that measures fleet migrations"},
 	"bench":                         {floor: 9, tests: true, note: "the command that measures"},
 	"bench/locomo":                  {floor: 9, tests: true, note: "the command that replays a long conversation and searches it"},

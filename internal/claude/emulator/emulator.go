@@ -19,6 +19,7 @@ type Options struct {
 	FirstDelay time.Duration     // before the first event of a stream
 	PieceDelay time.Duration     // between two deltas
 	PieceRunes int               // longest piece of text; default 7
+	Even       bool              // all pieces but the last are as long as the longest
 	Limits     Limits            // zero values mean the recorded sample limits
 	Binding    string            // what a thinking block behind another prefix meets: "error" (default) or "drop_block"
 	Secret     []byte            // signs thinking; default: a fixed one

@@ -188,12 +188,16 @@ func (w *wire) block(index int, raw json.RawMessage) {
 	}
 }
 
-// split cuts text into short pieces, within words but never within a character.
+// split cuts text into short pieces, of many lengths unless they are to be even, within words but never within a character.
 func (w *wire) split(text string) []string {
 	var out []string
 	runes := []rune(text)
 	for i := 0; len(runes) > 0; i++ {
-		n := min(len(runes), 1+(i*5+2)%w.opts.PieceRunes)
+		n := 1 + (i*5+2)%w.opts.PieceRunes
+		if w.opts.Even {
+			n = w.opts.PieceRunes
+		}
+		n = min(n, len(runes))
 		out = append(out, string(runes[:n]))
 		runes = runes[n:]
 	}
