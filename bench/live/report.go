@@ -1,28 +1,14 @@
 package main
 
 import (
-	"fmt"
-	"io"
-	"math"
 	"slices"
-	"strings"
 	"time"
+
+	"claude-memory-backend/bench/lab"
 )
 
 // table is the lines of one table of the report.
-type table struct{ out io.Writer }
-
-func (t table) head(title string, columns ...string) {
-	fmt.Fprintf(t.out, "\n### %s\n\n| %s |\n|---|%s\n", title, strings.Join(columns, " | "), strings.Repeat("--:|", len(columns)-1))
-}
-
-func (t table) row(cells ...any) {
-	parts := make([]string, len(cells))
-	for i, c := range cells {
-		parts[i] = fmt.Sprint(c)
-	}
-	fmt.Fprintf(t.out, "| %s |\n", strings.Join(parts, " | "))
-}
+type table struct{ lab.Table }
 
 // compare gives the ratios between paired rounds: the median of all, with the extremes.
 func (t table) compare(what string, rounds, base []scene, of func(scene) time.Duration) {
@@ -33,7 +19,7 @@ func (t table) compare(what string, rounds, base []scene, of func(scene) time.Du
 		a, z = append(a, x), append(z, y)
 		ratios = append(ratios, float64(x)/float64(max(1, y)))
 	}
-	t.ratios(what, ratios, short(quantile(a, 0.5)), short(quantile(z, 0.5)))
+	t.ratios(what, ratios, lab.Short(lab.Quantile(a, 0.5)), lab.Short(lab.Quantile(z, 0.5)))
 }
 
 // ratios gives the median, the extremes, and whatever else belongs to the row.
@@ -42,7 +28,7 @@ func (t table) ratios(what string, r []float64, more ...any) {
 		return
 	}
 	r = slices.Sorted(slices.Values(r))
-	t.row(append([]any{what, "**" + figure(middle(r)) + "**", figure(r[0]), figure(r[len(r)-1])}, more...)...)
+	t.Row(append([]any{what, "**" + lab.Figure(middle(r)) + "**", lab.Figure(r[0]), lab.Figure(r[len(r)-1])}, more...)...)
 }
 
 // middle is the median of numbers.
@@ -53,22 +39,3 @@ func middle(v []float64) float64 {
 	}
 	return (v[len(v)/2] + v[(len(v)-1)/2]) / 2
 }
-
-func quantile(d []time.Duration, q float64) time.Duration {
-	if len(d) == 0 {
-		return 0
-	}
-	return slices.Sorted(slices.Values(d))[min(len(d)-1, int(q*float64(len(d))))]
-}
-
-func short(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
-
-// figure has two or three digits that say something.
-func figure(v float64) string {
-	if v >= 10 {
-		return fmt.Sprint(math.Round(v))
-	}
-	return fmt.Sprintf("%.2f", v)
-}
-
-func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }

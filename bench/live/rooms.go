@@ -246,8 +246,8 @@ func (b *bench) deliveries(ctx context.Context) (err error) {
 	}
 	defer bare.server.Kill()
 	defer bare.close()
-	t := table{b.out}
-	t.head(fmt.Sprintf("%d idle connections in rooms of %d", b.conns, roomSize), "process", "resident before", "then", "for a connection")
+	t := table{lab.Table{Out: b.out}}
+	t.Head(fmt.Sprintf("%d idle connections in rooms of %d", b.conns, roomSize), "process", "resident before", "then", "for a connection")
 	var each [2]int64
 	for i, s := range []*side{server, bare} {
 		before, after, err := b.weigh(ctx, s, b.conns)
@@ -255,10 +255,10 @@ func (b *bench) deliveries(ctx context.Context) (err error) {
 			return err
 		}
 		each[i] = (after - before) / int64(b.conns)
-		t.row(s.name, mib(before), mib(after), fmt.Sprintf("%.1f KiB", float64(each[i])/1024))
+		t.Row(s.name, lab.MiB(before), lab.MiB(after), fmt.Sprintf("%.1f KiB", float64(each[i])/1024))
 	}
-	t.row("the server more than the hub", "", "", fmt.Sprintf("%.1f KiB", float64(each[0]-each[1])/1024))
-	t.head("Deliveries, the server against the hub", "who speaks", "a second, ratio", "lowest", "highest", "server", "hub", "processor for one, server", "hub")
+	t.Row("the server more than the hub", "", "", fmt.Sprintf("%.1f KiB", float64(each[0]-each[1])/1024))
+	t.Head("Deliveries, the server against the hub", "who speaks", "a second, ratio", "lowest", "highest", "server", "hub", "processor for one, server", "hub")
 	for _, speakers := range []int32{1, roomSize} {
 		var got [2][]pace
 		for i := range b.rounds {
@@ -282,11 +282,11 @@ func (b *bench) deliveries(ctx context.Context) (err error) {
 			costs[0], costs[1] = append(costs[0], got[0][i].cost), append(costs[1], got[1][i].cost)
 		}
 		t.ratios(map[int32]string{1: "one of ten", roomSize: "all in turn"}[speakers], ratios, fmt.Sprintf("%.0f", middle(a)), fmt.Sprintf("%.0f", middle(z)),
-			quantile(costs[0], 0.5).Round(100*time.Nanosecond), quantile(costs[1], 0.5).Round(100*time.Nanosecond))
+			lab.Quantile(costs[0], 0.5).Round(100*time.Nanosecond), lab.Quantile(costs[1], 0.5).Round(100*time.Nanosecond))
 	}
-	t.head("After all that", "process", "resident")
+	t.Head("After all that", "process", "resident")
 	for _, s := range []*side{server, bare} {
-		t.row(s.name, mib(lab.Resident(s.server.PID())))
+		t.Row(s.name, lab.MiB(lab.Resident(s.server.PID())))
 	}
 	return nil
 }
@@ -307,25 +307,25 @@ func (b *bench) crowded(ctx context.Context) (err error) {
 	took := time.Since(begun) - b.idle
 	c := lab.Dial(s.server.URL, 1)
 	defer c.Close()
-	t := table{b.out}
-	t.head(fmt.Sprintf("%d idle connections in rooms of %d", b.crowd, roomSize), "what", "figure")
-	t.row("resident before, then", mib(before)+", "+mib(after))
+	t := table{lab.Table{Out: b.out}}
+	t.Head(fmt.Sprintf("%d idle connections in rooms of %d", b.crowd, roomSize), "what", "figure")
+	t.Row("resident before, then", lab.MiB(before)+", "+lab.MiB(after))
 	open, err := metric(ctx, c, "memoryd_tenants_open")
 	if err != nil {
 		return err
 	}
-	t.row("tenants open then, whose memory was there before", open)
-	t.row("for a connection", fmt.Sprintf("%.1f KiB", float64(after-before)/float64(b.crowd)/1024))
+	t.Row("tenants open then, whose memory was there before", open)
+	t.Row("for a connection", fmt.Sprintf("%.1f KiB", float64(after-before)/float64(b.crowd)/1024))
 	for _, m := range []struct{ what, name string }{{"heap in use", "go_memstats_heap_inuse_bytes"}, {"stacks", "go_memstats_stack_inuse_bytes"}} {
 		n, err := metric(ctx, c, m.name)
 		if err != nil {
 			return err
 		}
-		t.row(m.what, mib(int64(n)))
+		t.Row(m.what, lab.MiB(int64(n)))
 	}
 	used := lab.Processor(s.server.PID())
 	pause(b.round)
-	t.row("processor that they take, of one core", fmt.Sprintf("%.1f %%", 100*(lab.Processor(s.server.PID())-used).Seconds()/b.round.Seconds()))
-	t.row("opened and joined", fmt.Sprintf("%.0f a second", float64(b.crowd)/took.Seconds()))
+	t.Row("processor that they take, of one core", fmt.Sprintf("%.1f %%", 100*(lab.Processor(s.server.PID())-used).Seconds()/b.round.Seconds()))
+	t.Row("opened and joined", fmt.Sprintf("%.0f a second", float64(b.crowd)/took.Seconds()))
 	return s.failure()
 }

@@ -296,7 +296,7 @@ func (s *stage) play(ctx context.Context, stall bool) (sc scene, err error) {
 		delays, r.delays = append(delays, r.delays...), nil
 		r.mu.Unlock()
 	}
-	sc = scene{median: quantile(delays, 0.5), tail: quantile(delays, 0.99), deliveries: len(delays), resident: watch.resident, codes: map[int]int{}}
+	sc = scene{median: lab.Quantile(delays, 0.5), tail: lab.Quantile(delays, 0.99), deliveries: len(delays), resident: watch.resident, codes: map[int]int{}}
 	sc.left, sc.cut = watch.times()
 	for i := 0; i < len(stallers); i += 2 {
 		sc.codes[stallers[i].code]++
@@ -431,9 +431,9 @@ func (w *watcher) times() (left, cut []time.Duration) {
 }
 
 func (s *stage) report(before int64, quiet, loud []scene) {
-	t := table{s.b.out}
+	t := table{lab.Table{Out: s.b.out}}
 	n := s.b.readers
-	t.head(fmt.Sprintf("%d that stall beside %d that read, in %d rooms", n, n, len(s.rooms)), "what", "ratio", "lowest", "highest", "with", "without")
+	t.Head(fmt.Sprintf("%d that stall beside %d that read, in %d rooms", n, n, len(s.rooms)), "what", "ratio", "lowest", "highest", "with", "without")
 	t.compare("delay of a piece, median", loud, quiet, func(s scene) time.Duration { return s.median })
 	t.compare("delay of a piece, 99 %", loud, quiet, func(s scene) time.Duration { return s.tail })
 	var left, cut []time.Duration
@@ -449,13 +449,13 @@ func (s *stage) report(before int64, quiet, loud []scene) {
 			codes[code] += n
 		}
 	}
-	t.head("The stalled ones", "what", "figure")
-	t.row("deliveries to those that read, that count", deliveries)
-	t.row("server, resident: before; at most without; with", mib(before)+", "+mib(mostQuiet)+", "+mib(most))
-	t.row("taken out by the server", fmt.Sprintf("%d of %d", dropped, n*len(loud)))
-	t.row("from a full buffer until then: median, 99 %, longest", fmt.Sprintf("%v, %v, %v", short(quantile(left, 0.5)), short(quantile(left, 0.99)), short(quantile(left, 1))))
-	t.row("from a full buffer until the connection is no more, if nobody reads: median, 99 %, longest", fmt.Sprintf("%v, %v, %v", short(quantile(cut, 0.5)), short(quantile(cut, 0.99)), short(quantile(cut, 1))))
+	t.Head("The stalled ones", "what", "figure")
+	t.Row("deliveries to those that read, that count", deliveries)
+	t.Row("server, resident: before; at most without; with", lab.MiB(before)+", "+lab.MiB(mostQuiet)+", "+lab.MiB(most))
+	t.Row("taken out by the server", fmt.Sprintf("%d of %d", dropped, n*len(loud)))
+	t.Row("from a full buffer until then: median, 99 %, longest", fmt.Sprintf("%v, %v, %v", lab.Short(lab.Quantile(left, 0.5)), lab.Short(lab.Quantile(left, 0.99)), lab.Short(lab.Quantile(left, 1))))
+	t.Row("from a full buffer until the connection is no more, if nobody reads: median, 99 %, longest", fmt.Sprintf("%v, %v, %v", lab.Short(lab.Quantile(cut, 0.5)), lab.Short(lab.Quantile(cut, 0.99)), lab.Short(lab.Quantile(cut, 1))))
 	for _, code := range slices.Sorted(maps.Keys(codes)) {
-		t.row(fmt.Sprintf("close code %d, of the half that reads on when all are taken out (0: none)", code), codes[code])
+		t.Row(fmt.Sprintf("close code %d, of the half that reads on when all are taken out (0: none)", code), codes[code])
 	}
 }

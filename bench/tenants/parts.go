@@ -16,8 +16,8 @@ import (
 // memory looks at what known, open and closed tenants hold. The collector runs often, so that what a process holds is
 // what it needs; requests are limited, so that what that remembers counts.
 func (b *bench) memory(ctx context.Context) error {
-	t := table{b.out}
-	t.head("Memory and descriptors", "what", "figure")
+	t := table{lab.Table{Out: b.out}}
+	t.Head("Memory and descriptors", "what", "figure")
 	if err := b.known(ctx, t); err != nil {
 		return err
 	}
@@ -50,9 +50,9 @@ func (b *bench) known(ctx context.Context, t table) (err error) {
 		}
 		took := time.Since(begun)
 		if after, err = live(ctx, c.client); err == nil && visited > b.few {
-			t.row("cold visits, one after another", fmt.Sprintf("%.0f a second", float64(visited)/took.Seconds()))
-			t.row("opening one, when nothing else is asked: median, 95 %, 99 %", spread(waits))
-			t.row("descriptors, at most", fmt.Sprintf("%d of %s", descriptors(server.PID()), limitOfDescriptors(server.PID())))
+			t.Row("cold visits, one after another", fmt.Sprintf("%.0f a second", float64(visited)/took.Seconds()))
+			t.Row("opening one, when nothing else is asked: median, 95 %, 99 %", spread(waits))
+			t.Row("descriptors, at most", fmt.Sprintf("%d of %s", descriptors(server.PID()), limitOfDescriptors(server.PID())))
 		}
 		return before, after, err
 	}
@@ -64,11 +64,11 @@ func (b *bench) known(ctx context.Context, t table) (err error) {
 	if err != nil {
 		return err
 	}
-	t.row(fmt.Sprintf("heap in use, %d tenants, all visited", b.few), mib(alone))
-	t.row(fmt.Sprintf("heap in use, %d tenants, %d visited", b.tenants, b.few), mib(before))
-	t.row(fmt.Sprintf("heap in use, %d tenants, all visited, %d open", b.tenants, b.few), mib(after))
-	t.row("a tenant that nobody visited", fmt.Sprintf("%d bytes", (before-alone)/int64(b.tenants-b.few)))
-	t.row("a tenant that was visited and is closed", fmt.Sprintf("%d bytes", (after-before)/int64(b.tenants-b.few)))
+	t.Row(fmt.Sprintf("heap in use, %d tenants, all visited", b.few), lab.MiB(alone))
+	t.Row(fmt.Sprintf("heap in use, %d tenants, %d visited", b.tenants, b.few), lab.MiB(before))
+	t.Row(fmt.Sprintf("heap in use, %d tenants, all visited, %d open", b.tenants, b.few), lab.MiB(after))
+	t.Row("a tenant that nobody visited", fmt.Sprintf("%d bytes", (before-alone)/int64(b.tenants-b.few)))
+	t.Row("a tenant that was visited and is closed", fmt.Sprintf("%d bytes", (after-before)/int64(b.tenants-b.few)))
 	return nil
 }
 
@@ -104,9 +104,9 @@ func (b *bench) opened(ctx context.Context, t table) (err error) {
 		}
 		open = int(now)
 	}
-	t.row(fmt.Sprintf("resident, %d open", open), mib(lab.Resident(server.PID())))
-	t.row("an open tenant that was looked at", fmt.Sprintf("%d KiB", (lab.Resident(server.PID())-before)/int64(max(1, open-first))>>10))
-	t.row("descriptors then", fmt.Sprintf("%d of %s", descriptors(server.PID()), limitOfDescriptors(server.PID())))
+	t.Row(fmt.Sprintf("resident, %d open", open), lab.MiB(lab.Resident(server.PID())))
+	t.Row("an open tenant that was looked at", fmt.Sprintf("%d KiB", (lab.Resident(server.PID())-before)/int64(max(1, open-first))>>10))
+	t.Row("descriptors then", fmt.Sprintf("%d of %s", descriptors(server.PID()), limitOfDescriptors(server.PID())))
 	return nil
 }
 
@@ -144,7 +144,7 @@ func (b *bench) compare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	t := table{b.out}
+	t := table{lab.Table{Out: b.out}}
 	t.comparison(fmt.Sprintf("Requests that meet an open tenant: %d tenants against %d", b.tenants, b.few), "many", "few")
 	for _, w := range usual {
 		t.compare(w.what, roundsMany, roundsFew, w.in)
@@ -160,14 +160,14 @@ func (b *bench) compare(ctx context.Context) (err error) {
 			}
 		}
 	}
-	t.head("Visits to closed tenants", "what", "figure")
-	t.row("of all visits", fmt.Sprintf("%.1f %%", 100*float64(len(waits))/float64(max(1, visits))))
-	t.row("what the opening added: median, 95 %, 99 %", spread(waits))
-	t.row("the whole request: median, 95 %, 99 %", spread(whole))
-	t.row("tenants open at once, at most", open)
-	t.row("descriptors of the server with many, at most", fmt.Sprintf("%d of %s", most, limitOfDescriptors(many.PID())))
-	t.row("resident, with many and with few", mib(lab.Resident(many.PID()))+", "+mib(lab.Resident(few.PID())))
-	t.row("visits sent late by the driver: median, 95 %, 99 %", spread(lateness))
+	t.Head("Visits to closed tenants", "what", "figure")
+	t.Row("of all visits", fmt.Sprintf("%.1f %%", 100*float64(len(waits))/float64(max(1, visits))))
+	t.Row("what the opening added: median, 95 %, 99 %", spread(waits))
+	t.Row("the whole request: median, 95 %, 99 %", spread(whole))
+	t.Row("tenants open at once, at most", open)
+	t.Row("descriptors of the server with many, at most", fmt.Sprintf("%d of %s", most, limitOfDescriptors(many.PID())))
+	t.Row("resident, with many and with few", lab.MiB(lab.Resident(many.PID()))+", "+lab.MiB(lab.Resident(few.PID())))
+	t.Row("visits sent late by the driver: median, 95 %, 99 %", spread(lateness))
 	return nil
 }
 
@@ -239,7 +239,7 @@ func (b *bench) neighbour(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	t := table{b.out}
+	t := table{lab.Table{Out: b.out}}
 	t.comparison(fmt.Sprintf("%d tenants while another one does all it may, against quiet", crew), "noise", "quiet")
 	for _, w := range usual {
 		t.compare(w.what, noise, quiet, w.in)

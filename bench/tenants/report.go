@@ -2,34 +2,22 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"claude-memory-backend/bench/lab"
 )
 
 // table is the lines of one table of the report.
-type table struct{ out io.Writer }
-
-func (t table) head(title string, columns ...string) {
-	fmt.Fprintf(t.out, "\n### %s\n\n| %s |\n|---|%s\n", title, strings.Join(columns, " | "), strings.Repeat("--:|", len(columns)-1))
-}
-
-func (t table) row(cells ...any) {
-	parts := make([]string, len(cells))
-	for i, c := range cells {
-		parts[i] = fmt.Sprint(c)
-	}
-	fmt.Fprintf(t.out, "| %s |\n", strings.Join(parts, " | "))
-}
+type table struct{ lab.Table }
 
 // comparison begins a table of ratios.
 func (t table) comparison(title, what, base string) {
-	t.head(title, "what", "99 %, ratio", "lowest", "highest", "99 % "+what, "99 % "+base, "median, ratio", "median "+what)
+	t.Head(title, "what", "99 %, ratio", "lowest", "highest", "99 % "+what, "99 % "+base, "median, ratio", "median "+what)
 }
 
 // compare gives the ratios between paired rounds: the median of all, with the extremes. The times are medians of the
@@ -42,17 +30,17 @@ func (t table) compare(what string, rounds, base [][]sample, in func(sample) boo
 		if len(a) == 0 || len(b) == 0 {
 			continue
 		}
-		tails = append(tails, float64(quantile(a, 0.99))/float64(quantile(b, 0.99)))
-		middles = append(middles, float64(quantile(a, 0.5))/float64(quantile(b, 0.5)))
-		tail, baseTail, middle = append(tail, quantile(a, 0.99)), append(baseTail, quantile(b, 0.99)), append(middle, quantile(a, 0.5))
+		tails = append(tails, float64(lab.Quantile(a, 0.99))/float64(lab.Quantile(b, 0.99)))
+		middles = append(middles, float64(lab.Quantile(a, 0.5))/float64(lab.Quantile(b, 0.5)))
+		tail, baseTail, middle = append(tail, lab.Quantile(a, 0.99)), append(baseTail, lab.Quantile(b, 0.99)), append(middle, lab.Quantile(a, 0.5))
 	}
 	if len(tails) == 0 {
 		return
 	}
 	slices.Sort(tails)
 	slices.Sort(middles)
-	t.row(what, "**"+figure(tails[len(tails)/2])+"**", figure(tails[0]), figure(tails[len(tails)-1]), short(quantile(tail, 0.5)),
-		short(quantile(baseTail, 0.5)), figure(middles[len(middles)/2]), short(quantile(middle, 0.5)))
+	t.Row(what, "**"+lab.Figure(tails[len(tails)/2])+"**", lab.Figure(tails[0]), lab.Figure(tails[len(tails)-1]), lab.Short(lab.Quantile(tail, 0.5)),
+		lab.Short(lab.Quantile(baseTail, 0.5)), lab.Figure(middles[len(middles)/2]), lab.Short(lab.Quantile(middle, 0.5)))
 }
 
 func times(all []sample, in func(sample) bool) (out []time.Duration) {
@@ -64,28 +52,9 @@ func times(all []sample, in func(sample) bool) (out []time.Duration) {
 	return out
 }
 
-func quantile(d []time.Duration, q float64) time.Duration {
-	if len(d) == 0 {
-		return 0
-	}
-	return slices.Sorted(slices.Values(d))[min(len(d)-1, int(q*float64(len(d))))]
-}
-
 func spread(d []time.Duration) string {
-	return fmt.Sprintf("%v, %v, %v", short(quantile(d, 0.5)), short(quantile(d, 0.95)), short(quantile(d, 0.99)))
+	return fmt.Sprintf("%v, %v, %v", lab.Short(lab.Quantile(d, 0.5)), lab.Short(lab.Quantile(d, 0.95)), lab.Short(lab.Quantile(d, 0.99)))
 }
-
-func short(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
-
-// figure has two or three digits that say something.
-func figure(v float64) string {
-	if v >= 10 {
-		return fmt.Sprint(math.Round(v))
-	}
-	return fmt.Sprintf("%.2f", v)
-}
-
-func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 
 // descriptors is how many files a process holds open.
 func descriptors(pid int) int {
