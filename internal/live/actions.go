@@ -27,15 +27,15 @@ func (c *conn) act(ctx context.Context, f frame) error {
 		c.put(encode("pong", f.ID, nothing{}))
 		return nil
 	case "auth":
-		return c.aside(func() error { return c.auth(ctx, f) })
+		return c.auth(ctx, f)
 	case "join_room":
-		return c.aside(func() error { return c.joinRoom(ctx, f) })
+		return c.joinRoom(ctx, f)
 	case "leave_room":
 		return c.leaveRoom(f)
 	case "typing":
 		return c.tellTyping(ctx, f)
 	case "send_message":
-		return c.aside(func() error { return c.send(ctx, f) })
+		return c.send(ctx, f)
 	case "stop_turn":
 		return c.stop(f)
 	}
@@ -152,11 +152,8 @@ func (c *conn) joined(ctx context.Context, room string) (*seat, error) {
 	if fresh {
 		return s, nil
 	}
-	err := c.aside(func() error {
-		actor, own := c.who()
-		return c.hub.allowed(ctx, actor, own, s.room.tenant, room)
-	})
-	if err != nil {
+	actor, own := c.who()
+	if err := c.hub.allowed(ctx, actor, own, s.room.tenant, room); err != nil {
 		c.deny(room, err)
 		return nil, err
 	}

@@ -25,14 +25,13 @@ import (
 // says it, as long as the kernel has room; what it has no room for is written by a writer, a goroutine while there is
 // such a thing.
 type conn struct {
-	hub    *Hub
-	ws     *websocket.Conn
-	wire   *wire
-	from   account.Origin
-	number uint64 // names it in typing signals
-	pace   *rate.Limiter
-	life   context.Context //nolint:containedctx // ends with the connection; nobody else owns it
-	cut    context.CancelFunc
+	hub  *Hub
+	ws   *websocket.Conn
+	wire *wire
+	from account.Origin
+	pace *rate.Limiter
+	life context.Context //nolint:containedctx // ends with the connection; nobody else owns it
+	cut  context.CancelFunc
 
 	// Of the reader alone.
 	refused int // frames in a row that came too fast
@@ -207,7 +206,7 @@ func (c *conn) finish(e ending) {
 		c.queue, c.waiting = append(c.queue, b), c.waiting+len(b)
 	}
 	c.cut()
-	c.hub.work.Go(func() { c.hub.forget(c, e) })
+	c.hub.work.Go(func() { c.guarded(func() { c.hub.forget(c, e) }) })
 	c.write()
 }
 
@@ -320,7 +319,7 @@ func (c *conn) read() {
 		case !utf8.Valid(raw):
 			c.over(badFrame)
 		default:
-			c.guarded(func() { c.take(raw) }) // once it ends, what comes is only read
+			c.aside(func() { c.take(raw) }) // once it ends, what comes is only read
 			continue
 		}
 		// The writer says goodbye. A connection that is closed with unread bytes loses what was sent last, so they are read.
@@ -381,25 +380,15 @@ func (c *conn) take(raw []byte) {
 	}
 }
 
-// aside does what may ask databases on a stack of its own. A stack that had to grow shrinks late and by little, and the
-// reader keeps its own for as long as the connection lives.
-func (c *conn) aside(do func() error) (err error) {
-	var p any
+// aside does something on a stack of its own, and waits for it. A stack that had to grow shrinks late and by little, and
+// the reader keeps its own for as long as the connection lives: half of what an idle connection holds.
+func (c *conn) aside(do func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer func() {
-			if p = recover(); p != nil {
-				c.hub.panicked(p, "request_id", c.from.RequestID)
-			}
-		}()
-		err = do()
+		c.guarded(do)
 	}()
 	<-done
-	if p != nil {
-		c.over(broken)
-	}
-	return err
 }
 
 // panicked tells the operator of a defect. What the panic says may be what somebody wrote: only where it was is told,

@@ -42,10 +42,20 @@ type room struct {
 	early map[ident.TurnID]bool
 }
 
-// member is a connection in a room. While what it missed is read, what happens is held for it.
+// member is a connection in a room. While what it missed is read, what happens is held for it, up to a bound.
 type member struct {
 	holding bool
 	held    [][]byte
+	size    int  // bytes in held
+	lost    bool // it was too much: whoever joins has to read everything again
+}
+
+func (m *member) hold(b []byte, most int) {
+	if m.lost = m.lost || m.size+len(b) > most; m.lost {
+		m.held, m.size = nil, 0
+		return
+	}
+	m.held, m.size = append(m.held, b), m.size+len(b)
 }
 
 // running is the text so far of a turn that runs in the room.
@@ -116,8 +126,11 @@ func (r *room) begin(ctx context.Context, ws *workspace.Workspace) error {
 		r.mu.Unlock()
 	}
 	r.stop = stop
-	r.sub = r.hub.Bus.Subscribe(roomTopic(r.id), 256)
-	r.hub.work.Go(r.hear)
+	r.sub = r.hub.Bus.Subscribe(roomTopic(r.id), 64)
+	r.hub.work.Go(func() {
+		defer r.sub.Close()
+		r.guarded(r.hear)
+	})
 	r.ask()
 	return nil
 }
@@ -206,12 +219,15 @@ func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, id js
 		r.mu.Unlock()
 		return nil // it has left meanwhile
 	}
+	if m.lost {
+		at, whole, missed, saying = r.at, false, nil, r.saying()
+	}
 	begin := [][]byte{encode("room_joined", id, joinedData{RoomID: r.id, Members: r.people(c), Seq: int64(at)})}
 	if !whole {
 		begin = append(begin, encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}))
 	}
 	c.putAll(slices.Concat(begin, missed, saying, m.held))
-	m.holding, m.held = false, nil
+	*m = member{}
 	r.mu.Unlock()
 	return nil
 }
@@ -283,7 +299,11 @@ func (r *room) missed(ctx context.Context, ws *workspace.Workspace, after *event
 			if !e.Concerns(r.id) {
 				continue
 			}
-			for _, b := range r.rest(ctx, ws, e, nil) {
+			rest, all := r.rest(ctx, ws, e, nil)
+			if !all {
+				return nil, false, nil
+			}
+			for _, b := range rest {
 				add(b)
 			}
 			add(encode("event", nil, r.hub.Words.Event(e, r.id)))
@@ -306,43 +326,70 @@ func ends(e event.Event) bool {
 }
 
 // rest is the end of a turn's text, which comes before the event that says that it ended; nil when nothing is missing, or
-// the event is another one. t is what was told of the turn, nil for nothing.
-func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event, t *running) [][]byte {
+// the event is another one. t is what was told of the turn, nil for nothing. all is false when it could not be read.
+func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event, t *running) (frames [][]byte, all bool) {
 	if r.talk == "" || !ends(e) {
-		return nil
+		return nil, true
 	}
 	x, err := ws.Conversations.Turn(ctx, ident.System(""), r.talk, ident.TurnID(e.Subject))
-	if err != nil || x.Assistant == nil {
-		return nil // deleted since; or the client reads it when it has heard of the end
+	if err != nil {
+		return nil, fault.Is(err, fault.NotFound) // deleted since
+	}
+	if x.Assistant == nil {
+		return nil, true
 	}
 	have := 0
 	if t != nil {
 		have = t.units
 	}
-	return r.deltas(ident.TurnID(e.Subject), x.Assistant.ID, have, conversation.TextFrom(x.Assistant.Content, have))
+	return r.deltas(ident.TurnID(e.Subject), x.Assistant.ID, have, conversation.TextFrom(x.Assistant.Content, have)), true
 }
 
 // Tell implements workspace.Listener.
 func (r *room) Tell(ctx context.Context, ws *workspace.Workspace, events []event.Event) {
-	again := false
-	for _, e := range events {
-		// Not only what they name may be gone, or closed to some.
-		again = again || e.Type == "project.deleted" || e.Type == "conversation.moved" || strings.HasPrefix(e.Type, "data.")
-		if e.Concerns(r.id) {
-			r.tell(ctx, ws, e)
+	r.guarded(func() {
+		again := false
+		for _, e := range events {
+			// Not only what they name may be gone, or closed to some.
+			again = again || e.Type == "project.deleted" || e.Type == "conversation.moved" || strings.HasPrefix(e.Type, "data.")
+			if e.Concerns(r.id) {
+				r.tell(ctx, ws, e)
+			}
 		}
-	}
-	if again {
-		r.recheck()
-	}
+		if again {
+			r.recheck()
+		}
+		r.mu.Lock()
+		r.at = events[len(events)-1].Seq
+		r.mu.Unlock()
+	})
+}
+
+// guarded does something for the room. Should that panic, what its members know is worth nothing: their connections end,
+// and nothing else does. It must not hold r.mu without a deferred Unlock where anything can go wrong.
+func (r *room) guarded(do func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.hub.panicked(p)
+			for _, c := range r.everyone() {
+				c.over(broken)
+			}
+		}
+	}()
+	do()
+}
+
+// everyone is who is in the room on this node.
+func (r *room) everyone() []*conn {
 	r.mu.Lock()
-	r.at = events[len(events)-1].Seq
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.members))
 }
 
 func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event) {
 	turn := ident.TurnID(e.Subject)
 	var rest [][]byte
+	all := true
 	if ends(e) && r.talk != "" {
 		r.mu.Lock()
 		t := r.turns[turn]
@@ -354,7 +401,11 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 			r.early[turn] = true
 		}
 		r.mu.Unlock()
-		rest = r.rest(ctx, ws, e, t)
+		rest, all = r.rest(ctx, ws, e, t)
+	}
+	rest = append(rest, encode("event", nil, r.hub.Words.Event(e, r.id)))
+	if !all { // whoever wants the text has to read it
+		rest = append(rest, encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(e.Seq)}))
 	}
 	// In one go: who joins does so before all of it, or after.
 	r.mu.Lock()
@@ -364,7 +415,6 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 	for _, b := range rest {
 		r.broadcast(b, nil)
 	}
-	r.broadcast(encode("event", nil, r.hub.Words.Event(e, r.id)), nil)
 	r.at = e.Seq
 	if e.Type == "turn.started" && r.talk != "" {
 		var data struct {
@@ -403,13 +453,13 @@ func (r *room) Lost(at event.Seq) {
 	r.recheck()
 }
 
-// broadcast sends a frame to every member but one. The caller has r.mu.
+// broadcast sends a frame to every member but some. The caller has r.mu.
 func (r *room) broadcast(b []byte, but func(*conn) bool) {
 	for c, m := range r.members {
 		switch {
 		case but != nil && but(c):
 		case m.holding:
-			m.held = append(m.held, b)
+			m.hold(b, r.hub.MaxWaiting)
 		default:
 			c.put(b)
 		}
@@ -418,10 +468,7 @@ func (r *room) broadcast(b []byte, but func(*conn) bool) {
 
 // recheck looks again whether the members may be here.
 func (r *room) recheck() {
-	r.mu.Lock()
-	list := slices.Collect(maps.Keys(r.members))
-	r.mu.Unlock()
-	for _, c := range list {
+	for _, c := range r.everyone() {
 		r.hub.look(c)
 	}
 }
@@ -438,22 +485,27 @@ func (r *room) follow(turn ident.TurnID, message ident.MessageID) {
 	r.turns[turn] = t
 	r.hub.work.Go(func() {
 		defer cancel()
-		ws, err := r.hub.Pool.Acquire(ctx, ident.System(""), r.tenant)
-		if err != nil {
-			return // the end of the turn brings all of its text
-		}
-		defer ws.Release()
-		// "0" is the id of the start: what follows is text.
-		err = ws.Conversations.Follow(ctx, ident.System(""), r.talk, turn, "0", func(m conversation.Moment) error {
-			if m.Type != conversation.MomentDelta {
-				return errTold // the log tells of the end
-			}
-			return r.said(turn, t, m)
-		})
-		if err != nil && !errors.Is(err, errTold) && ctx.Err() == nil {
-			r.hub.Log.Warn("turn not followed", "code", fault.CodeOf(err), "turn", turn)
-		}
+		r.guarded(func() { r.listen(ctx, turn, t) })
 	})
+}
+
+// listen tells the members of a turn's text until it ends.
+func (r *room) listen(ctx context.Context, turn ident.TurnID, t *running) {
+	ws, err := r.hub.Pool.Acquire(ctx, ident.System(""), r.tenant)
+	if err != nil {
+		return // the end of the turn brings all of its text
+	}
+	defer ws.Release()
+	// "0" is the id of the start: what follows is text.
+	err = ws.Conversations.Follow(ctx, ident.System(""), r.talk, turn, "0", func(m conversation.Moment) error {
+		if m.Type != conversation.MomentDelta {
+			return errTold // the log tells of the end
+		}
+		return r.said(turn, t, m)
+	})
+	if err != nil && !errors.Is(err, errTold) && ctx.Err() == nil {
+		r.hub.Log.Warn("turn not followed", "code", fault.CodeOf(err), "turn", turn)
+	}
 }
 
 // said tells of a piece of text.
