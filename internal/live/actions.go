@@ -353,7 +353,7 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 	}
 	if err := s.room.join(ctx, ws, c, f.ID, after); err != nil {
 		if c.leave(in.RoomID) && !fresh { // it was there before
-			c.put(encode("room_left", nil, leftData{RoomID: in.RoomID, Reason: fault.CodeOf(err)}))
+			c.put(encode("room_left", nil, leftData{RoomID: in.RoomID, Reason: fault.CodeOf(timely(ctx, err))}))
 		}
 		return err
 	}

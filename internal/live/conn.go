@@ -217,8 +217,11 @@ func (c *conn) over(e ending) {
 	c.finish(e)
 }
 
-// parting is how long a reader that was too slow has to answer the close frame before the connection is cut.
-const parting = 500 * time.Millisecond
+const (
+	parting  = 500 * time.Millisecond // how long a reader that was too slow has to answer the close frame before the connection is cut
+	keepTime = 10 * time.Second       // how long the kernel may offer it the close frame after that
+	overfull = 128 << 10              // bytes, generously, by which Linux fills a buffer over its bound: a segment that it has begun
+)
 
 // part says goodbye, after what has to come before it where somebody did not read in time. Whoever does not answer is left.
 //
@@ -232,7 +235,8 @@ func (c *conn) part(rest []byte) {
 	if e != gone {
 		b := slices.Concat(rest, goodbye(e.code, e.name))
 		if rest != nil {
-			c.wire.room(4*c.hub.SendBuffer + 2*len(b))
+			c.wire.room(4*c.hub.SendBuffer + overfull + 2*len(b))
+			c.wire.keep(keepTime)
 			if least := time.Now().Add(min(parting, c.hub.Linger)); until.Before(least) {
 				until = least
 			}
@@ -370,14 +374,20 @@ func (c *conn) take(raw []byte) {
 		if c.life.Err() != nil {
 			return
 		}
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			err = fault.New(fault.Unavailable, "live", "timed_out", "the server gave up: it took too long").With(err)
-		}
+		err = timely(ctx, err)
 		if fault.Is(err, fault.Internal) {
 			c.hub.Log.Error("frame failed", "type", known(f.Type), "code", fault.CodeOf(err), "error", err.Error(), "request_id", c.from.RequestID)
 		}
 		c.put(refusal(f.ID, err))
 	}
+}
+
+// timely says so where an error is that time was up.
+func timely(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fault.New(fault.Unavailable, "live", "timed_out", "the server gave up: it took too long").With(err)
+	}
+	return err
 }
 
 // aside does something on a stack of its own, and waits for it. A stack that had to grow shrinks late and by little, and
