@@ -53,8 +53,9 @@ type reader struct {
 // staller is in a room and reads nothing.
 type staller struct {
 	*socket
-	waits        int64 // bytes that the server's side holds for it
-	filled, gone time.Time
+	waits        int64     // bytes that the server's side holds for it
+	grew         time.Time // when they last became more: that was the goodbye, for which the server makes room
+	filled, gone time.Time // when they did so before that, and when the connection was no more
 	code         int
 }
 
@@ -396,9 +397,8 @@ func look(at map[string]*staller, port int) {
 		st := at[f[2]]
 		there[st] = true
 		waits, _, _ := strings.Cut(f[4], ":")
-		// What comes when it was full for a second is the goodbye, for which the server makes room.
-		if n, err := strconv.ParseInt(waits, 16, 64); err == nil && n > st.waits && (st.filled.IsZero() || now.Sub(st.filled) < time.Second) {
-			st.waits, st.filled = n, now
+		if n, err := strconv.ParseInt(waits, 16, 64); err == nil && n > st.waits {
+			st.waits, st.filled, st.grew = n, st.grew, now
 		}
 	}
 	for _, st := range at {

@@ -219,7 +219,7 @@ func (c *conn) over(e ending) {
 
 const (
 	parting  = 500 * time.Millisecond // how long a reader that was too slow has to answer the close frame before the connection is cut
-	keepTime = 10 * time.Second       // how long the kernel may offer it the close frame after that
+	keepTime = 30 * time.Second       // how long the kernel may offer it the close frame after that
 	overfull = 128 << 10              // bytes, generously, by which Linux fills a buffer over its bound: a segment that it has begun
 )
 

@@ -207,7 +207,7 @@ func TestTooMuchHappensWhileJoining(t *testing.T) {
 	w := &words{}
 	h := newHouse(t, func(c *live.Config) { w.Words, c.Words, c.MaxWaiting = c.Words, w, 4<<10 })
 	ada := h.user("ada")
-	conv := ada.make("/conversations", map[string]any{})
+	conv := ada.make("/conversations", map[string]any{"title": "Night watch"})
 	say := func() {
 		ada.call(0, "POST", "/api/v1/conversations/"+conv+"/messages", map[string]any{"content": "x", "reply": false}, 201, nil)
 	}
