@@ -173,3 +173,37 @@ func TestFeedsTellOfAnotherLog(t *testing.T) {
 	h.write(t, me)
 	e.until(t, func() bool { return len(e.seqs) == 1 && e.seqs[0] == 4 })
 }
+
+// stubborn holds its tenant's feed up.
+type stubborn struct{ reached, on chan struct{} }
+
+func (s *stubborn) Tell(context.Context, *Workspace, []event.Event) {
+	close(s.reached)
+	<-s.on
+}
+
+func (*stubborn) Lost(event.Seq) {}
+
+func TestFeedsKeepNobodyWhoHasGone(t *testing.T) {
+	h := newHouse(t)
+	feeds := NewFeeds(h.pool, time.Hour)
+	defer feeds.Close()
+	me := h.newTenant()
+	s := &stubborn{reached: make(chan struct{}), on: make(chan struct{})}
+	_, leave, err := feeds.Listen(t.Context(), me.ID, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leave()
+	defer close(s.on)
+	h.write(t, me)
+	<-s.reached
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := feeds.Listen(gone, me.ID, newEar()); !fault.Is(err, fault.Canceled) {
+		t.Errorf("who wants to listen: %v", err)
+	}
+	if err := feeds.CatchUp(gone, me.ID); !fault.Is(err, fault.Canceled) {
+		t.Errorf("who wants to catch up: %v", err)
+	}
+}
