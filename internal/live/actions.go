@@ -3,6 +3,7 @@ package live
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,15 +27,15 @@ func (c *conn) act(ctx context.Context, f frame) error {
 		c.put(encode("pong", f.ID, nothing{}))
 		return nil
 	case "auth":
-		return c.auth(ctx, f)
+		return c.aside(func() error { return c.auth(ctx, f) })
 	case "join_room":
-		return c.joinRoom(ctx, f)
+		return c.aside(func() error { return c.joinRoom(ctx, f) })
 	case "leave_room":
 		return c.leaveRoom(f)
 	case "typing":
 		return c.tellTyping(ctx, f)
 	case "send_message":
-		return c.send(ctx, f)
+		return c.aside(func() error { return c.send(ctx, f) })
 	case "stop_turn":
 		return c.stop(f)
 	}
@@ -114,25 +115,24 @@ func (c *conn) leaveRoom(f frame) error {
 func (c *conn) isIn(r *room) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.rooms[r.id] == r
+	s := c.seat(r.id)
+	return s != nil && s.room == r
 }
 
 // leave takes the connection out of a room; false when it was not there.
 func (c *conn) leave(room string) bool {
 	c.mu.Lock()
-	r := c.rooms[room]
-	typed := c.typing[room]
-	delete(c.rooms, room)
-	delete(c.seen, room)
-	delete(c.typing, room)
+	s := c.seat(room)
+	c.seats = slices.DeleteFunc(c.seats, func(other *seat) bool { return other == s })
+	typed := s != nil && s.typing
 	c.mu.Unlock()
-	if r == nil {
+	if s == nil {
 		return false
 	}
 	if typed {
-		r.says(c, false)
+		s.room.says(c, false)
 	}
-	r.leave(c)
+	s.room.leave(c)
 	return true
 }
 
@@ -141,25 +141,29 @@ func notJoined() error {
 }
 
 // joined returns a room that the connection is in, if it may still be.
-func (c *conn) joined(ctx context.Context, room string) (*room, error) {
+func (c *conn) joined(ctx context.Context, room string) (*seat, error) {
 	c.mu.Lock()
-	r, seen := c.rooms[room], c.seen[room]
+	s := c.seat(room)
+	fresh := s != nil && c.hub.Now().Sub(s.seen) < believe
 	c.mu.Unlock()
-	if r == nil {
+	if s == nil {
 		return nil, notJoined()
 	}
-	if c.hub.Now().Sub(seen) < believe {
-		return r, nil
+	if fresh {
+		return s, nil
 	}
-	actor, own := c.who()
-	if err := c.hub.allowed(ctx, actor, own, r.tenant, room); err != nil {
+	err := c.aside(func() error {
+		actor, own := c.who()
+		return c.hub.allowed(ctx, actor, own, s.room.tenant, room)
+	})
+	if err != nil {
 		c.deny(room, err)
 		return nil, err
 	}
 	c.mu.Lock()
-	c.seen[room] = c.hub.Now()
+	s.seen = c.hub.Now()
 	c.mu.Unlock()
-	return r, nil
+	return s, nil
 }
 
 // deny takes the connection out of a room that it may not see any more. A database that is away is no reason.
@@ -182,18 +186,14 @@ func (c *conn) tellTyping(ctx context.Context, f frame) error {
 	if err := f.read(&in); err != nil {
 		return err
 	}
-	r, err := c.joined(ctx, in.RoomID)
+	s, err := c.joined(ctx, in.RoomID)
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
-	if in.IsTyping {
-		c.typing[in.RoomID] = true
-	} else {
-		delete(c.typing, in.RoomID)
-	}
+	s.typing = in.IsTyping
 	c.mu.Unlock()
-	r.says(c, in.IsTyping)
+	s.room.says(c, in.IsTyping)
 	if f.ID != nil {
 		c.put(encode("ack", f.ID, nothing{}))
 	}
@@ -247,7 +247,7 @@ func (c *conn) stop(f frame) error {
 	crowded := c.stops >= maxStops || c.end != nil
 	if !crowded {
 		c.stops++
-		c.hub.work.Go(func() { c.stopNow(f, id, turn) })
+		c.hub.work.Go(func() { c.guarded(func() { c.stopNow(f, id, turn) }) })
 	}
 	c.mu.Unlock()
 	if crowded {
@@ -285,14 +285,11 @@ func (c *conn) stopNow(f frame, id ident.ConversationID, turn ident.TurnID) {
 // roomOf finds the conversation, among the rooms that the connection is in, where a turn runs.
 func (c *conn) roomOf(turn ident.TurnID) string {
 	c.mu.Lock()
-	rooms := make([]*room, 0, len(c.rooms))
-	for _, r := range c.rooms {
-		rooms = append(rooms, r)
-	}
+	seats := slices.Clone(c.seats)
 	c.mu.Unlock()
-	for _, r := range rooms {
-		if r.runs(turn) {
-			return r.id
+	for _, s := range seats {
+		if s.room.runs(turn) {
+			return s.room.id
 		}
 	}
 	return ""
@@ -309,9 +306,9 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		return fault.BadInput(op, "data.after_seq", "must not be negative")
 	}
 	c.mu.Lock()
-	r, full, access := c.rooms[in.RoomID], len(c.rooms) >= c.hub.MaxRooms, c.access
+	s, full, access := c.seat(in.RoomID), len(c.seats) >= c.hub.MaxRooms, c.access
 	c.mu.Unlock()
-	if r == nil && full {
+	if s == nil && full {
 		return fault.New(fault.Conflict, op, "too_many_rooms", "leave a room first: a connection may be in so many only")
 	}
 	ws, _, err := c.enter(ctx, in.RoomID)
@@ -326,26 +323,29 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		return err
 	}
 	defer ws.Release()
-	fresh := r == nil
+	fresh := s == nil
 	if fresh {
-		if r, err = c.hub.open(ctx, in.RoomID, ws); err != nil {
+		s = &seat{}
+		if s.room, err = c.hub.open(ctx, in.RoomID, ws); err != nil {
 			return err
 		}
 	}
 	c.mu.Lock()
 	ended := c.end != nil
-	if !fresh && !ended && c.rooms[in.RoomID] != r {
+	if !fresh && !ended && c.seat(in.RoomID) != s {
 		c.mu.Unlock()
 		return notJoined()
 	}
 	if !ended {
-		c.rooms[in.RoomID], c.seen[in.RoomID] = r, c.hub.Now()
+		if s.seen = c.hub.Now(); fresh {
+			c.seats = append(c.seats, s)
+		}
 	}
 	moved := c.access != access
 	c.mu.Unlock()
 	if ended {
 		if fresh {
-			r.leave(c)
+			s.room.leave(c)
 		}
 		return nil
 	}
@@ -354,8 +354,10 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		seq := event.Seq(*in.AfterSeq)
 		after = &seq
 	}
-	if err := r.join(ctx, ws, c, f.ID, after); err != nil {
-		c.leave(in.RoomID)
+	if err := s.room.join(ctx, ws, c, f.ID, after); err != nil {
+		if c.leave(in.RoomID) && !fresh { // it was there before
+			c.put(encode("room_left", nil, leftData{RoomID: in.RoomID, Reason: fault.CodeOf(err)}))
+		}
 		return err
 	}
 	if moved { // while it joined: what was asked then may not be so any more

@@ -1,12 +1,14 @@
 package live
 
 import (
-	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"net"
-	"net/http"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -19,12 +21,13 @@ import (
 	"claude-memory-backend/internal/ident"
 )
 
-// conn is one connection. Its reader is a goroutine for as long as it lives; its writer is one while there is something
-// to write, since most connections are idle most of the time.
+// conn is one connection. Its reader is a goroutine for as long as it lives. What is said to it goes out at once, by whoever
+// says it, as long as the kernel has room; what it has no room for is written by a writer, a goroutine while there is
+// such a thing.
 type conn struct {
 	hub    *Hub
 	ws     *websocket.Conn
-	wire   net.Conn
+	wire   *wire
 	from   account.Origin
 	number uint64 // names it in typing signals
 	pace   *rate.Limiter
@@ -38,45 +41,43 @@ type conn struct {
 	actor   ident.Actor // zero until it has signed in
 	tenant  ident.TenantID
 	expires time.Time // when it has to have signed in, or renewed that
-	rooms   map[string]*room
-	looking bool   // a look at what it may see waits to begin
-	access  uint64 // grows whenever access has to be looked at again
-	seen    map[string]time.Time
-	typing  map[string]bool
+	seats   []*seat
+	looking bool      // a look at what it may see waits to begin
+	access  uint64    // grows whenever access has to be looked at again
 	check   time.Time // when session and rooms are looked at again, whatever was heard
 
 	queue   [][]byte
-	waiting int       // bytes in queue
-	since   time.Time // when the write under way began; zero: none is
-	writing bool
+	begun   bool // the first of them is the rest of a frame
+	waiting int  // bytes in queue
+	writing bool // a writer is at work
 	end     *ending
-	ping    time.Time
+	until   time.Time     // once it ends: when it is cut, on the system's clock
+	left    chan struct{} // once it ends: closed when the reader has nothing more to read
+	deaf    bool          // the reader has nothing more to read
+	ping    time.Time     // when to ask whether somebody is there, or, while pinging, when to have heard
 	pinging bool
 	busy    bool // the reader works on a frame, so it reads no pong
 	stops   int  // stop_turn frames that are being worked on
 }
 
-// taker hands the network connection over, and keeps it: what the kernel buffers for a slow reader has to be small.
-type taker struct {
-	http.ResponseWriter
-	wire net.Conn
-	size int
+// seat is a room that a connection is in.
+type seat struct {
+	room   *room
+	seen   time.Time // when it was last found that it may be there
+	typing bool
 }
 
-// Hijack implements http.Hijacker.
-func (t *taker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	wire, rw, err := http.NewResponseController(t.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
+// seat finds a room that the connection is in, nil for another one. The caller has c.mu.
+func (c *conn) seat(room string) *seat {
+	for _, s := range c.seats {
+		if s.room.id == room {
+			return s
+		}
 	}
-	t.wire = wire
-	if tcp, ok := wire.(interface{ SetWriteBuffer(bytes int) error }); ok {
-		_ = tcp.SetWriteBuffer(t.size) // what cannot be set is bounded by the time of a write
-	}
-	return wire, rw, nil
+	return nil
 }
 
-// put queues a frame, without waiting. A connection for which too much waits has a reader that is too slow: it ends, and
+// put says a frame, without waiting. A connection for which too much waits has a reader that is too slow: it ends, and
 // nobody else notices.
 func (c *conn) put(b []byte) {
 	c.mu.Lock()
@@ -92,7 +93,7 @@ func (c *conn) put(b []byte) {
 	c.push(b)
 }
 
-// putAll queues what somebody gets who joins: it is bounded by itself, and goes out whole unless too much waits already.
+// putAll says what somebody gets who joins: it is bounded by itself, and goes out whole unless too much waits already.
 func (c *conn) putAll(list [][]byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,8 +108,16 @@ func (c *conn) putAll(list [][]byte) {
 	}
 }
 
-// push queues a frame. The caller has c.mu.
+// push says a frame, now or when there is room for it. The caller has c.mu.
 func (c *conn) push(b []byte) {
+	if !c.writing {
+		n := c.wire.try(b)
+		if n == len(b) {
+			c.hub.meters.out.Inc()
+			return
+		}
+		b, c.begun = b[n:], n > 0
+	}
 	c.queue = append(c.queue, b)
 	c.waiting += len(b)
 	c.write()
@@ -118,7 +127,7 @@ func (c *conn) push(b []byte) {
 func (c *conn) write() {
 	if !c.writing {
 		c.writing = true
-		c.hub.work.Go(c.writer)
+		c.hub.work.Go(func() { c.guarded(c.writer) })
 	}
 }
 
@@ -127,36 +136,48 @@ func (c *conn) writer() {
 	for {
 		c.mu.Lock()
 		if len(c.queue) == 0 {
-			c.since = time.Time{}
 			if c.end == nil {
 				c.writing, c.queue = false, nil
 				_ = c.wire.SetWriteDeadline(time.Time{})
 				c.mu.Unlock()
 				return
 			}
-			e := *c.end
 			c.mu.Unlock()
-			c.close(e) // nobody writes after this
+			c.part(nil) // nobody writes after this
 			return
 		}
-		b := c.queue[0]
-		c.queue[0] = nil
+		b, begun := c.queue[0], c.begun
+		c.queue[0], c.begun = nil, false
 		c.queue = c.queue[1:]
 		c.waiting -= len(b)
-		c.since = c.hub.Now()
-		_ = c.wire.SetWriteDeadline(time.Now().Add(c.hub.WriteTime + c.hub.Linger))
+		until := time.Now().Add(c.hub.WriteTime)
+		if c.end != nil && c.until.Before(until) {
+			until = c.until
+		}
 		c.mu.Unlock()
-		// The context has no end: a write that is given up half-way could be followed by nothing, not even by a close frame.
-		err := c.ws.Write(context.Background(), websocket.MessageText, b)
-		if err != nil {
-			c.mu.Lock()
-			c.queue, c.waiting = nil, 0
+		n, err := c.wire.write(b, until, false)
+		if err == nil {
+			c.hub.meters.out.Inc()
+			continue
+		}
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		c.mu.Lock()
+		if c.queue, c.waiting = nil, 0; late {
+			c.finish(slow)
+		} else {
 			c.finish(gone)
-			c.mu.Unlock()
+		}
+		c.mu.Unlock()
+		if !late {
 			_ = c.ws.CloseNow()
 			return
 		}
-		c.hub.meters.out.Inc()
+		rest := c.end.last()
+		if begun || n > 0 {
+			rest = slices.Concat(b[n:], rest)
+		}
+		c.part(rest)
+		return
 	}
 }
 
@@ -166,10 +187,22 @@ func (c *conn) finish(e ending) {
 	if c.end != nil {
 		return
 	}
-	c.end = &e
-	if e.code == CloseSlow {
-		c.queue, c.waiting = nil, 0
-	} else if e.name != "" {
+	c.end, c.until, c.left = &e, time.Now().Add(c.hub.Linger), make(chan struct{})
+	if c.deaf {
+		close(c.left)
+	}
+	if e.code == CloseSlow || e == gone {
+		kept := 0
+		if c.begun {
+			kept = 1 // it has to come before anything else
+		}
+		c.queue, c.waiting = c.queue[:kept], 0
+		c.until = time.Now().Add(min(parting, c.hub.Linger))
+		if c.wire != nil {
+			_ = c.wire.SetWriteDeadline(time.Now()) // who waits for room waits no longer
+		}
+	}
+	if e.name != "" {
 		b := e.last()
 		c.queue, c.waiting = append(c.queue, b), c.waiting+len(b)
 	}
@@ -185,25 +218,89 @@ func (c *conn) over(e ending) {
 	c.finish(e)
 }
 
-// close says goodbye. Whoever does not answer is left.
-func (c *conn) close(e ending) {
-	if e.code == websocket.StatusNormalClosure && e.name == "" {
-		_ = c.ws.CloseNow()
-		return
+// parting is how long a reader that was too slow has to answer the close frame before the connection is cut.
+const parting = 500 * time.Millisecond
+
+// part says goodbye, after what has to come before it where somebody did not read in time. Whoever does not answer is left.
+//
+// Somebody who reads nothing has a full buffer. It is made larger by what is left to say: the kernel keeps that, and goes
+// on offering it when the connection is gone here, so that who reads on in time learns why. A frame of which more is left
+// than the system lets a buffer grow is cut in the middle, and then nothing can be told any more.
+func (c *conn) part(rest []byte) {
+	c.mu.Lock()
+	e, until, left := *c.end, c.until, c.left
+	c.mu.Unlock()
+	if e != gone {
+		b := slices.Concat(rest, goodbye(e.code, e.name))
+		if rest != nil {
+			c.wire.room(4*c.hub.SendBuffer + 2*len(b))
+			if least := time.Now().Add(min(parting, c.hub.Linger)); until.Before(least) {
+				until = least
+			}
+		}
+		if _, err := c.wire.write(b, until, true); err == nil {
+			late := time.NewTimer(time.Until(until))
+			defer late.Stop()
+			select {
+			case <-left:
+			case <-late.C:
+			}
+		}
 	}
-	// The reader may be in the middle of a frame that never ends, and so may the client.
-	_ = c.wire.SetDeadline(time.Now().Add(c.hub.Linger))
-	_ = c.ws.Close(e.code, e.name)
+	_ = c.ws.CloseNow()
+}
+
+// gotPing answers a ping, as everything is said: without waiting.
+func (c *conn) gotPing(_ context.Context, payload []byte) bool {
+	c.put(control(opPong, payload))
+	return false // the library need not
+}
+
+// gotPong notes that somebody is there.
+func (c *conn) gotPong(context.Context, []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pinging, c.ping = false, c.hub.Now().Add(c.hub.PingEvery)
+}
+
+// pinged asks whether somebody is there when it is time to, and ends the connection if nobody was. The caller has c.mu.
+func (c *conn) pinged(now time.Time) {
+	switch {
+	case now.Before(c.ping):
+	case !c.pinging && !c.busy:
+		c.pinging, c.ping = true, now.Add(c.hub.PongTime)
+		c.push(ping)
+	case c.busy || c.writing:
+		// A reader that works on a frame reads no pongs; and who does not read what is written is slow, not silent.
+		c.pinging, c.ping = false, now.Add(c.hub.PingEvery)
+	default:
+		c.finish(unresponsive)
+	}
+}
+
+var ping = control(opPing, nil)
+
+// guarded does something for the connection. Should that panic, the connection ends, and nothing else does.
+func (c *conn) guarded(do func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.hub.panicked(p, "request_id", c.from.RequestID)
+			c.over(broken)
+		}
+	}()
+	do()
 }
 
 // read takes frames until the connection ends.
 func (c *conn) read() {
-	defer c.over(gone)
 	defer func() {
-		if p := recover(); p != nil {
-			c.hub.Log.Error("panic in a connection", "panic", p, "request_id", c.from.RequestID)
-			c.over(broken)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.deaf = true
+		if c.left != nil {
+			close(c.left)
 		}
+		c.finish(gone)
 	}()
 	for {
 		kind, r, err := c.ws.Reader(context.Background())
@@ -223,7 +320,7 @@ func (c *conn) read() {
 		case !utf8.Valid(raw):
 			c.over(badFrame)
 		default:
-			c.take(raw)
+			c.guarded(func() { c.take(raw) }) // once it ends, what comes is only read
 			continue
 		}
 		// The writer says goodbye. A connection that is closed with unread bytes loses what was sent last, so they are read.
@@ -282,6 +379,37 @@ func (c *conn) take(raw []byte) {
 		}
 		c.put(refusal(f.ID, err))
 	}
+}
+
+// aside does what may ask databases on a stack of its own. A stack that had to grow shrinks late and by little, and the
+// reader keeps its own for as long as the connection lives.
+func (c *conn) aside(do func() error) (err error) {
+	var p any
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if p = recover(); p != nil {
+				c.hub.panicked(p, "request_id", c.from.RequestID)
+			}
+		}()
+		err = do()
+	}()
+	<-done
+	if p != nil {
+		c.over(broken)
+	}
+	return err
+}
+
+// panicked tells the operator of a defect. What the panic says may be what somebody wrote: only where it was is told,
+// and what the runtime found.
+func (h *Hub) panicked(p any, more ...any) {
+	what := fmt.Sprintf("%T", p)
+	if e, ok := p.(runtime.Error); ok {
+		what = e.Error()
+	}
+	h.Log.Error("panic in the live door", append(more, "panic", what, "stack", string(debug.Stack()))...)
 }
 
 // known keeps invented types out of logs.

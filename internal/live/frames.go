@@ -52,9 +52,10 @@ func (f frame) read(into any) error {
 	return nil
 }
 
-// encode writes a frame of the server's.
+// encode writes a frame of the server's, as it goes out.
 func encode(kind string, id json.RawMessage, data any) []byte {
 	var b bytes.Buffer
+	b.Write(make([]byte, headSize))
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	err := e.Encode(struct {
@@ -65,7 +66,7 @@ func encode(kind string, id json.RawMessage, data any) []byte {
 	if err != nil {
 		panic("a frame that cannot be marshalled: " + kind)
 	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+	return framed(opText, bytes.TrimSuffix(b.Bytes(), []byte("\n")))
 }
 
 // What clients send.

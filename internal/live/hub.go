@@ -50,10 +50,11 @@ type Config struct {
 	AuthTime       time.Duration // to send auth, for who came without a ticket (default 5 s)
 	ActionTime     time.Duration // for what one frame asks for (default 15 s)
 	WriteTime      time.Duration // to take one frame (default 2 s)
-	Linger         time.Duration // to take the close frame after that, and to answer it (default 5 s)
+	Linger         time.Duration // to take what is left, and to answer the close frame (default 5 s); a reader that is too slow has half a second
 	PingEvery      time.Duration // default 10 s
 	PongTime       time.Duration // to answer a ping (default 10 s)
 	CheckEvery     time.Duration // session and rooms are looked at again, whatever was heard (default 1 min)
+	CloseTime      time.Duration // what has been told to end has to, before Close returns without it (default 2 s)
 	HereEvery      time.Duration // nodes tell each other who is in their rooms (default 8 s); one that is silent for three times as long is gone
 }
 
@@ -93,6 +94,7 @@ type Hub struct {
 	mu       sync.Mutex
 	closing  bool
 	conns    map[*conn]struct{}
+	parting  map[*conn]struct{} // have ended, and may still read why
 	accounts map[ident.AccountID]*visitor
 	rooms    map[string]*room
 	jobs     map[ident.JobID]*watched
@@ -124,6 +126,7 @@ func New(c Config) *Hub {
 	def(&c.PingEvery, 10*time.Second)
 	def(&c.PongTime, 10*time.Second)
 	def(&c.CheckEvery, time.Minute)
+	def(&c.CloseTime, 2*time.Second)
 	def(&c.HereEvery, 8*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now
@@ -131,7 +134,7 @@ func New(c Config) *Hub {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &Hub{Config: c, conns: make(map[*conn]struct{}), accounts: make(map[ident.AccountID]*visitor),
+	h := &Hub{Config: c, conns: make(map[*conn]struct{}), parting: make(map[*conn]struct{}), accounts: make(map[ident.AccountID]*visitor),
 		rooms: make(map[string]*room), jobs: make(map[ident.JobID]*watched), watchers: make(map[*watcher]struct{}), checks: make(chan struct{}, 16)}
 	h.meters = newMeters(h)
 	h.life, h.end = context.WithCancel(context.Background())
@@ -148,7 +151,7 @@ func def[T int | float64 | time.Duration](v *T, d T) {
 // first frame. An error says why there is no connection; nothing has been written then.
 func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identity, from account.Origin) error {
 	c := &conn{hub: h, from: from, number: h.number.Add(1), pace: rate.NewLimiter(rate.Limit(h.Rate), h.Burst),
-		rooms: make(map[string]*room), seen: make(map[string]time.Time), typing: make(map[string]bool)}
+		writing: true} // there is nothing to write to yet
 	c.life, c.cut = context.WithCancel(h.life)
 	now := h.Now()
 	c.expires, c.ping, c.check = now.Add(h.AuthTime), now.Add(h.PingEvery), now.Add(h.CheckEvery)
@@ -159,7 +162,8 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identi
 	t := &taker{ResponseWriter: w, size: h.SendBuffer}
 	// The origin was checked by whoever called; compression would let a slow reader cost memory, and mixes secrets with
 	// text of others'.
-	ws, err := websocket.Accept(t, r, &websocket.AcceptOptions{InsecureSkipVerify: true, CompressionMode: websocket.CompressionDisabled})
+	ws, err := websocket.Accept(t, r, &websocket.AcceptOptions{InsecureSkipVerify: true, CompressionMode: websocket.CompressionDisabled,
+		OnPingReceived: c.gotPing, OnPongReceived: c.gotPong})
 	if err != nil {
 		h.Log.Warn("connection not taken over", "request_id", from.RequestID)
 		c.mu.Lock()
@@ -171,25 +175,37 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identi
 		return nil // it has been answered
 	}
 	ws.SetReadLimit(-1) // read looks at the size itself, and says so in its own words
-	c.ws, c.wire = ws, t.wire
 	h.mu.Lock()
 	h.conns[c] = struct{}{} // before anything can end it
 	late := h.closing
 	h.mu.Unlock()
-	if who != nil {
-		c.mu.Lock()
-		greeting := c.greeting(nil)
-		c.mu.Unlock()
-		c.put(greeting)
-	}
+	c.begin(ws, t.wire, who != nil)
 	go func() {
 		defer h.work.Done()
+		defer h.part(c)
 		c.read()
 	}()
 	if late {
 		c.over(stopping)
 	}
 	return nil
+}
+
+// begin lets out what has been said meanwhile, and before that who it is.
+func (c *conn) begin(ws *websocket.Conn, w *wire, signedIn bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	early := c.queue
+	c.ws, c.wire, c.writing, c.queue, c.waiting = ws, w, false, nil, 0
+	if signedIn && c.end == nil {
+		c.push(c.greeting(nil))
+	}
+	for _, b := range early {
+		c.push(b)
+	}
+	if c.end != nil {
+		c.write()
+	}
 }
 
 // admit counts the connection, and knows whose it is.
@@ -251,13 +267,18 @@ func (h *Hub) listen(id ident.AccountID, v *visitor) {
 // forget takes a connection that ends out of everything.
 func (h *Hub) forget(c *conn, e ending) {
 	c.mu.Lock()
-	rooms := slices.Collect(maps.Keys(c.rooms))
+	seats := slices.Clone(c.seats)
 	c.mu.Unlock()
-	for _, id := range rooms {
-		c.leave(id)
+	for _, s := range seats {
+		c.leave(s.room.id)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	c.mu.Lock()
+	if !c.deaf && c.wire != nil {
+		h.parting[c] = struct{}{}
+	}
+	c.mu.Unlock()
 	delete(h.conns, c)
 	actor, _ := c.who() // nobody signs in any more who is not among the connections
 	account := actor.Account
@@ -269,6 +290,13 @@ func (h *Hub) forget(c *conn, e ending) {
 		}
 	}
 	h.meters.closed.WithLabelValues(e.label()).Inc()
+}
+
+// part is called when nothing is read from a connection any more.
+func (h *Hub) part(c *conn) {
+	h.mu.Lock()
+	delete(h.parting, c)
+	h.mu.Unlock()
 }
 
 // sweepEvery is how often deadlines of connections are looked at.
@@ -305,11 +333,8 @@ func (h *Hub) sweep() {
 			c.finish(unsigned)
 		case !now.Before(c.expires):
 			c.finish(expired)
-		case !c.since.IsZero() && now.Sub(c.since) > h.WriteTime:
-			c.finish(slow)
-		case !c.pinging && !c.busy && !now.Before(c.ping):
-			c.pinging = true
-			h.work.Go(c.sendPing)
+		default:
+			c.pinged(now)
 		}
 		due := c.end == nil && c.actor.Account != "" && !now.Before(c.check)
 		if due {
@@ -332,21 +357,8 @@ func (h *Hub) all() []*conn {
 	return list
 }
 
-// sendPing asks whether somebody is still there.
-func (c *conn) sendPing() {
-	ctx, cancel := context.WithTimeout(c.life, c.hub.PongTime)
-	defer cancel()
-	err := c.ws.Ping(ctx)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.pinging, c.ping = false, c.hub.Now().Add(c.hub.PingEvery)
-	// A reader that works on a frame reads no pongs; and who does not read what is written is slow, not silent.
-	if err != nil && c.life.Err() == nil && !c.busy && c.since.IsZero() {
-		c.finish(unresponsive)
-	}
-}
-
 // Close ends every connection with a final frame and a code that says to come back, and waits for them until ctx ends.
+// What is not over a moment after that, since somebody hears of no end, is left behind: Close says so and returns.
 func (h *Hub) Close(ctx context.Context) error {
 	h.mu.Lock()
 	h.closing = true
@@ -363,13 +375,33 @@ func (h *Hub) Close(ctx context.Context) error {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		for _, c := range h.all() {
-			_ = c.wire.SetDeadline(time.Now())
-		}
+		h.cutAll()
 	}
 	h.end()
-	<-done
-	return nil
+	late := time.NewTimer(h.CloseTime)
+	defer late.Stop()
+	select {
+	case <-done:
+		return nil
+	case <-late.C:
+		return fault.New(fault.Unavailable, "live.Close", "", "connections were left behind: something that they wait for does not end").With(ctx.Err())
+	}
+}
+
+// cutAll takes their time from all connections, also from those that are only waited for.
+func (h *Hub) cutAll() {
+	list := h.all()
+	h.mu.Lock()
+	list = slices.AppendSeq(list, maps.Keys(h.parting))
+	h.mu.Unlock()
+	for _, c := range list {
+		c.mu.Lock()
+		if c.wire != nil {
+			c.until = time.Now()
+			_ = c.wire.SetDeadline(c.until)
+		}
+		c.mu.Unlock()
+	}
 }
 
 // Stats says how much is going on.

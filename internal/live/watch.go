@@ -117,8 +117,8 @@ func (h *Hub) recheckTenant(id ident.TenantID) {
 	for _, c := range h.all() {
 		c.mu.Lock()
 		concerned := c.tenant == id
-		for _, r := range c.rooms {
-			concerned = concerned || r.tenant == id
+		for _, s := range c.seats {
+			concerned = concerned || s.room.tenant == id
 		}
 		c.mu.Unlock()
 		if concerned {
@@ -149,7 +149,7 @@ func (h *Hub) look(c *conn) {
 			c.mu.Lock()
 			c.looking = false
 			c.mu.Unlock()
-			c.judge()
+			c.guarded(c.judge)
 		case <-c.life.Done():
 		}
 	})
@@ -170,10 +170,11 @@ func (c *conn) judge() {
 		return // or the master is away: the next look tells
 	}
 	c.mu.Lock()
-	rooms, own := maps.Clone(c.rooms), c.tenant
+	seats, own := slices.Clone(c.seats), c.tenant
 	c.mu.Unlock()
-	for id, r := range rooms {
-		err := c.hub.allowed(ctx, actor, own, r.tenant, id)
+	for _, s := range seats {
+		id := s.room.id
+		err := c.hub.allowed(ctx, actor, own, s.room.tenant, id)
 		if err == nil {
 			continue
 		}
