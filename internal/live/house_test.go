@@ -26,6 +26,7 @@ import (
 	"claude-memory-backend/internal/httpapi"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/live"
+	"claude-memory-backend/internal/pgtest"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/workspace"
@@ -86,6 +87,19 @@ func (l *lockedBuffer) String() string {
 // newHouse opens a house with one node; change adapts every hub.
 func newHouse(t testing.TB, change func(*live.Config)) *house {
 	t.Helper()
+	return newHouseAt(t, "", change)
+}
+
+// onBoth runs a test with tenants in SQLite files, and with tenants in PostgreSQL.
+func onBoth(t *testing.T, test func(t *testing.T, address string)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) { test(t, "") })
+	t.Run("postgres", func(t *testing.T) { test(t, pgtest.URL(t)) })
+}
+
+// newHouseAt is newHouse with tenants in the PostgreSQL server at an address, unless that is empty.
+func newHouseAt(t testing.TB, address string, change func(*live.Config)) *house {
+	t.Helper()
 	keys, err := seal.NewKeyring("a master key of more than 32 bytes, for tests only")
 	must(t, err)
 	dir := t.TempDir()
@@ -98,7 +112,15 @@ func newHouse(t testing.TB, change func(*live.Config)) *house {
 	h.store = sqlstore.NewMasterStore(master, func(seq event.Seq) {
 		h.bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
 	})
-	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(dir, "tenants"), Synchronous: "NORMAL", Keys: keys})
+	hosts := map[string]*sqlstore.LazyHost{}
+	if address != "" {
+		lazy, err := sqlstore.NewLazyHost(seal.Secret(address), sqlstore.PostgresHostOptions{MaxConns: 8, RuntimePassword: "of the tests' own login"})
+		must(t, err)
+		t.Cleanup(lazy.Close)
+		hosts["here"] = lazy
+	}
+	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(dir, "tenants"), Synchronous: "NORMAL", Keys: keys,
+		Hosts: hosts})
 	must(t, err)
 	log := slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: h.bus, Default: "scripted", Known: []string{"scripted"},
@@ -143,13 +165,16 @@ func (h *house) addNode(change func(*live.Config)) *node {
 		if err != nil {
 			return httpapi.Workspace{}, err
 		}
-		return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations, Audit: ws.Audit,
-			Events: ws.Events, Tenant: ws.Tenant.ID, Usage: ws.Usage, Release: ws.Release}, nil
+		return httpapi.Workspace{Projects: ws.Projects, Members: ws.Members, Conversations: ws.Conversations, Turns: ws.Conversations,
+			Audit: ws.Audit, Events: ws.Events, Tenant: ws.Tenant.ID, Usage: ws.Usage, Release: ws.Release}, nil
 	}
 	door, err := httpapi.NewServer(httpapi.Config{Version: "1", AllowedOrigins: []string{"https://app.example"}, OnceSecret: secret, QueryToken: true},
 		httpapi.Deps{Accounts: h.accounts, Now: h.now, Log: log, Collectors: hub.Collectors(), Live: hub,
 			Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 				return opened(h.pool.Acquire(ctx, actor, id))
+			},
+			Visit: func(ctx context.Context, actor ident.Actor, subject string) (httpapi.Workspace, error) {
+				return opened(h.pool.Visit(ctx, actor, subject))
 			},
 			Enter: func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (httpapi.Workspace, error) {
 				return opened(h.pool.Enter(ctx, actor, own, subject))

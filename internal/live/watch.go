@@ -80,7 +80,7 @@ func (h *Hub) heard(e event.Event) {
 	}
 	for _, id := range []string{e.Subject, about.Tenant} {
 		if strings.HasPrefix(id, ident.TenantID("").Prefix()) {
-			h.recheckTenant(ident.TenantID(id))
+			h.tenantChanged(ident.TenantID(id), e.Type == workspace.EventUpdated)
 		}
 	}
 }
@@ -106,6 +106,28 @@ func (h *Hub) recheckAll() {
 	for _, c := range h.all() {
 		h.look(c)
 	}
+}
+
+// tenantChanged looks again at those whom a tenant concerns. When it is another one now, as one that was suspended, the pool has
+// to know first, which hears of it in its own time: who is looked at before that would stay.
+func (h *Hub) tenantChanged(id ident.TenantID, other bool) {
+	if !other {
+		h.recheckTenant(id)
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closing {
+		return
+	}
+	h.work.Go(func() {
+		ctx, cancel := context.WithTimeout(h.life, h.ActionTime)
+		defer cancel()
+		if err := h.Pool.Refresh(ctx, id); err != nil && !fault.Is(err, fault.NotFound) && h.life.Err() == nil {
+			h.Log.Warn("tenant not looked at", "code", fault.CodeOf(err), "tenant", id)
+		}
+		h.recheckTenant(id)
+	})
 }
 
 // recheckTenant looks again at whoever is in a room of the tenant, or whose own it is.
