@@ -91,7 +91,7 @@ type scene struct {
 	resident     int64           // at most
 	left         []time.Duration // from a full buffer until the server counted the connection as ended
 	cut          []time.Duration // until the connection was no more
-	codes        map[int]int
+	codes        [2]map[int]int  // of those that read on at once, and of those that do when the connection is no more
 }
 
 // stalled lets readers hear answers with and without others beside them that read nothing.
@@ -296,10 +296,10 @@ func (s *stage) play(ctx context.Context, stall bool) (sc scene, err error) {
 		delays, r.delays = append(delays, r.delays...), nil
 		r.mu.Unlock()
 	}
-	sc = scene{median: lab.Quantile(delays, 0.5), tail: lab.Quantile(delays, 0.99), deliveries: len(delays), resident: watch.resident, codes: map[int]int{}}
+	sc = scene{median: lab.Quantile(delays, 0.5), tail: lab.Quantile(delays, 0.99), deliveries: len(delays), resident: watch.resident, codes: [2]map[int]int{{}, {}}}
 	sc.left, sc.cut = watch.times()
-	for i := 0; i < len(stallers); i += 2 {
-		sc.codes[stallers[i].code]++
+	for i, st := range stallers {
+		sc.codes[i%2][st.code]++
 	}
 	return sc, nil
 }
@@ -318,7 +318,7 @@ type watcher struct {
 }
 
 const (
-	linger      = 6 * time.Second // longer than the server waits for somebody to take the close frame
+	linger      = 3 * time.Second // longer than the server waits for somebody who was too slow
 	lookEvery   = 200 * time.Millisecond
 	slowReaders = `memoryd_ws_closed_total{code="4508"}`
 )
@@ -396,7 +396,8 @@ func look(at map[string]*staller, port int) {
 		st := at[f[2]]
 		there[st] = true
 		waits, _, _ := strings.Cut(f[4], ":")
-		if n, err := strconv.ParseInt(waits, 16, 64); err == nil && n > st.waits {
+		// What comes when it was full for a second is the goodbye, for which the server makes room.
+		if n, err := strconv.ParseInt(waits, 16, 64); err == nil && n > st.waits && (st.filled.IsZero() || now.Sub(st.filled) < time.Second) {
 			st.waits, st.filled = n, now
 		}
 	}
@@ -437,7 +438,7 @@ func (s *stage) report(before int64, quiet, loud []scene) {
 	t.compare("delay of a piece, median", loud, quiet, func(s scene) time.Duration { return s.median })
 	t.compare("delay of a piece, 99 %", loud, quiet, func(s scene) time.Duration { return s.tail })
 	var left, cut []time.Duration
-	codes := map[int]int{}
+	codes := [2]map[int]int{{}, {}}
 	var most, mostQuiet int64
 	deliveries, dropped := 0, 0
 	for i := range loud {
@@ -445,8 +446,10 @@ func (s *stage) report(before int64, quiet, loud []scene) {
 		most, mostQuiet = max(most, loud[i].resident), max(mostQuiet, quiet[i].resident)
 		deliveries += loud[i].deliveries + quiet[i].deliveries
 		dropped += len(loud[i].left)
-		for code, n := range loud[i].codes {
-			codes[code] += n
+		for half := range codes {
+			for code, n := range loud[i].codes[half] {
+				codes[half][code] += n
+			}
 		}
 	}
 	t.Head("The stalled ones", "what", "figure")
@@ -455,7 +458,9 @@ func (s *stage) report(before int64, quiet, loud []scene) {
 	t.Row("taken out by the server", fmt.Sprintf("%d of %d", dropped, n*len(loud)))
 	t.Row("from a full buffer until then: median, 99 %, longest", fmt.Sprintf("%v, %v, %v", lab.Short(lab.Quantile(left, 0.5)), lab.Short(lab.Quantile(left, 0.99)), lab.Short(lab.Quantile(left, 1))))
 	t.Row("from a full buffer until the connection is no more, if nobody reads: median, 99 %, longest", fmt.Sprintf("%v, %v, %v", lab.Short(lab.Quantile(cut, 0.5)), lab.Short(lab.Quantile(cut, 0.99)), lab.Short(lab.Quantile(cut, 1))))
-	for _, code := range slices.Sorted(maps.Keys(codes)) {
-		t.Row(fmt.Sprintf("close code %d, of the half that reads on when all are taken out (0: none)", code), codes[code])
+	for half, who := range []string{"reads on when all are taken out", "reads on when the connection is no more"} {
+		for _, code := range slices.Sorted(maps.Keys(codes[half])) {
+			t.Row(fmt.Sprintf("close code %d, of the half that %s (0: none)", code, who), codes[half][code])
+		}
 	}
 }

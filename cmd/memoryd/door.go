@@ -96,12 +96,17 @@ func onceSecret(in *install) []byte {
 }
 
 // newLive builds the live door: what sockets and event streams hear.
-func newLive(in *install, log *slog.Logger, bus event.Bus, accounts *account.Service, pool *workspace.Pool,
+func newLive(s *settings, in *install, log *slog.Logger, bus event.Bus, accounts *account.Service, pool *workspace.Pool,
 	tenants *relocate.Service, node string,
 ) (*workspace.Feeds, *live.Hub) {
-	// The bus hears of every commit of this process. What other nodes commit is looked for as often as a reader may wait.
+	// The bus hears of every commit of this process. What other nodes commit is looked for as often as a reader may wait,
+	// unless the bus hears of that, too, and says when it may have missed something (decision 0052).
 	look := time.Minute
-	if !in.sole {
+	switch {
+	case in.sole:
+	case s.text("NATS_URL") != "":
+		look = 30 * time.Second
+	default:
 		look = 2 * time.Second
 	}
 	feeds := workspace.NewFeeds(pool, look)

@@ -104,7 +104,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		tenants.Spools = func(_ context.Context, id ident.TenantID) error { return kept.Discard(id) }
 	}
 	stopped := make(chan struct{})
-	feeds, hub := newLive(in, log, bus, accounts, pool, tenants, node)
+	feeds, hub := newLive(s, in, log, bus, accounts, pool, tenants, node)
 	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, kept, meters, nodes, feeds, hub, stopped)
 	if err != nil {
 		return err

@@ -27,15 +27,15 @@ func (c *conn) act(ctx context.Context, f frame) error {
 		c.put(encode("pong", f.ID, nothing{}))
 		return nil
 	case "auth":
-		return c.aside(func() error { return c.auth(ctx, f) })
+		return c.auth(ctx, f)
 	case "join_room":
-		return c.aside(func() error { return c.joinRoom(ctx, f) })
+		return c.joinRoom(ctx, f)
 	case "leave_room":
 		return c.leaveRoom(f)
 	case "typing":
 		return c.tellTyping(ctx, f)
 	case "send_message":
-		return c.aside(func() error { return c.send(ctx, f) })
+		return c.send(ctx, f)
 	case "stop_turn":
 		return c.stop(f)
 	}
@@ -152,11 +152,8 @@ func (c *conn) joined(ctx context.Context, room string) (*seat, error) {
 	if fresh {
 		return s, nil
 	}
-	err := c.aside(func() error {
-		actor, own := c.who()
-		return c.hub.allowed(ctx, actor, own, s.room.tenant, room)
-	})
-	if err != nil {
+	actor, own := c.who()
+	if err := c.hub.allowed(ctx, actor, own, s.room.tenant, room); err != nil {
 		c.deny(room, err)
 		return nil, err
 	}
@@ -356,7 +353,7 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 	}
 	if err := s.room.join(ctx, ws, c, guest, f.ID, after); err != nil {
 		if c.leave(in.RoomID) && !fresh { // it was there before
-			c.put(encode("room_left", nil, leftData{RoomID: in.RoomID, Reason: fault.CodeOf(err)}))
+			c.put(encode("room_left", nil, leftData{RoomID: in.RoomID, Reason: fault.CodeOf(timely(ctx, err))}))
 		}
 		return err
 	}

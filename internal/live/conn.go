@@ -25,14 +25,13 @@ import (
 // says it, as long as the kernel has room; what it has no room for is written by a writer, a goroutine while there is
 // such a thing.
 type conn struct {
-	hub    *Hub
-	ws     *websocket.Conn
-	wire   *wire
-	from   account.Origin
-	number uint64 // names it in typing signals
-	pace   *rate.Limiter
-	life   context.Context //nolint:containedctx // ends with the connection; nobody else owns it
-	cut    context.CancelFunc
+	hub  *Hub
+	ws   *websocket.Conn
+	wire *wire
+	from account.Origin
+	pace *rate.Limiter
+	life context.Context //nolint:containedctx // ends with the connection; nobody else owns it
+	cut  context.CancelFunc
 
 	// Of the reader alone.
 	refused int // frames in a row that came too fast
@@ -207,7 +206,7 @@ func (c *conn) finish(e ending) {
 		c.queue, c.waiting = append(c.queue, b), c.waiting+len(b)
 	}
 	c.cut()
-	c.hub.work.Go(func() { c.hub.forget(c, e) })
+	c.hub.work.Go(func() { c.guarded(func() { c.hub.forget(c, e) }) })
 	c.write()
 }
 
@@ -218,8 +217,11 @@ func (c *conn) over(e ending) {
 	c.finish(e)
 }
 
-// parting is how long a reader that was too slow has to answer the close frame before the connection is cut.
-const parting = 500 * time.Millisecond
+const (
+	parting  = 500 * time.Millisecond // how long a reader that was too slow has to answer the close frame before the connection is cut
+	keepTime = 10 * time.Second       // how long the kernel may offer it the close frame after that
+	overfull = 128 << 10              // bytes, generously, by which Linux fills a buffer over its bound: a segment that it has begun
+)
 
 // part says goodbye, after what has to come before it where somebody did not read in time. Whoever does not answer is left.
 //
@@ -233,7 +235,8 @@ func (c *conn) part(rest []byte) {
 	if e != gone {
 		b := slices.Concat(rest, goodbye(e.code, e.name))
 		if rest != nil {
-			c.wire.room(4*c.hub.SendBuffer + 2*len(b))
+			c.wire.room(4*c.hub.SendBuffer + overfull + 2*len(b))
+			c.wire.keep(keepTime)
 			if least := time.Now().Add(min(parting, c.hub.Linger)); until.Before(least) {
 				until = least
 			}
@@ -320,7 +323,7 @@ func (c *conn) read() {
 		case !utf8.Valid(raw):
 			c.over(badFrame)
 		default:
-			c.guarded(func() { c.take(raw) }) // once it ends, what comes is only read
+			c.aside(func() { c.take(raw) }) // once it ends, what comes is only read
 			continue
 		}
 		// The writer says goodbye. A connection that is closed with unread bytes loses what was sent last, so they are read.
@@ -371,9 +374,7 @@ func (c *conn) take(raw []byte) {
 		if c.life.Err() != nil {
 			return
 		}
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			err = fault.New(fault.Unavailable, "live", "timed_out", "the server gave up: it took too long").With(err)
-		}
+		err = timely(ctx, err)
 		if fault.Is(err, fault.Internal) {
 			c.hub.Log.Error("frame failed", "type", known(f.Type), "code", fault.CodeOf(err), "error", err.Error(), "request_id", c.from.RequestID)
 		}
@@ -381,25 +382,23 @@ func (c *conn) take(raw []byte) {
 	}
 }
 
-// aside does what may ask databases on a stack of its own. A stack that had to grow shrinks late and by little, and the
-// reader keeps its own for as long as the connection lives.
-func (c *conn) aside(do func() error) (err error) {
-	var p any
+// timely says so where an error is that time was up.
+func timely(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fault.New(fault.Unavailable, "live", "timed_out", "the server gave up: it took too long").With(err)
+	}
+	return err
+}
+
+// aside does something on a stack of its own, and waits for it. A stack that had to grow shrinks late and by little, and
+// the reader keeps its own for as long as the connection lives: half of what an idle connection holds.
+func (c *conn) aside(do func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer func() {
-			if p = recover(); p != nil {
-				c.hub.panicked(p, "request_id", c.from.RequestID)
-			}
-		}()
-		err = do()
+		c.guarded(do)
 	}()
 	<-done
-	if p != nil {
-		c.over(broken)
-	}
-	return err
 }
 
 // panicked tells the operator of a defect. What the panic says may be what somebody wrote: only where it was is told,

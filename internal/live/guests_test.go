@@ -145,6 +145,26 @@ func TestRemovedWhileTheirOwnDatabaseIsAway(t *testing.T) {
 	leaves(t, s)
 }
 
+// Whoever is looked at while coming in is looked at later, too.
+func TestALookAtWhoComesIn(t *testing.T) {
+	g := newGuesthouse(t, func(c *live.Config) { c.CheckEvery = time.Hour }, nil)
+	looked := func() { g.nodes[0].hub.Recheck(ident.AccountID(g.bob.id)) }
+	g.nodes[0].coming.Store(&looked)
+	s := g.bob.connect()
+	s.join(g.conv)
+	g.dismiss(true)
+	leaves(t, s)
+	// What is found then counts: this session ends before it is here.
+	ended := func() {
+		g.bob.call(0, "POST", "/api/v1/auth/logout", nil, 204, nil)
+		g.nodes[0].hub.Recheck(ident.AccountID(g.bob.id))
+	}
+	g.nodes[0].coming.Store(&ended)
+	if s, _ = g.dial(0, "?ticket="+g.bob.ticket(), nil); s.ends() != live.CloseSignedOut {
+		t.Errorf("closed with %d", s.code)
+	}
+}
+
 // The master's log alone tells of a removal, where no signal comes from.
 func TestRemovalStandsInTheMastersLog(t *testing.T) {
 	g := newGuesthouse(t, func(c *live.Config) { c.CheckEvery = time.Hour }, nil)

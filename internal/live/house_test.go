@@ -1,6 +1,7 @@
 package live_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -65,6 +66,20 @@ type node struct {
 	hub    *live.Hub
 	server *httptest.Server
 	stop   func()
+	coming atomic.Pointer[func()] // called while a connection becomes a WebSocket, when it was let in and is not here yet
+}
+
+// visitors calls a function when a connection is taken over.
+type visitors struct {
+	http.ResponseWriter
+	come func()
+}
+
+func (v visitors) Unwrap() http.ResponseWriter { return v.ResponseWriter }
+
+func (v visitors) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	v.come()
+	return http.NewResponseController(v.ResponseWriter).Hijack()
 }
 
 type lockedBuffer struct {
@@ -183,7 +198,13 @@ func (h *house) addNode(change func(*live.Config)) *node {
 				return feeds.Listen(ctx, id, l)
 			}})
 	must(h.t, err)
-	n := &node{hub: hub, server: httptest.NewServer(door.Handler())}
+	n := &node{hub: hub}
+	n.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if come := n.coming.Load(); come != nil && r.URL.Path == "/ws" {
+			w = visitors{w, *come}
+		}
+		door.Handler().ServeHTTP(w, r)
+	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan struct{})
 	go func() { defer close(ran); _ = hub.Run(ctx) }()

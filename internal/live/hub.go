@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -89,7 +88,7 @@ type Hub struct {
 	life   context.Context //nolint:containedctx // ends with Close
 	end    context.CancelFunc
 	checks chan struct{} // as full as connections are being looked at again
-	number atomic.Uint64
+	own    string        // how the text of this node's signals begins
 
 	mu       sync.Mutex
 	closing  bool
@@ -136,6 +135,8 @@ func New(c Config) *Hub {
 	}
 	h := &Hub{Config: c, conns: make(map[*conn]struct{}), parting: make(map[*conn]struct{}), accounts: make(map[ident.AccountID]*visitor),
 		rooms: make(map[string]*room), jobs: make(map[ident.JobID]*watched), watchers: make(map[*watcher]struct{}), checks: make(chan struct{}, 16)}
+	node, _ := json.Marshal(c.Node) // strings always marshal
+	h.own = `{"node":` + string(node) + `,`
 	h.meters = newMeters(h)
 	h.life, h.end = context.WithCancel(context.Background())
 	return h
@@ -150,7 +151,7 @@ func def[T int | float64 | time.Duration](v *T, d T) {
 // Accept takes a request over whose handshake and origin were checked. Who is nil for somebody who has to sign in with the
 // first frame. An error says why there is no connection; nothing has been written then.
 func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identity, from account.Origin) error {
-	c := &conn{hub: h, from: from, number: h.number.Add(1), pace: rate.NewLimiter(rate.Limit(h.Rate), h.Burst),
+	c := &conn{hub: h, from: from, pace: rate.NewLimiter(rate.Limit(h.Rate), h.Burst),
 		writing: true} // there is nothing to write to yet
 	c.life, c.cut = context.WithCancel(h.life)
 	now := h.Now()
@@ -187,6 +188,12 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identi
 	}()
 	if late {
 		c.over(stopping)
+	}
+	c.mu.Lock()
+	changed := c.access > 0
+	c.mu.Unlock()
+	if changed { // while it came in
+		h.look(c)
 	}
 	return nil
 }

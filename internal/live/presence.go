@@ -23,7 +23,6 @@ type whisper struct {
 	Op     string   `json:"op"` // typing, join, leave, here, ask
 	People []Person `json:"people,omitempty"`
 	Typing bool     `json:"typing,omitempty"`
-	From   uint64   `json:"from,omitempty"` // the connection on that node that need not hear of it
 }
 
 // here is who is in a room on one node, as that node said last.
@@ -43,7 +42,9 @@ func (r *room) publish(kind event.Kind, w whisper) {
 
 // says tells everybody else in the room, on any node, that somebody types or has stopped to.
 func (r *room) says(c *conn, typing bool) {
-	r.publish(event.Typing, whisper{Op: "typing", People: []Person{c.person()}, Typing: typing, From: c.number})
+	p := c.person()
+	r.typed(p, typing, c)
+	r.publish(event.Typing, whisper{Op: "typing", People: []Person{p}, Typing: typing})
 }
 
 // announce tells every node that somebody has come or gone here. The caller has r.mu: what nodes hear of members is in
@@ -88,9 +89,9 @@ func (r *room) people(c *conn) []Person {
 	return sorted(all)
 }
 
-// hear hands on what nodes say about the room, this one included, until the room closes.
+// hear hands on what nodes say about the room until the room closes. Who comes and goes here is heard in this way, too, so
+// that all nodes tell of it in one order; who types here was told at once.
 func (r *room) hear() {
-	defer r.sub.Close()
 	for {
 		select {
 		case <-r.quit:
@@ -99,13 +100,18 @@ func (r *room) hear() {
 			if r.sub.Lost() { // who has come and gone meanwhile is said again
 				r.ask()
 			}
+			if sig.Kind == event.Typing && strings.HasPrefix(sig.Text, r.hub.own) {
+				continue
+			}
 			var w whisper
 			if json.Unmarshal([]byte(sig.Text), &w) != nil || w.Node == "" {
 				continue // of another version
 			}
 			switch {
 			case sig.Kind == event.Typing:
-				r.typed(w)
+				if len(w.People) == 1 {
+					r.typed(w.People[0], w.Typing, nil)
+				}
 			case sig.Kind == event.Presence && w.Op == "ask":
 				if w.Node != r.hub.Node {
 					r.tellHere()
@@ -117,14 +123,12 @@ func (r *room) hear() {
 	}
 }
 
-func (r *room) typed(w whisper) {
-	if len(w.People) != 1 {
-		return
-	}
-	b := encode("typing", nil, typingOut{RoomID: r.id, Person: w.People[0], IsTyping: w.Typing})
+// typed tells the members that somebody types or has stopped to; the connection that said so knows.
+func (r *room) typed(p Person, typing bool, by *conn) {
+	b := encode("typing", nil, typingOut{RoomID: r.id, Person: p, IsTyping: typing})
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.broadcast(b, func(c *conn) bool { return w.Node == r.hub.Node && w.From == c.number })
+	r.broadcast(b, func(c *conn) bool { return c == by })
 }
 
 // heard takes over what a node says of who is there, and tells members of the difference.

@@ -42,17 +42,27 @@ type room struct {
 	early map[ident.TurnID]bool
 }
 
-// member is a connection in a room. While what it missed is read, what happens is held for it.
+// member is a connection in a room. While what it missed is read, what happens is held for it, up to a bound.
 type member struct {
 	guest   ident.ProjectID // through which a guest came in; empty: the tenant's owner
 	holding bool
 	held    [][]byte
+	size    int  // bytes in held
+	lost    bool // it was too much: whoever joins has to read everything again
+}
+
+func (m *member) hold(b []byte, most int) {
+	if m.lost = m.lost || m.size+len(b) > most; m.lost {
+		m.held, m.size = nil, 0
+		return
+	}
+	m.held, m.size = append(m.held, b), m.size+len(b)
 }
 
 // hear sends the member a frame, or keeps it for later. The caller has the room's mu.
 func (m *member) hear(c *conn, b []byte) {
 	if m.holding {
-		m.held = append(m.held, b)
+		m.hold(b, c.hub.MaxWaiting)
 		return
 	}
 	c.put(b)
@@ -126,8 +136,11 @@ func (r *room) begin(ctx context.Context, ws *workspace.Workspace) error {
 		r.mu.Unlock()
 	}
 	r.stop = stop
-	r.sub = r.hub.Bus.Subscribe(roomTopic(r.id), 256)
-	r.hub.work.Go(r.hear)
+	r.sub = r.hub.Bus.Subscribe(roomTopic(r.id), 64)
+	r.hub.work.Go(func() {
+		defer r.sub.Close()
+		r.guarded(r.hear)
+	})
 	r.ask()
 	return nil
 }
@@ -220,12 +233,15 @@ func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, guest
 		r.mu.Unlock()
 		return nil // it has left meanwhile
 	}
+	if m.lost {
+		at, whole, missed, saying = r.at, false, nil, r.saying()
+	}
 	begin := [][]byte{encode("room_joined", id, joinedData{RoomID: r.id, Members: r.people(c), Seq: int64(at)})}
 	if !whole {
 		begin = append(begin, encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}))
 	}
 	c.putAll(slices.Concat(begin, missed, saying, m.held))
-	m.holding, m.held = false, nil
+	*m = member{guest: m.guest}
 	r.mu.Unlock()
 	return nil
 }
@@ -301,7 +317,11 @@ func (r *room) missed(ctx context.Context, ws *workspace.Workspace, guest ident.
 			if !e.Concerns(r.id) {
 				continue
 			}
-			for _, b := range r.rest(ctx, ws, e, nil) {
+			rest, all := r.rest(ctx, ws, e, nil)
+			if !all {
+				return nil, false, nil
+			}
+			for _, b := range rest {
 				add(b)
 			}
 			if b := (&audience{room: r, e: e}).frame(guest); b != nil {
@@ -326,51 +346,78 @@ func ends(e event.Event) bool {
 }
 
 // rest is the end of a turn's text, which comes before the event that says that it ended; nil when nothing is missing, or
-// the event is another one. t is what was told of the turn, nil for nothing.
-func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event, t *running) [][]byte {
+// the event is another one. t is what was told of the turn, nil for nothing. all is false when it could not be read.
+func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event, t *running) (frames [][]byte, all bool) {
 	if r.talk == "" || !ends(e) {
-		return nil
+		return nil, true
 	}
 	x, err := ws.Conversations.Turn(ctx, ident.System(""), r.talk, ident.TurnID(e.Subject))
-	if err != nil || x.Assistant == nil {
-		return nil // deleted since; or the client reads it when it has heard of the end
+	if err != nil {
+		return nil, fault.Is(err, fault.NotFound) // deleted since
+	}
+	if x.Assistant == nil {
+		return nil, true
 	}
 	have := 0
 	if t != nil {
 		have = t.units
 	}
-	return r.deltas(ident.TurnID(e.Subject), x.Assistant.ID, have, conversation.TextFrom(x.Assistant.Content, have))
+	return r.deltas(ident.TurnID(e.Subject), x.Assistant.ID, have, conversation.TextFrom(x.Assistant.Content, have)), true
 }
 
 // Tell implements workspace.Listener.
 func (r *room) Tell(ctx context.Context, ws *workspace.Workspace, events []event.Event) {
-	again := false
-	for _, e := range events {
-		// Not only what they name may be gone, or closed to some.
-		again = again || e.Type == "project.deleted" || e.Type == "conversation.moved" || strings.HasPrefix(e.Type, "data.")
-		switch {
-		case e.Type == event.Restored:
-			r.resync(e.Seq)
-		case e.Concerns(r.id):
-			r.tell(ctx, ws, e)
-		case e.Type == "project.deleted": // its conversations may have stayed
-			r.mu.Lock()
-			out, reason := r.leavers(e)
-			r.mu.Unlock()
-			r.dismiss(out, reason)
+	r.guarded(func() {
+		again := false
+		for _, e := range events {
+			// Not only what they name may be gone, or closed to some.
+			again = again || e.Type == "project.deleted" || e.Type == "conversation.moved" || strings.HasPrefix(e.Type, "data.")
+			switch {
+			case e.Type == event.Restored:
+				r.resync(e.Seq)
+			case e.Concerns(r.id):
+				r.tell(ctx, ws, e)
+			case e.Type == "project.deleted": // its conversations may have stayed
+				r.mu.Lock()
+				out, reason := r.leavers(e)
+				r.mu.Unlock()
+				r.dismiss(out, reason)
+			}
 		}
-	}
-	if again {
-		r.recheck()
-	}
+		if again {
+			r.recheck()
+		}
+		r.mu.Lock()
+		r.at = events[len(events)-1].Seq
+		r.mu.Unlock()
+	})
+}
+
+// guarded does something for the room. Should that panic, what its members know is worth nothing: their connections end,
+// and nothing else does. It must not hold r.mu without a deferred Unlock where anything can go wrong.
+func (r *room) guarded(do func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.hub.panicked(p)
+			for _, c := range r.everyone() {
+				c.over(broken)
+			}
+		}
+	}()
+	do()
+}
+
+// everyone is who is in the room on this node.
+func (r *room) everyone() []*conn {
 	r.mu.Lock()
-	r.at = events[len(events)-1].Seq
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.members))
 }
 
 func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event) {
 	turn := ident.TurnID(e.Subject)
 	var rest [][]byte
+	all := true
 	if ends(e) && r.talk != "" {
 		r.mu.Lock()
 		t := r.turns[turn]
@@ -382,10 +429,18 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 			r.early[turn] = true
 		}
 		r.mu.Unlock()
-		rest = r.rest(ctx, ws, e, t)
+		rest, all = r.rest(ctx, ws, e, t)
 	}
+	r.dismiss(r.happen(e, rest, all))
+}
+
+// happen tells the members of an event, and returns those whose access ends with it. rest is text that comes before it; all is
+// false where some of that could not be read.
+func (r *room) happen(e event.Event, rest [][]byte, all bool) (out []*conn, reason string) {
 	// In one go: who joins does so before all of it, or after.
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	turn := ident.TurnID(e.Subject)
 	if ends(e) {
 		delete(r.turns, turn)
 	}
@@ -393,6 +448,9 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 		r.broadcast(b, nil)
 	}
 	r.show(e)
+	if !all { // whoever wants the text has to read it
+		r.broadcast(encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(e.Seq)}), nil)
+	}
 	r.at = e.Seq
 	if e.Type == "turn.started" && r.talk != "" {
 		var data struct {
@@ -401,9 +459,7 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 		_ = json.Unmarshal(e.Data, &data) // our own
 		r.follow(turn, data.Message)
 	}
-	out, reason := r.leavers(e)
-	r.mu.Unlock()
-	r.dismiss(out, reason)
+	return r.leavers(e)
 }
 
 // Lost implements workspace.Listener: what members know is of a log that is no more.
@@ -420,7 +476,7 @@ func (r *room) resync(at event.Seq) {
 	r.broadcast(encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}), nil)
 }
 
-// broadcast sends a frame to every member but one. The caller has r.mu.
+// broadcast sends a frame to every member but some. The caller has r.mu.
 func (r *room) broadcast(b []byte, but func(*conn) bool) {
 	for c, m := range r.members {
 		if but == nil || !but(c) {
@@ -431,10 +487,7 @@ func (r *room) broadcast(b []byte, but func(*conn) bool) {
 
 // recheck looks again whether the members may be here.
 func (r *room) recheck() {
-	r.mu.Lock()
-	list := slices.Collect(maps.Keys(r.members))
-	r.mu.Unlock()
-	for _, c := range list {
+	for _, c := range r.everyone() {
 		r.hub.look(c)
 	}
 }
@@ -451,22 +504,27 @@ func (r *room) follow(turn ident.TurnID, message ident.MessageID) {
 	r.turns[turn] = t
 	r.hub.work.Go(func() {
 		defer cancel()
-		ws, err := r.hub.Pool.Acquire(ctx, ident.System(""), r.tenant)
-		if err != nil {
-			return // the end of the turn brings all of its text
-		}
-		defer ws.Release()
-		// "0" is the id of the start: what follows is text.
-		err = ws.Conversations.Follow(ctx, ident.System(""), r.talk, turn, "0", func(m conversation.Moment) error {
-			if m.Type != conversation.MomentDelta {
-				return errTold // the log tells of the end
-			}
-			return r.said(turn, t, m)
-		})
-		if err != nil && !errors.Is(err, errTold) && ctx.Err() == nil {
-			r.hub.Log.Warn("turn not followed", "code", fault.CodeOf(err), "turn", turn)
-		}
+		r.guarded(func() { r.listen(ctx, turn, t) })
 	})
+}
+
+// listen tells the members of a turn's text until it ends.
+func (r *room) listen(ctx context.Context, turn ident.TurnID, t *running) {
+	ws, err := r.hub.Pool.Acquire(ctx, ident.System(""), r.tenant)
+	if err != nil {
+		return // the end of the turn brings all of its text
+	}
+	defer ws.Release()
+	// "0" is the id of the start: what follows is text.
+	err = ws.Conversations.Follow(ctx, ident.System(""), r.talk, turn, "0", func(m conversation.Moment) error {
+		if m.Type != conversation.MomentDelta {
+			return errTold // the log tells of the end
+		}
+		return r.said(turn, t, m)
+	})
+	if err != nil && !errors.Is(err, errTold) && ctx.Err() == nil {
+		r.hub.Log.Warn("turn not followed", "code", fault.CodeOf(err), "turn", turn)
+	}
 }
 
 // said tells of a piece of text.

@@ -151,17 +151,16 @@ func (h *Hub) recheckTenant(id ident.TenantID) {
 
 // look asks again, beside whatever goes on, whether the connection may be there and in its rooms.
 func (h *Hub) look(c *conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, here := h.conns[c]
 	c.mu.Lock()
 	c.access++
 	queued := c.looking
-	c.looking = true
+	// One that is on its way in is looked at when it is here (Accept).
+	c.looking = queued || here
 	c.mu.Unlock()
-	if queued {
-		return
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, here := h.conns[c]; !here {
+	if queued || !here {
 		return
 	}
 	h.work.Go(func() {

@@ -89,6 +89,12 @@ func (h *Hub) lookAt(w *watcher) {
 		case <-h.life.Done():
 			return
 		}
+		defer func() {
+			if p := recover(); p != nil {
+				h.panicked(p)
+				w.end()
+			}
+		}()
 		ctx, cancel := context.WithTimeout(h.life, h.ActionTime)
 		defer cancel()
 		err := h.Accounts.Alive(ctx, w.who.Actor)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -73,6 +74,16 @@ func (t *taker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 func (w *wire) room(size int) {
 	if tcp, ok := w.Conn.(interface{ SetWriteBuffer(bytes int) error }); ok {
 		_ = tcp.SetWriteBuffer(size)
+	}
+}
+
+// keep bounds how long the kernel offers what is left to a reader that takes nothing.
+func (w *wire) keep(d time.Duration) {
+	const userTimeout = 0x12 // TCP_USER_TIMEOUT, in milliseconds
+	if w.raw != nil && runtime.GOOS == "linux" {
+		_ = w.raw.Control(func(fd uintptr) { // elsewhere the system has bounds of its own
+			_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, userTimeout, int(d.Milliseconds()))
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package workspace
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"claude-memory-backend/internal/event"
@@ -50,10 +51,11 @@ type feed struct {
 	end       context.CancelFunc
 	listening int // guarded by feeds.mu
 
-	mu    sync.Mutex // held while the log is read and told: who comes and goes does so between two events
+	turn  chan struct{} // full while the log is read and told: who comes and goes does so between two events
 	known bool
 	at    event.Seq
 	last  ident.EventID // the event at that position
+	told  atomic.Int64  // the position, for who does not wait
 
 	who       sync.Mutex
 	listeners map[Listener]struct{}
@@ -90,8 +92,11 @@ func (f *Feeds) Listen(ctx context.Context, id ident.TenantID, l Listener) (at e
 		fd.who.Unlock()
 		f.leave(fd)
 	})
-	fd.mu.Lock()
-	defer fd.mu.Unlock()
+	if err := fd.await(ctx); err != nil {
+		out()
+		return 0, nil, fault.Wrap("workspace.Listen", err)
+	}
+	defer fd.pass()
 	if err := fd.catchUp(ctx); err != nil {
 		out()
 		return 0, nil, fault.Wrap("workspace.Listen", err)
@@ -110,17 +115,31 @@ func (f *Feeds) CatchUp(ctx context.Context, id ident.TenantID) error {
 	if fd == nil {
 		return nil
 	}
-	fd.mu.Lock()
-	defer fd.mu.Unlock()
+	if err := fd.await(ctx); err != nil {
+		return fault.Wrap("workspace.CatchUp", err)
+	}
+	defer fd.pass()
 	return fault.Wrap("workspace.CatchUp", fd.catchUp(ctx))
 }
+
+// await takes the turn to read the log, or gives up with the context: whoever has it may be told a lot.
+func (fd *feed) await(ctx context.Context) error {
+	select {
+	case fd.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.Canceled, "workspace.await", "", "the request ended").With(ctx.Err())
+	}
+}
+
+func (fd *feed) pass() { <-fd.turn }
 
 func (f *Feeds) enter(id ident.TenantID) *feed {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	fd := f.open[id]
 	if fd == nil {
-		fd = &feed{feeds: f, id: id, listeners: make(map[Listener]struct{})}
+		fd = &feed{feeds: f, id: id, turn: make(chan struct{}, 1), listeners: make(map[Listener]struct{})}
 		fd.life, fd.end = context.WithCancel(f.life)
 		// Before the end of the log is read, or what is committed in between would be heard of late.
 		fd.sub = f.pool.Bus.Subscribe(string(id), 16)
@@ -155,13 +174,15 @@ func (fd *feed) run() {
 		case <-look.C:
 		case <-pause.C:
 		case sig := <-fd.sub.C:
-			if !fd.sub.Lost() && (sig.Kind != event.Committed || sig.Seq <= fd.position()) {
+			if !fd.sub.Lost() && (sig.Kind != event.Committed || int64(sig.Seq) <= fd.told.Load()) {
 				continue
 			}
 		}
-		fd.mu.Lock()
+		if fd.await(fd.life) != nil {
+			return
+		}
 		err := fd.catchUp(fd.life)
-		fd.mu.Unlock()
+		fd.pass()
 		if err != nil && fd.life.Err() == nil {
 			if !fault.Is(err, fault.NotFound) {
 				fd.feeds.pool.Log.Warn("tenant's log not followed", "code", fault.CodeOf(err), "tenant", fd.id)
@@ -171,13 +192,7 @@ func (fd *feed) run() {
 	}
 }
 
-func (fd *feed) position() event.Seq {
-	fd.mu.Lock()
-	defer fd.mu.Unlock()
-	return fd.at
-}
-
-// catchUp tells what is new. The caller has fd.mu.
+// catchUp tells what is new. The caller has the turn.
 func (fd *feed) catchUp(ctx context.Context) error {
 	// Whoever asked may go; the others are told to the end.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), feedTime)
@@ -188,6 +203,7 @@ func (fd *feed) catchUp(ctx context.Context) error {
 		return err
 	}
 	defer ws.Release()
+	defer func() { fd.told.Store(int64(fd.at)) }()
 	if !fd.known {
 		return fd.start(ctx, ws)
 	}
