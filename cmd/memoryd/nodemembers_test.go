@@ -72,11 +72,9 @@ func (r *roomSocket) next(kind string) (room, reason string) {
 	}
 }
 
-// Who is removed through one node is out of the rooms on another one, and the socket stays: at once by the bus, and without it
-// by what the master database says.
-func TestRemovedElsewhere(t *testing.T) {
-	t.Parallel() // it waits more than it works
-	s := startSeveral(t, 3)
+// removedElsewhere: who is removed through one node is out of the rooms on another one, and the socket stays: at once by the
+// bus, and without it by what the master database says.
+func (s *several) removedElsewhere(t *testing.T) {
 	bob := lab.Dial(s.servers[1].URL, 4)
 	if err := bob.Register(s.ctx, "bob@example.org"); err != nil {
 		t.Fatal(err)

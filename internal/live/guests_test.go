@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claude-memory-backend/internal/access"
+	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -154,9 +155,16 @@ func TestALookAtWhoComesIn(t *testing.T) {
 	s.join(g.conv)
 	g.dismiss(true)
 	leaves(t, s)
-	// What is found then counts: this session ends before it is here.
+	// What would have been found then is found: the account is suspended before its connection is here, and no log tells of it.
 	ended := func() {
-		g.bob.call(0, "POST", "/api/v1/auth/logout", nil, 204, nil)
+		_, err := g.store.UpdateAccount(context.Background(), ident.AccountID(g.bob.id),
+			func(a account.Account, hash string) (account.Account, string, event.Change, error) {
+				a.State = account.Suspended
+				return a, hash, event.Change{}, nil
+			}, account.Along{})
+		if err != nil {
+			t.Error(err)
+		}
 		g.nodes[0].hub.Recheck(ident.AccountID(g.bob.id))
 	}
 	g.nodes[0].coming.Store(&ended)
