@@ -300,6 +300,36 @@ func TestShortcutsThatAreDue(t *testing.T) {
 		if list = due(24 * time.Hour); len(list) > 0 {
 			t.Errorf("%+v", list)
 		}
+		// Of two who looked at once the slower one may have written what was true before, and a row that began anew is not its.
+		if err := s.MarkProject(ctx, p.Project, noon(25*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		slow := due(25 * time.Hour)
+		quick := due(26 * time.Hour)
+		for _, d := range []DueShortcut{quick[0], slow[0]} {
+			if err := s.SettleShortcut(ctx, d, time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again := due(26 * time.Hour)
+		if len(slow) != 1 || len(quick) != 1 || len(again) != 1 {
+			t.Fatalf("%+v, %+v, then %+v", slow, quick, again)
+		}
+		if err := s.SettleShortcut(ctx, again[0], time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.MarkProject(ctx, p.Project, noon(27*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SettleShortcut(ctx, slow[0], time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if again = due(28 * time.Hour); len(again) != 1 {
+			t.Errorf("a mark was lost to who looked before: %+v", again)
+		}
+		if err := s.SettleShortcut(ctx, again[0], time.Time{}); err != nil {
+			t.Fatal(err)
+		}
 		// After a restore everybody who has to do with members is looked at.
 		if err := s.Revive(ctx, happened("installation.restored", "", time.Hour)); err != nil {
 			t.Fatal(err)
