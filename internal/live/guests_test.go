@@ -3,6 +3,7 @@ package live_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -447,6 +448,59 @@ func TestLooksAreOne(t *testing.T) {
 		}
 		if n := count.n.Load(); n > int64(10*(i+1)) {
 			t.Fatalf("%d looks at one connection after %d changes", n, i+1)
+		}
+	}
+}
+
+// A place in a log that was put back to an earlier state is known by its number, however far the log has come since, in every
+// way; who listens meanwhile hears of it.
+func TestAPlaceInALogThatIsNoMore(t *testing.T) {
+	g := newGuesthouse(t, nil, nil)
+	ws, err := g.pool.Acquire(t.Context(), ident.System(""), g.place.Tenant)
+	must(t, err)
+	defer ws.Release()
+	store, _ := ws.Events.(*sqlstore.TenantStore)
+	say := func() {
+		g.ada.call(0, "POST", "/api/v1/conversations/"+g.conv+"/messages", map[string]any{"content": "x", "reply": false}, 201, nil)
+	}
+	s := g.bob.connect()
+	at := s.join(g.conv)
+	const lost = 10
+	back := event.Event{ID: ident.New[ident.EventID](), Type: event.Restored, Subject: string(g.place.Tenant), CreatedAt: time.Now(), Data: []byte(`{}`)}
+	for range 2 { // told twice, it is there once
+		must(t, store.Tell(t.Context(), back, g.place.Owner))
+	}
+	for range 2 * lost {
+		say()
+	}
+	if f := s.next("resync", "event"); f.Type != "resync" || f.number("seq") <= at+2*lost {
+		t.Errorf("who was there hears %s %s", f.Type, f.Data)
+	}
+	head := s.next("event").number("seq")
+	for name, room := range map[string]string{"the conversation": g.conv, "the project": g.project} {
+		late := g.bob.connect()
+		late.send("join_room", map[string]any{"room_id": room, "after_seq": at + lost})
+		if f := late.next("resync", "event"); f.Type != "resync" || f.number("seq") < head {
+			t.Errorf("who comes back to %s hears %s %s", name, f.Type, f.Data)
+		}
+	}
+	next := g.bob.stream(t.Context(), "/api/v1/events/stream?project_id="+g.project, strconv.Itoa(at+lost))
+	if _, kind, data := next(); kind != event.Restored || strings.Contains(data, string(g.place.Tenant)) {
+		t.Errorf("over a stream: %s %s", kind, data)
+	}
+	if _, kind, _ := next(); kind != "resync" {
+		t.Errorf("over a stream: %s", kind)
+	}
+	for name, path := range map[string]string{"all": "", "a project": "&project_id=" + g.project} {
+		var page struct {
+			Data []struct {
+				Type string
+				Seq  int
+			}
+		}
+		g.ada.call(0, "GET", fmt.Sprintf("/api/v1/events?after=%d%s", at+lost, path), nil, 200, &page)
+		if len(page.Data) < 2 || page.Data[0].Type != event.Restored || page.Data[1].Seq != page.Data[0].Seq+1 {
+			t.Errorf("pulling %s: %+v", name, page.Data)
 		}
 	}
 }

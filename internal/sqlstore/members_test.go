@@ -325,7 +325,7 @@ func TestShortcutsThatAreDue(t *testing.T) {
 			t.Fatal(err)
 		}
 		if again = due(28 * time.Hour); len(again) != 1 {
-			t.Errorf("a mark was lost to who looked before: %+v", again)
+			t.Fatalf("a mark was lost to who looked before: %+v", again)
 		}
 		if err := s.SettleShortcut(ctx, again[0], time.Time{}); err != nil {
 			t.Fatal(err)
