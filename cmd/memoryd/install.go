@@ -277,6 +277,29 @@ func (in *install) id() string {
 	return hex.EncodeToString(key[:8])
 }
 
+// busFact is what a restored installation has of its own. The keys of both are the same, and the one that it was restored from may
+// still be running on the same NATS.
+const busFact = "bus_name"
+
+// busPrefix begins the subjects on which the nodes of the installation hear one another.
+func (in *install) busPrefix(ctx context.Context) (string, error) {
+	own, err := in.store.FindFact(ctx, busFact)
+	if fault.Is(err, fault.NotFound) {
+		return "memoryd." + in.id(), nil
+	}
+	return "memoryd." + in.id() + "-" + hex.EncodeToString(own), err
+}
+
+// renameBus gives the installation of a master database a prefix of its own.
+func renameBus(ctx context.Context, store *sqlstore.MasterStore) error {
+	if err := store.ForgetFacts(ctx, busFact); err != nil {
+		return err
+	}
+	own := seal.NewKey()
+	_, err := store.PutFact(ctx, busFact, own[:8], time.Now())
+	return err
+}
+
 func (in *install) onClose(f func() error) { in.closers = append(in.closers, f) }
 
 // close closes in reverse order of opening.

@@ -308,6 +308,7 @@ func TestNodesAreOne(t *testing.T) {
 			t.Logf("stopped in %v", took)
 		}
 	})
+	t.Run("who is removed on one node is out of the rooms on another", s.removedElsewhere)
 }
 
 // Who writes an answer dies.

@@ -109,6 +109,9 @@ func (c restoreCmd) all(ctx context.Context, p *program, log *slog.Logger, o rel
 		defer cancel()
 		return errors.Join(err, abandon(undo, whole), in.dropAside(undo, p.settings, aside))
 	}
+	if err := renameBus(ctx, whole.Store); err != nil {
+		return err
+	}
 	kept, err := in.replaceMaster(ctx, p.settings, aside, inhabited)
 	if err != nil {
 		return err

@@ -59,7 +59,11 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	}
 	defer func() { warn(log, "databases", in.close()) }()
 	if nodes != nil {
-		nodes.Join("memoryd."+in.id(), in.lasting)
+		prefix, err := in.busPrefix(opening)
+		if err != nil {
+			return err
+		}
+		nodes.Join(prefix, in.lasting)
 		defer func() { warn(log, "NATS", nodes.Close()) }()
 	}
 

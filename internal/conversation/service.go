@@ -32,6 +32,9 @@ type Service struct {
 	// dearest that one may ask for, and all tenants share the machine.
 	searching chan struct{}
 	budget    *rate.Limiter // of time that searches may take, in microseconds; nil: no bound
+	// guests are who search here as members of a project: nil for them themselves. Each has a share of their own, so that none
+	// uses up the owner's, and all of them together one place beside the owner's.
+	guests *guests
 }
 
 // TenantPart is what a service needs of the place where its tenant is open.
@@ -62,14 +65,21 @@ type Sharing interface {
 func New(store Store, engine *Engine, sealer event.Sealer, owner ident.AccountID, tenant TenantPart) *Service {
 	s := &Service{store: store, engine: engine, sealer: sealer, owner: owner, pass: access.Owning(owner), tenant: tenant,
 		searching: make(chan struct{}, 1)}
+	s.guests = newGuests(s.newBudget)
 	s.base = s
 	if tenant != nil {
 		s.spool = tenant.Spool()
 	}
-	if engine != nil && engine.SearchShare > 0 {
-		s.budget = rate.NewLimiter(rate.Limit(engine.SearchShare*1e6), int(searchBurst.Microseconds()))
-	}
+	s.budget = s.newBudget()
 	return s
+}
+
+// newBudget is what somebody's searches may take; nil: no bound.
+func (s *Service) newBudget() *rate.Limiter {
+	if s.engine == nil || s.engine.SearchShare <= 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(s.engine.SearchShare*1e6), int(searchBurst.Microseconds()))
 }
 
 // WithSharing tells x of changes, and returns s. Without it nobody else is a member of anything.
@@ -491,16 +501,27 @@ func (s *Service) Search(ctx context.Context, actor ident.Actor, in SearchInput)
 	if in.Cursor, err = s.opened(op, in.Cursor); err != nil {
 		return nil, "", err
 	}
-	in.guest = s.pass.Guest()
-	select {
-	case s.searching <- struct{}{}:
-		defer func() { <-s.searching }()
-	case <-ctx.Done():
-		return nil, "", fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
+	turn, budget := s.searching, s.budget
+	if in.guest = s.pass.Guest(); in.guest {
+		g, leave := s.base.guests.enter(s.pass.Account)
+		defer leave()
+		turn, budget = g.turn, g.budget
 	}
-	charge, err := s.afford(ctx)
+	done, err := take(ctx, op, turn)
+	if err != nil {
+		return nil, "", err
+	}
+	defer done()
+	charge, err := s.afford(ctx, budget)
 	if err != nil {
 		return nil, "", fault.New(fault.Canceled, op, "", "the request ended").With(err)
+	}
+	if in.guest { // whoever waits to have paid holds up no other guest
+		done, err := take(ctx, op, s.base.guests.one)
+		if err != nil {
+			return nil, "", err
+		}
+		defer done()
 	}
 	defer charge()
 	hits, next, err := search(ctx, s.store, in)
@@ -511,17 +532,27 @@ func (s *Service) Search(ctx context.Context, actor ident.Actor, in SearchInput)
 // searches now and then notices nothing of it; who searches without a pause gets slower, not everybody else.
 const searchBurst = 500 * time.Millisecond
 
+// take waits for a turn.
+func take(ctx context.Context, op string, turn chan struct{}) (done func(), err error) {
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, nil
+	case <-ctx.Done():
+		return nil, fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
+	}
+}
+
 // afford waits until earlier searches are paid for; charge is called after the next one. The caller has the turn.
-func (s *Service) afford(ctx context.Context) (charge func(), err error) {
-	if s.budget == nil || !s.tenant.Near() {
+func (s *Service) afford(ctx context.Context, budget *rate.Limiter) (charge func(), err error) {
+	if budget == nil || !s.tenant.Near() {
 		return func() {}, nil
 	}
-	if err := s.budget.Wait(ctx); err != nil {
+	if err := budget.Wait(ctx); err != nil {
 		return nil, err
 	}
 	began := time.Now()
 	return func() {
-		s.budget.ReserveN(time.Now(), int(min(time.Since(began), searchBurst).Microseconds()))
+		budget.ReserveN(time.Now(), int(min(time.Since(began), searchBurst).Microseconds()))
 	}, nil
 }
 

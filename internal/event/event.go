@@ -91,3 +91,15 @@ type Log interface {
 	// Head returns the position of the newest event; 0 when there is none.
 	Head(ctx context.Context) (Seq, error)
 }
+
+// ProjectLog is a tenant's log that is also read for one project alone. To a guest it shows what members hear of the one
+// project that the guest is a member of ([Event.For]), and nothing without a project.
+type ProjectLog interface {
+	Log
+	// About looks at the next rows events after the position and returns up to limit of those about the project, oldest first.
+	// upTo is the last one that it looked at, whether it is shown or not; more says that there are others after it.
+	About(ctx context.Context, p ident.ProjectID, after Seq, rows, limit int) (list []Event, upTo Seq, more bool, err error)
+	// Shown is the event as the reader of this log may see it; false when it may not, or when the event is not about the
+	// project. Without a project every event is shown to the tenant's owner.
+	Shown(p ident.ProjectID, e Event) (Event, bool)
+}

@@ -134,9 +134,9 @@ type Workspace struct {
 	Members       Members
 	Conversations Conversations
 	Turns         Turns
-	Audit         Trail // nil for guests
-	Events        event.Log
-	Tenant        ident.TenantID // whose workspace it is
+	Audit         Trail            // nil for guests
+	Events        event.ProjectLog // a guest's shows the one project
+	Tenant        ident.TenantID   // whose workspace it is
 	// Usage is how much the tenant keeps and what it may keep, 0 for no limit; nil for guests.
 	Usage func(ctx context.Context) (tenant.Usage, tenant.Limits, error)
 	// While returns a context that ends, with a cause that is NoAccess, when the actor may not see any more what was opened;

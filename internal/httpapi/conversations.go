@@ -110,7 +110,7 @@ type conversationList struct {
 	Sort            string `query:"sort" enum:"updated_at,created_at,last_message_at,title,importance_level" default:"updated_at"`
 	Order           string `query:"order" enum:"asc,desc" doc:"Default: desc; for title asc"`
 	Limit           int    `query:"limit" minimum:"1" maximum:"200" default:"20"`
-	Cursor          string `query:"cursor" maxLength:"1024" doc:"From next_cursor"`
+	Cursor          string `query:"cursor" maxLength:"8192" doc:"From next_cursor"` // by title it holds one, sealed for guests
 }
 
 func (s *Server) listConversations(x *exchange, in *conversationList) (*paged[ConversationView], error) {

@@ -20,7 +20,7 @@ import (
 // eventView is an event of the log.
 type eventView struct {
 	ID        string    `json:"id" example:"evt_06f4k3z9c8tqv5m2yb7n1x0d4e"`
-	Seq       int64     `json:"seq" doc:"Its place in the log of the database: without gaps, in the order of commits"`
+	Seq       int64     `json:"seq" doc:"Its place in the log of the database, in the order of commits; without gaps, but for a leap where the data was put back to an earlier state (data.restored)"`
 	Type      string    `json:"type" example:"message.created"`
 	Subject   string    `json:"subject" doc:"Identifier of what it is about"`
 	Actor     person    `json:"actor"`
@@ -49,8 +49,6 @@ func (p EventPlace) open(x *exchange) (Workspace, error) {
 	return x.s.deps.Enter(x.ctx, x.actor, x.tenant, p.ProjectID)
 }
 
-func (p EventPlace) wants(e event.Event) bool { return p.ProjectID == "" || e.Concerns(p.ProjectID) }
-
 type eventList struct {
 	Call
 	EventPlace
@@ -59,7 +57,7 @@ type eventList struct {
 	Cursor string `query:"cursor" maxLength:"1024" doc:"From next_cursor"`
 }
 
-// eventsScanned is how many events a request looks at, at most, to find those of a project.
+// eventsScanned is how many events of the whole log a request looks at, at most, to find those of a project.
 const eventsScanned = 2000
 
 func (s *Server) listEvents(x *exchange, in *eventList) (*paged[eventView], error) {
@@ -78,31 +76,29 @@ func (s *Server) listEvents(x *exchange, in *eventList) (*paged[eventView], erro
 		return nil, err
 	}
 	defer ws.Release()
-	var found []event.Event
-	for looked := 0; ; {
-		want := in.Limit + 1
-		if in.ProjectID != "" {
-			want = 200
-		}
-		list, err := ws.Events.Since(x.ctx, after, want)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range list {
-			if len(found) == in.Limit {
-				return pageOf(found, eventCursor(after), viewEvent), nil // there is more
-			}
-			after = e.Seq
-			if in.wants(e) {
-				found = append(found, e)
-			}
-		}
-		if looked += len(list); len(list) < want {
-			return pageOf(found, "", viewEvent), nil
-		} else if looked >= eventsScanned {
-			return pageOf(found, eventCursor(after), viewEvent), nil
-		}
+	list, upTo, more, err := in.read(x.ctx, ws, after, in.Limit)
+	if err != nil {
+		return nil, err
 	}
+	next := ""
+	if more {
+		next = eventCursor(upTo)
+	}
+	return pageOf(list, next, viewEvent), nil
+}
+
+// read reads up to limit of the events after a position that are asked for, looking at eventsScanned of the whole log at most.
+// upTo is how far it looked; more says that there are others after that.
+func (p EventPlace) read(ctx context.Context, ws Workspace, after event.Seq, limit int) (list []event.Event, upTo event.Seq, more bool, err error) {
+	if p.ProjectID != "" {
+		return ws.Events.About(ctx, ident.ProjectID(p.ProjectID), after, eventsScanned, limit)
+	}
+	if list, err = ws.Events.Since(ctx, after, limit+1); err != nil || len(list) == 0 {
+		return nil, after, false, err
+	}
+	more = len(list) > limit
+	list = list[:min(limit, len(list))]
+	return list, list[len(list)-1].Seq, more, nil
 }
 
 func eventCursor(after event.Seq) string { return "seq-" + strconv.FormatInt(int64(after), 10) }
@@ -152,7 +148,7 @@ func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
 		defer unwatch()
 		defer leave()
 		defer s.streams.enter()()
-		w := &eventWriter{sse: sse{w: x.w, rc: http.NewResponseController(x.w), now: s.now}, place: in.EventPlace, at: after}
+		w := &eventWriter{sse: sse{w: x.w, rc: http.NewResponseController(x.w), now: s.now}, project: ident.ProjectID(in.ProjectID), log: ws.Events, at: after}
 		w.begin()
 		if after > at {
 			w.resync(at) // of another log, or of nobody's
@@ -200,25 +196,34 @@ func (s *Server) replayEvents(x *exchange, place EventPlace, w *eventWriter, at 
 		return err
 	}
 	defer ws.Release()
-	for w.at < at && w.err == nil {
-		list, err := ws.Events.Since(x.ctx, w.at, int(min(200, at-w.at)))
+	for windows := 0; w.at < at && w.err == nil; windows++ {
+		if place.ProjectID != "" && windows == replayWindows {
+			w.resync(at)
+			return nil
+		}
+		list, upTo, more, err := place.read(x.ctx, ws, w.at, eventsScanned)
 		if err != nil {
 			return err
 		}
-		if len(list) == 0 {
-			break // the log was replaced meanwhile: the listener hears of it
-		}
 		w.events(list)
+		w.at = max(w.at, upTo)
+		if !more {
+			break // or the log was replaced meanwhile: the listener hears of it
+		}
 	}
 	w.at = max(w.at, at)
 	return nil
 }
 
+// replayWindows is how often so many events are looked at, at most, to find those of a project that a stream missed.
+const replayWindows = 5
+
 // eventWriter writes events of a log, each once.
 type eventWriter struct {
 	sse
-	place EventPlace
-	at    event.Seq
+	project ident.ProjectID // empty: all
+	log     event.ProjectLog
+	at      event.Seq
 }
 
 func (w *eventWriter) events(list []event.Event) {
@@ -227,8 +232,11 @@ func (w *eventWriter) events(list []event.Event) {
 			continue
 		}
 		w.at = e.Seq
-		if w.place.wants(e) {
-			w.event(strconv.FormatInt(int64(e.Seq), 10), e.Type, viewEvent(e))
+		if shown, ok := w.log.Shown(w.project, e); ok {
+			w.event(strconv.FormatInt(int64(e.Seq), 10), e.Type, viewEvent(shown))
+		}
+		if e.Type == event.Restored {
+			w.resync(e.Seq)
 		}
 	}
 }
@@ -294,14 +302,18 @@ func eventRows() []operation {
 	return []operation{
 		row(tagLive, "list-events", "GET", "/events", "Pull the log of events, oldest first", on((*Server).listEvents)).
 			with(refuses(missing)).with(func(o *operation) {
-			o.description = "Give the last `seq` that was seen as `after`. `seq` counts per database and survives moves. With `project_id`, a " +
-				"page may have fewer events than `limit` and still a `next_cursor`."
+			o.description = "Give the last `seq` that was seen as `after`. `seq` counts per database and survives moves. With `project_id`, " +
+				"one request looks at 2,000 events of the whole log: a page may have fewer events than `limit`, or none, and still a " +
+				"`next_cursor`, which goes on after all that was looked at. Members of a project hear what they may read: not who is invited, and not " +
+				"which other project a conversation came from or went to. `data.restored` says that the data was put back to an earlier " +
+				"state: read everything again."
 		}),
 		row(tagLive, "stream-events", "GET", "/events/stream", "Follow the log of events", on((*Server).streamEvents)).
 			with(refuses(missing)).with(func(o *operation) {
 			o.waits = true
 			o.description = "Server-Sent Events: `id` is the event's `seq`, `event` its type, `data` the event. With `Last-Event-ID`, what was " +
-				"missed comes first. `resync {seq}` says that the place is of another log: read everything again. `ping` comes every 15 " +
+				"missed comes first. `resync {seq}` says that the place is of another log, or, with `project_id`, more than 10,000 events of the " +
+				"whole log ago: read everything again. `ping` comes every 15 " +
 				"seconds. The stream ends with the session, and when the access token expires: ask again with a fresh one."
 			o.answers = map[string]*huma.Response{"200": {Description: "Server-Sent Events",
 				Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: "string"},

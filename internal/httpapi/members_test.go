@@ -302,6 +302,35 @@ func TestGuestsPage(t *testing.T) {
 	}
 }
 
+// TestLongTitlesPage: a cursor by title is taken back, however long the title is and whatever it is written in.
+func TestLongTitlesPage(t *testing.T) {
+	h := newHouse(t)
+	meet(h)
+	s := newShared(h)
+	for name, text := range map[string]string{"Japanese": "灯", "outside the basic plane": "𝒜", "that grow in NFC": "\U0001D160", "escaped": "<"} {
+		h.do(call{as: "ada", method: "DELETE", path: "/api/v1/conversations/" + s.conversation})
+		for i := range 3 {
+			h.make("ada", "/api/v1/conversations", fmt.Sprintf(`{"title":"%s%d","project_id":"%s"}`, strings.Repeat(text, 299), i, s.project))
+		}
+		for _, as := range []string{"ada", "vera"} {
+			var last string
+			for cursor, pages := "", 0; pages == 0 || cursor != ""; pages++ {
+				a := h.do(call{as: as, method: "GET", path: "/api/v1/conversations?sort=title&limit=1&project_id=" + s.project + "&cursor=" + cursor}).is(200)
+				if title := a.text("data", "0", "title"); title <= last {
+					t.Errorf("%s, %s: a page has %q after %q", name, as, title, last)
+				} else {
+					last = title
+				}
+				cursor = a.text("next_cursor")
+			}
+		}
+		a := h.do(call{as: "ada", method: "GET", path: "/api/v1/conversations?project_id=" + s.project}).is(200)
+		for i := range 3 {
+			h.do(call{as: "ada", method: "DELETE", path: "/api/v1/conversations/" + a.text("data", fmt.Sprint(i), "id")}).is(204)
+		}
+	}
+}
+
 // TestMembers follows members and invitations through their lives.
 func TestMembers(t *testing.T) {
 	h := newHouse(t)

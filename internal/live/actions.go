@@ -313,7 +313,7 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		c.deny(in.RoomID, err)
 		return err
 	}
-	of := ws.Tenant.ID
+	of, guest := ws.Tenant.ID, ws.Pass.Project
 	ws.Release()
 	// The log is read as the server: what a guest sees of it is what concerns the room.
 	if ws, err = c.hub.Pool.Acquire(ctx, ident.System(""), of); err != nil {
@@ -351,7 +351,7 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		seq := event.Seq(*in.AfterSeq)
 		after = &seq
 	}
-	if err := s.room.join(ctx, ws, c, f.ID, after); err != nil {
+	if err := s.room.join(ctx, ws, c, guest, f.ID, after); err != nil {
 		if c.leave(in.RoomID) && !fresh { // it was there before
 			c.put(encode("room_left", nil, leftData{RoomID: in.RoomID, Reason: fault.CodeOf(timely(ctx, err))}))
 		}

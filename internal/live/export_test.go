@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -29,3 +30,6 @@ func (h *Hub) TellOnceMore(ctx context.Context, room string, ws *workspace.Works
 	h.mu.Unlock()
 	r.Tell(ctx, ws, []event.Event{e})
 }
+
+// Recheck looks again at all connections of an account, as when something of its access has changed.
+func (h *Hub) Recheck(id ident.AccountID) { h.recheck(id) }

@@ -1,6 +1,7 @@
 package live_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -26,6 +27,7 @@ import (
 	"claude-memory-backend/internal/httpapi"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/live"
+	"claude-memory-backend/internal/pgtest"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/workspace"
@@ -64,6 +66,20 @@ type node struct {
 	hub    *live.Hub
 	server *httptest.Server
 	stop   func()
+	coming atomic.Pointer[func()] // called while a connection becomes a WebSocket, when it was let in and is not here yet
+}
+
+// visitors calls a function when a connection is taken over.
+type visitors struct {
+	http.ResponseWriter
+	come func()
+}
+
+func (v visitors) Unwrap() http.ResponseWriter { return v.ResponseWriter }
+
+func (v visitors) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	v.come()
+	return http.NewResponseController(v.ResponseWriter).Hijack()
 }
 
 type lockedBuffer struct {
@@ -86,6 +102,19 @@ func (l *lockedBuffer) String() string {
 // newHouse opens a house with one node; change adapts every hub.
 func newHouse(t testing.TB, change func(*live.Config)) *house {
 	t.Helper()
+	return newHouseAt(t, "", change)
+}
+
+// onBoth runs a test with tenants in SQLite files, and with tenants in PostgreSQL.
+func onBoth(t *testing.T, test func(t *testing.T, address string)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) { test(t, "") })
+	t.Run("postgres", func(t *testing.T) { test(t, pgtest.URL(t)) })
+}
+
+// newHouseAt is newHouse with tenants in the PostgreSQL server at an address, unless that is empty.
+func newHouseAt(t testing.TB, address string, change func(*live.Config)) *house {
+	t.Helper()
 	keys, err := seal.NewKeyring("a master key of more than 32 bytes, for tests only")
 	must(t, err)
 	dir := t.TempDir()
@@ -98,7 +127,15 @@ func newHouse(t testing.TB, change func(*live.Config)) *house {
 	h.store = sqlstore.NewMasterStore(master, func(seq event.Seq) {
 		h.bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
 	})
-	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(dir, "tenants"), Synchronous: "NORMAL", Keys: keys})
+	hosts := map[string]*sqlstore.LazyHost{}
+	if address != "" {
+		lazy, err := sqlstore.NewLazyHost(seal.Secret(address), sqlstore.PostgresHostOptions{MaxConns: 8, RuntimePassword: "of the tests' own login"})
+		must(t, err)
+		t.Cleanup(lazy.Close)
+		hosts["here"] = lazy
+	}
+	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(dir, "tenants"), Synchronous: "NORMAL", Keys: keys,
+		Hosts: hosts})
 	must(t, err)
 	log := slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: h.bus, Default: "scripted", Known: []string{"scripted"},
@@ -143,13 +180,16 @@ func (h *house) addNode(change func(*live.Config)) *node {
 		if err != nil {
 			return httpapi.Workspace{}, err
 		}
-		return httpapi.Workspace{Projects: ws.Projects, Conversations: ws.Conversations, Turns: ws.Conversations, Audit: ws.Audit,
-			Events: ws.Events, Tenant: ws.Tenant.ID, Usage: ws.Usage, Release: ws.Release}, nil
+		return httpapi.Workspace{Projects: ws.Projects, Members: ws.Members, Conversations: ws.Conversations, Turns: ws.Conversations,
+			Audit: ws.Audit, Events: ws.Events, Tenant: ws.Tenant.ID, Usage: ws.Usage, Release: ws.Release}, nil
 	}
 	door, err := httpapi.NewServer(httpapi.Config{Version: "1", AllowedOrigins: []string{"https://app.example"}, OnceSecret: secret, QueryToken: true},
 		httpapi.Deps{Accounts: h.accounts, Now: h.now, Log: log, Collectors: hub.Collectors(), Live: hub,
 			Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 				return opened(h.pool.Acquire(ctx, actor, id))
+			},
+			Visit: func(ctx context.Context, actor ident.Actor, subject string) (httpapi.Workspace, error) {
+				return opened(h.pool.Visit(ctx, actor, subject))
 			},
 			Enter: func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (httpapi.Workspace, error) {
 				return opened(h.pool.Enter(ctx, actor, own, subject))
@@ -158,7 +198,13 @@ func (h *house) addNode(change func(*live.Config)) *node {
 				return feeds.Listen(ctx, id, l)
 			}})
 	must(h.t, err)
-	n := &node{hub: hub, server: httptest.NewServer(door.Handler())}
+	n := &node{hub: hub}
+	n.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if come := n.coming.Load(); come != nil && r.URL.Path == "/ws" {
+			w = visitors{w, *come}
+		}
+		door.Handler().ServeHTTP(w, r)
+	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan struct{})
 	go func() { defer close(ran); _ = hub.Run(ctx) }()

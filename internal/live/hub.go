@@ -189,6 +189,12 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identi
 	if late {
 		c.over(stopping)
 	}
+	c.mu.Lock()
+	changed := c.access > 0
+	c.mu.Unlock()
+	if changed { // while it came in
+		h.look(c)
+	}
 	return nil
 }
 

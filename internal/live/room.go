@@ -44,6 +44,7 @@ type room struct {
 
 // member is a connection in a room. While what it missed is read, what happens is held for it, up to a bound.
 type member struct {
+	guest   ident.ProjectID // through which a guest came in; empty: the tenant's owner
 	holding bool
 	held    [][]byte
 	size    int  // bytes in held
@@ -56,6 +57,15 @@ func (m *member) hold(b []byte, most int) {
 		return
 	}
 	m.held, m.size = append(m.held, b), m.size+len(b)
+}
+
+// hear sends the member a frame, or keeps it for later. The caller has the room's mu.
+func (m *member) hear(c *conn, b []byte) {
+	if m.holding {
+		m.hold(b, c.hub.MaxWaiting)
+		return
+	}
+	c.put(b)
 }
 
 // running is the text so far of a turn that runs in the room.
@@ -183,15 +193,16 @@ func (r *room) has(user string) bool {
 	return false
 }
 
-// join makes the connection a member: it hears room_joined, what it missed, what is being said, and then what happens.
-func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, id json.RawMessage, after *event.Seq) error {
+// join makes the connection a member, who is a guest through a project unless that is empty: it hears room_joined, what it
+// missed, what is being said, and then what happens.
+func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, guest ident.ProjectID, id json.RawMessage, after *event.Seq) error {
 	// Its position in the log is to be now, not when somebody last looked.
 	if err := r.hub.Feeds.CatchUp(ctx, r.tenant); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	first := !r.has(c.person().UserID)
-	m := &member{holding: true}
+	m := &member{guest: guest, holding: true}
 	r.members[c] = m
 	at := r.at
 	saying := r.saying()
@@ -210,7 +221,10 @@ func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, id js
 		r.mu.Unlock()
 		return nil
 	}
-	missed, whole, err := r.missed(ctx, ws, after, at)
+	if err := r.still(ctx, c, m); err != nil {
+		return err
+	}
+	missed, whole, err := r.missed(ctx, ws, m.guest, after, at)
 	if err != nil {
 		return err
 	}
@@ -227,7 +241,7 @@ func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, id js
 		begin = append(begin, encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}))
 	}
 	c.putAll(slices.Concat(begin, missed, saying, m.held))
-	*m = member{}
+	*m = member{guest: m.guest}
 	r.mu.Unlock()
 	return nil
 }
@@ -269,7 +283,8 @@ const scanned = 5
 
 // missed reads what the room's log has after a position, up to another one. whole is false when that is too much, or the
 // position is not of this log: the client has to read everything again.
-func (r *room) missed(ctx context.Context, ws *workspace.Workspace, after *event.Seq, at event.Seq) (frames [][]byte, whole bool, err error) {
+func (r *room) missed(ctx context.Context, ws *workspace.Workspace, guest ident.ProjectID, after *event.Seq, at event.Seq) (
+	frames [][]byte, whole bool, err error) {
 	if after == nil || *after == at {
 		return nil, true, nil
 	}
@@ -296,6 +311,9 @@ func (r *room) missed(ctx context.Context, ws *workspace.Workspace, after *event
 			if e.Seq > at {
 				break
 			}
+			if e.Type == event.Restored {
+				return nil, false, nil
+			}
 			if !e.Concerns(r.id) {
 				continue
 			}
@@ -306,7 +324,9 @@ func (r *room) missed(ctx context.Context, ws *workspace.Workspace, after *event
 			for _, b := range rest {
 				add(b)
 			}
-			add(encode("event", nil, r.hub.Words.Event(e, r.id)))
+			if b := (&audience{room: r, e: e}).frame(guest); b != nil {
+				add(b)
+			}
 			// Half of what may wait for a reader is room for what happens meanwhile.
 			if count++; count > r.hub.MaxReplay || size > r.hub.MaxWaiting/2 {
 				return nil, false, nil
@@ -352,8 +372,16 @@ func (r *room) Tell(ctx context.Context, ws *workspace.Workspace, events []event
 		for _, e := range events {
 			// Not only what they name may be gone, or closed to some.
 			again = again || e.Type == "project.deleted" || e.Type == "conversation.moved" || strings.HasPrefix(e.Type, "data.")
-			if e.Concerns(r.id) {
+			switch {
+			case e.Type == event.Restored:
+				r.resync(e.Seq)
+			case e.Concerns(r.id):
 				r.tell(ctx, ws, e)
+			case e.Type == "project.deleted": // its conversations may have stayed
+				r.mu.Lock()
+				out, reason := r.leavers(e)
+				r.mu.Unlock()
+				r.dismiss(out, reason)
 			}
 		}
 		if again {
@@ -403,17 +431,25 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 		r.mu.Unlock()
 		rest, all = r.rest(ctx, ws, e, t)
 	}
-	rest = append(rest, encode("event", nil, r.hub.Words.Event(e, r.id)))
-	if !all { // whoever wants the text has to read it
-		rest = append(rest, encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(e.Seq)}))
-	}
+	r.dismiss(r.happen(e, rest, all))
+}
+
+// happen tells the members of an event, and returns those whose access ends with it. rest is text that comes before it; all is
+// false where some of that could not be read.
+func (r *room) happen(e event.Event, rest [][]byte, all bool) (out []*conn, reason string) {
 	// In one go: who joins does so before all of it, or after.
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	turn := ident.TurnID(e.Subject)
 	if ends(e) {
 		delete(r.turns, turn)
 	}
 	for _, b := range rest {
 		r.broadcast(b, nil)
+	}
+	r.show(e)
+	if !all { // whoever wants the text has to read it
+		r.broadcast(encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(e.Seq)}), nil)
 	}
 	r.at = e.Seq
 	if e.Type == "turn.started" && r.talk != "" {
@@ -423,45 +459,28 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 		_ = json.Unmarshal(e.Data, &data) // our own
 		r.follow(turn, data.Message)
 	}
-	var out []*conn
-	if e.Subject == r.id && (e.Type == "conversation.deleted" || e.Type == "project.deleted") {
-		out = slices.Collect(maps.Keys(r.members))
-	}
-	reason := "deleted"
-	if e.Subject == r.id && e.Type == "conversation.moved" { // guests may not see what comes next: they join again if they may
-		reason = "no_access"
-		for c := range r.members {
-			if _, own := c.who(); own != r.tenant {
-				out = append(out, c)
-			}
-		}
-	}
-	r.mu.Unlock()
-	for _, c := range out {
-		if c.leave(r.id) {
-			c.put(encode("room_left", nil, leftData{RoomID: r.id, Reason: reason}))
-		}
-	}
+	return r.leavers(e)
 }
 
 // Lost implements workspace.Listener: what members know is of a log that is no more.
 func (r *room) Lost(at event.Seq) {
+	r.resync(at)
+	r.recheck()
+}
+
+// resync tells everybody to read the room again.
+func (r *room) resync(at event.Seq) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.at = at
 	r.broadcast(encode("resync", nil, resyncData{RoomID: r.id, Seq: int64(at)}), nil)
-	r.mu.Unlock()
-	r.recheck()
 }
 
 // broadcast sends a frame to every member but some. The caller has r.mu.
 func (r *room) broadcast(b []byte, but func(*conn) bool) {
 	for c, m := range r.members {
-		switch {
-		case but != nil && but(c):
-		case m.holding:
-			m.hold(b, r.hub.MaxWaiting)
-		default:
-			c.put(b)
+		if but == nil || !but(c) {
+			m.hear(c, b)
 		}
 	}
 }

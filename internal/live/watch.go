@@ -80,7 +80,7 @@ func (h *Hub) heard(e event.Event) {
 	}
 	for _, id := range []string{e.Subject, about.Tenant} {
 		if strings.HasPrefix(id, ident.TenantID("").Prefix()) {
-			h.recheckTenant(ident.TenantID(id))
+			h.tenantChanged(ident.TenantID(id), e.Type == workspace.EventUpdated)
 		}
 	}
 }
@@ -108,6 +108,28 @@ func (h *Hub) recheckAll() {
 	}
 }
 
+// tenantChanged looks again at those whom a tenant concerns. When it is another one now, as one that was suspended, the pool has
+// to know first, which hears of it in its own time: who is looked at before that would stay.
+func (h *Hub) tenantChanged(id ident.TenantID, other bool) {
+	if !other {
+		h.recheckTenant(id)
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closing {
+		return
+	}
+	h.work.Go(func() {
+		ctx, cancel := context.WithTimeout(h.life, h.ActionTime)
+		defer cancel()
+		if err := h.Pool.Refresh(ctx, id); err != nil && !fault.Is(err, fault.NotFound) && h.life.Err() == nil {
+			h.Log.Warn("tenant not looked at", "code", fault.CodeOf(err), "tenant", id)
+		}
+		h.recheckTenant(id)
+	})
+}
+
 // recheckTenant looks again at whoever is in a room of the tenant, or whose own it is.
 func (h *Hub) recheckTenant(id ident.TenantID) {
 	h.mu.Lock()
@@ -129,17 +151,16 @@ func (h *Hub) recheckTenant(id ident.TenantID) {
 
 // look asks again, beside whatever goes on, whether the connection may be there and in its rooms.
 func (h *Hub) look(c *conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, here := h.conns[c]
 	c.mu.Lock()
 	c.access++
 	queued := c.looking
-	c.looking = true
+	// One that is on its way in is looked at when it is here (Accept).
+	c.looking = queued || here
 	c.mu.Unlock()
-	if queued {
-		return
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, here := h.conns[c]; !here {
+	if queued || !here {
 		return
 	}
 	h.work.Go(func() {

@@ -24,7 +24,8 @@ type Service struct {
 
 // Sharing hears of what happens to projects, some of which others are members of.
 type Sharing interface {
-	// Edited is called after a project was edited.
+	// Editing is called before a project is edited, Edited when it is.
+	Editing(ctx context.Context, id ident.ProjectID)
 	Edited(ctx context.Context, id ident.ProjectID)
 	// Deleting is called before a project is deleted, Deleted when it is.
 	Deleting(ctx context.Context, id ident.ProjectID) error
@@ -121,6 +122,9 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.ProjectI
 	const op = "project.Edit"
 	if err := s.pass.Allow(op, actor, access.EditProject); err != nil {
 		return Project{}, err
+	}
+	if s.sharing != nil {
+		s.sharing.Editing(ctx, id)
 	}
 	p, err := s.store.UpdateProject(ctx, id, func(p Project) (Project, event.Change, error) {
 		if ifVersion != nil && *ifVersion != p.Version {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
@@ -407,6 +408,13 @@ func (b *backRun) take(ctx context.Context, r *returner) error {
 		// What the master says of its databases is told anew, once it may be changed again.
 		if err := b.Store.TellAgain(ctx, t.ID, lost.Told, b.Now().Add(retoldAfter)); err != nil {
 			return err
+		}
+		if lost.Changes > 0 || len(lost.Told) > 0 {
+			ch := event.NewChange(ident.System(""), b.moment())
+			ch.Add(event.Restored, string(t.ID), map[string]any{"schema_version": r.snap.Schema()})
+			if err := b.Store.TellRestored(ctx, t.ID, ch, b.Now().Add(retoldAfter)); err != nil {
+				return err
+			}
 		}
 		b.mu.Lock()
 		defer b.mu.Unlock()

@@ -126,7 +126,8 @@ type mover struct {
 	tenant tenant.Tenant
 	target tenant.Database
 	report MoveReport
-	saved  any // what the job saves in place of the report, when moving is only a part of it
+	back   bool // to an earlier state: what its log tells after the switch is not what it told before
+	saved  any  // what the job saves in place of the report, when moving is only a part of it
 
 	lease    *workspace.Workspace
 	from, to *sqlstore.DB
@@ -535,6 +536,9 @@ func (m *mover) commit(ctx context.Context) error {
 	ch := event.NewChange(actor, m.moment())
 	ch.Add("database.activated", string(m.in.To), map[string]any{"from": m.report.From, "job_id": m.run.Job.ID})
 	ch.Add(workspace.EventMoved, string(m.tenant.ID), map[string]any{"node": m.Node, "from": m.report.From, "to": m.in.To})
+	if m.back {
+		ch.Add(event.Restored, string(m.tenant.ID), map[string]any{"job_id": m.run.Job.ID})
+	}
 	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, m.in.To, m.target.Facts, ch)
 	for fault.Unknown(err) {
 		// Only looking can tell. Until it is known neither place may be used.

@@ -114,7 +114,7 @@ func (p *putBack) run(ctx context.Context, run *job.Run) (any, error) {
 		return run.Job.Saved, p.resettle(ctx, t) // an earlier process had switched already
 	}
 	// A move's way of telling other nodes and of switching is this job's, too.
-	m := &mover{Service: p.Service, run: run, in: moveInput{To: in.To}, tenant: t}
+	m := &mover{Service: p.Service, run: run, in: moveInput{To: in.To}, tenant: t, back: true}
 	m.report.From, m.report.To = t.Placement.Database, in.To
 	var report PutBackReport
 	if run.Again() || run.Job.ID != p.own {

@@ -408,8 +408,10 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 	}
 	now := a.now()
 	facts.CheckedAt = &now
+	ch := event.NewChange(ident.System(""), now)
+	ch.Add(event.Restored, string(t.ID), map[string]any{"snapshot": a.m.ID})
 	if err := a.in.Store.Place(ctx, tenant.Database{Tenant: t.ID, Name: "Hosted", Placement: at, Version: 1, CreatedAt: now, UpdatedAt: now,
-		Facts: facts}); err != nil {
+		Facts: facts}, ch); err != nil {
 		return fail(errors.Join(err, a.in.Places.Destroy(context.WithoutCancel(ctx), at)))
 	}
 	return one

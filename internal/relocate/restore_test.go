@@ -119,6 +119,11 @@ func TestRestoreAll(t *testing.T) {
 				if !bytes.Equal(into.digest(into.open(was.ID)), m.find(string(was.ID)).Digest) {
 					t.Errorf("%s holds something else than the snapshot", was.ID)
 				}
+				news, err := into.Store.News(t.Context(), time.Now().Add(time.Hour), 100)
+				into.must(err)
+				if !slices.ContainsFunc(news, func(n sqlstore.News) bool { return n.Tenant == was.ID && n.Event.Type == event.Restored }) {
+					t.Errorf("its log is not told: %+v", news)
+				}
 				// Nothing that a query needs is missing: the same words are found.
 				if got, want := into.words(was), s.words(was); !slices.Equal(got, want) || was.ID == full.ID && len(got) < 10 {
 					t.Errorf("found %q, not %q", got, want)
@@ -490,6 +495,11 @@ func TestPutBack(t *testing.T) {
 			}
 			if got := s.texts(home); !slices.Equal(got, []string{"one"}) {
 				t.Errorf("it holds %q", got)
+			}
+			news, err := s.Store.News(t.Context(), time.Now().Add(time.Hour), 100)
+			s.must(err)
+			if !slices.ContainsFunc(news, func(n sqlstore.News) bool { return n.Tenant == home.ID && n.Event.Type == event.Restored }) {
+				t.Errorf("its log is not told: %+v", news)
 			}
 			s.write(home, "three")
 			if got := s.texts(neighbour); !slices.Equal(got, []string{"mine"}) {

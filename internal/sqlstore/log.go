@@ -2,25 +2,71 @@ package sqlstore
 
 import (
 	"context"
+	"slices"
 
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
 )
 
-// Since implements event.Log. The store of one project has the events that are about it or what is in it.
+var _ event.ProjectLog = (*TenantStore)(nil)
+
+// Since implements event.Log. Through the store of one project the whole log is not to be read.
 func (s *TenantStore) Since(ctx context.Context, after event.Seq, limit int) ([]event.Event, error) {
-	if s.only == "" {
-		return listEvents(ctx, s.db, after, limit)
+	if s.only != "" {
+		return nil, fault.Missing("sqlstore.Since")
 	}
-	var list []event.Event
-	err := s.db.Read(ctx, func(b *Batch) {
-		b.Query(takeEvents(&list), `SELECT `+eventColumns+` FROM events WHERE seq > ?1 AND (subject = ?2 `+b.Dialect().Pick(
-			`OR json_extract(data, '$.project_id') = ?2 OR json_extract(data, '$.from_project_id') = ?2
-			OR coalesce(json_extract(data, '$.conversation_id'), subject)`,
-			`OR CAST(data AS jsonb) ->> 'project_id' = ?2 OR CAST(data AS jsonb) ->> 'from_project_id' = ?2
-			OR coalesce(CAST(data AS jsonb) ->> 'conversation_id', subject)`)+
-			` IN (SELECT id FROM conversations WHERE project_id = ?2)) ORDER BY seq LIMIT ?3`, after, s.only, limit)
+	return listEvents(ctx, s.db, after, limit)
+}
+
+// About implements event.ProjectLog. However long the log is and however little of it is about the project, the statement
+// looks at so many rows and no more: whoever may read one project must not make the database read everything.
+func (s *TenantStore) About(ctx context.Context, p ident.ProjectID, after event.Seq, rows, limit int) (
+	list []event.Event, upTo event.Seq, more bool, err error) {
+	if !s.sees(p) {
+		return nil, after, false, fault.Missing("sqlstore.About")
+	}
+	const window = `(SELECT * FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2) AS w`
+	rows, limit = max(1, rows), max(1, limit)
+	var looked int
+	err = s.db.Read(ctx, func(b *Batch) {
+		b.One([]any{&upTo, &looked}, `SELECT coalesce(max(w.seq), ?1), count(*) FROM `+window, after, rows)
+		b.Query(takeEvents(&list), `SELECT `+eventColumns+` FROM `+window+` WHERE subject = ?3 OR type = ?4 OR `+b.Dialect().Pick(
+			`json_extract(data, '$.project_id') = ?3 OR json_extract(data, '$.from_project_id') = ?3`,
+			`CAST(data AS jsonb) ->> 'project_id' = ?3 OR CAST(data AS jsonb) ->> 'from_project_id' = ?3`)+` ORDER BY seq LIMIT ?5`,
+			after, rows, p, event.Restored, limit+1)
 	})
-	return list, err
+	if err != nil {
+		return nil, after, false, err
+	}
+	more = looked == rows
+	if len(list) > limit {
+		list = list[:limit]
+		upTo, more = list[limit-1].Seq, true
+	}
+	shown := list[:0]
+	for _, e := range list {
+		// What was committed between the two statements is not in the first one's window.
+		if e, ok := s.Shown(p, e); ok && e.Seq <= upTo {
+			shown = append(shown, e)
+		}
+	}
+	return slices.Clip(shown), upTo, more, nil
+}
+
+// Shown implements event.ProjectLog.
+func (s *TenantStore) Shown(p ident.ProjectID, e event.Event) (event.Event, bool) {
+	switch {
+	case !s.sees(p):
+		return event.Event{}, false
+	case p == "":
+		return e, true
+	case e.Type != event.Restored && !e.Concerns(string(p)):
+		return event.Event{}, false
+	case s.only != "":
+		return e.For(p)
+	}
+	return e, true
 }
 
 // Head implements event.Log.

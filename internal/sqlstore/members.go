@@ -336,9 +336,10 @@ func (s *MasterStore) dropShares(ctx context.Context, column, key string, now ti
 	return gone, err
 }
 
-// markShortcut queues that the shortcut of a project in an account's tenant has to be looked at.
+// markShortcut queues that the shortcut of a project in an account's tenant has to be looked at. Marks begin with a time: whoever
+// looks for very long must not take a later row, which began anew, for the one that it took.
 func markShortcut(b *Batch, a ident.AccountID, p ident.ProjectID, due int64) {
-	b.Exec(markShortcuts+` VALUES (?, ?, ?, 1)`+onceMore, a, p, due)
+	b.Exec(markShortcuts+` VALUES (?1, ?2, ?3, ?3)`+onceMore, a, p, due)
 }
 
 const (
@@ -351,7 +352,7 @@ const (
 func (s *MasterStore) MarkProject(ctx context.Context, p ident.ProjectID, due time.Time) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
-			b.Exec(markShortcuts+` SELECT account_id, project_id, CAST(? AS BIGINT), 1 FROM grants WHERE project_id = ?`+onceMore,
+			b.Exec(markShortcuts+` SELECT account_id, project_id, CAST(?1 AS BIGINT), CAST(?1 AS BIGINT) FROM grants WHERE project_id = ?2`+onceMore,
 				ident.Micros(due), p)
 		})
 	})
@@ -367,8 +368,8 @@ func (s *MasterStore) MarkAccount(ctx context.Context, a ident.AccountID, due ti
 
 // markEverybody queues the same of all accounts that are members, or have members.
 func markEverybody(b *Batch, due int64) {
-	b.Exec(markShortcuts+` SELECT account_id, '', CAST(?1 AS BIGINT), 1 FROM grants
-		UNION SELECT t.account_id, '', CAST(?1 AS BIGINT), 1 FROM tenants t JOIN grants g ON g.tenant_id = t.id WHERE true`+onceMore, due)
+	b.Exec(markShortcuts+` SELECT account_id, '', CAST(?1 AS BIGINT), CAST(?1 AS BIGINT) FROM grants
+		UNION SELECT t.account_id, '', CAST(?1 AS BIGINT), CAST(?1 AS BIGINT) FROM tenants t JOIN grants g ON g.tenant_id = t.id WHERE true`+onceMore, due)
 }
 
 // SharedBy returns the projects of a tenant that have members.
@@ -421,11 +422,14 @@ func (s *MasterStore) DueShortcuts(ctx context.Context, now, until time.Time, li
 }
 
 // SettleShortcut takes a shortcut off the list that was looked at, unless it was marked once more meanwhile: then it is
-// due at once. With a time it stays, and is due then.
+// due at once. So it is when it is off the list already: somebody else took it for done whose look was a later one, and what
+// this look wrote may be what was true before. With a time it stays, and is due then.
 func (s *MasterStore) SettleShortcut(ctx context.Context, d DueShortcut, again time.Time) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
 			const one = ` WHERE account_id = ? AND project_id = ?`
+			b.Exec(markShortcuts+` SELECT id, CAST(?2 AS TEXT), 0, CAST(?3 AS BIGINT) FROM accounts WHERE id = ?1
+				ON CONFLICT (account_id, project_id) DO NOTHING`, d.Account, d.Project, d.marks+1)
 			if !again.IsZero() {
 				b.Exec(`UPDATE shortcuts_due SET due_at = ?`+one, ident.Micros(again), d.Account, d.Project)
 				return

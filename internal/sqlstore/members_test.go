@@ -300,6 +300,36 @@ func TestShortcutsThatAreDue(t *testing.T) {
 		if list = due(24 * time.Hour); len(list) > 0 {
 			t.Errorf("%+v", list)
 		}
+		// Of two who looked at once the slower one may have written what was true before, and a row that began anew is not its.
+		if err := s.MarkProject(ctx, p.Project, noon(25*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		slow := due(25 * time.Hour)
+		quick := due(26 * time.Hour)
+		for _, d := range []DueShortcut{quick[0], slow[0]} {
+			if err := s.SettleShortcut(ctx, d, time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again := due(26 * time.Hour)
+		if len(slow) != 1 || len(quick) != 1 || len(again) != 1 {
+			t.Fatalf("%+v, %+v, then %+v", slow, quick, again)
+		}
+		if err := s.SettleShortcut(ctx, again[0], time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.MarkProject(ctx, p.Project, noon(27*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SettleShortcut(ctx, slow[0], time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if again = due(28 * time.Hour); len(again) != 1 {
+			t.Fatalf("a mark was lost to who looked before: %+v", again)
+		}
+		if err := s.SettleShortcut(ctx, again[0], time.Time{}); err != nil {
+			t.Fatal(err)
+		}
 		// After a restore everybody who has to do with members is looked at.
 		if err := s.Revive(ctx, happened("installation.restored", "", time.Hour)); err != nil {
 			t.Fatal(err)
@@ -387,14 +417,17 @@ func TestOnly(t *testing.T) {
 				t.Fatal(err)
 			}
 			conv := conversation.Conversation{ID: c, Version: 1, Details: conversation.Details{ProjectID: p, Title: "lighthouse"}}
-			if err := s.InsertConversation(ctx, conv, happened("conversation.created", string(c), 0)); err != nil {
+			in := `"project_id":"` + string(p) + `"}`
+			begun := happened("conversation.created", string(c), 0)
+			begun.Events[0].Data = []byte("{" + in)
+			if err := s.InsertConversation(ctx, conv, begun); err != nil {
 				t.Fatal(err)
 			}
 			m, turn = ident.New[ident.MessageID](), ident.New[ident.TurnID]()
 			answer := ident.New[ident.MessageID]()
 			if _, _, err := s.Append(ctx, c, conversation.Where{}, func(conversation.Spot) (conversation.Entry, event.Change, error) {
 				ch := happened("message.created", string(m), 0)
-				ch.Events[0].Data = []byte(`{"conversation_id":"` + string(c) + `"}`)
+				ch.Events[0].Data = []byte(`{"conversation_id":"` + string(c) + `",` + in)
 				return conversation.Entry{Messages: []conversation.Message{{ID: m, Role: conversation.User, Content: "a lighthouse", State: conversation.Completed},
 					{ID: answer, Role: conversation.Assistant, Content: "dark", State: conversation.Completed}},
 					Turn: &conversation.Turn{ID: turn, Conversation: c, UserMessage: m, AssistantMessage: answer, State: conversation.Completed}}, ch, nil
@@ -459,13 +492,60 @@ func TestOnly(t *testing.T) {
 			}
 		}
 		fine("as ever", s.HasProject(ctx, other))
-		events, err := o.Since(ctx, 0, 100)
-		if err != nil || len(events) != 3 { // the project, the conversation, and what was said in it
-			t.Errorf("%d events, %v", len(events), err)
+		_, err = o.Since(ctx, 0, 100)
+		missing("the whole log", err)
+		_, _, _, err = o.About(ctx, other, 0, 100, 100)
+		missing("events of another project", err)
+		events, upTo, more, err := o.About(ctx, mine, 0, 100, 100)
+		if err != nil || len(events) != 3 || upTo != 7 || more { // the project, the conversation, and what was said in it
+			t.Errorf("%d events up to %d, %v", len(events), upTo, err)
 		}
 		for _, e := range events {
 			if e.Subject == string(other) || e.Subject == string(there) || e.Subject == string(hidden) {
 				t.Errorf("%+v", e)
+			}
+		}
+	})
+}
+
+// TestAboutLooksAtSoMuch: whoever asks for the events of one project has so many events looked at, whatever is in them.
+func TestAboutLooksAtSoMuch(t *testing.T) {
+	onTenant(t, func(t *testing.T, s *TenantStore) {
+		mine, other := ident.New[ident.ProjectID](), ident.New[ident.ProjectID]()
+		add := func(n int, kind string, p ident.ProjectID) {
+			t.Helper()
+			ch := happened(kind, string(ident.New[ident.ConversationID]()), 0)
+			ch.Events = ch.Events[:0]
+			for range n {
+				ch.Add(kind, string(ident.New[ident.ConversationID]()), map[string]any{"project_id": p})
+			}
+			if err := s.Note(t.Context(), ch); err != nil {
+				t.Fatal(err)
+			}
+		}
+		add(30, "conversation.created", other)
+		add(3, "conversation.created", mine)
+		add(1, "database.activated", mine) // of which only the owner hears
+		add(2, "conversation.created", mine)
+		for name, c := range map[string]struct {
+			of                     *TenantStore
+			after                  event.Seq
+			rows, limit, want, end int
+			more                   bool
+		}{
+			"nothing in the window":        {s.Only(mine), 0, 20, 10, 0, 20, true},
+			"the window's end":             {s.Only(mine), 20, 12, 10, 2, 32, true},
+			"so many at a time":            {s.Only(mine), 20, 100, 2, 2, 32, true},
+			"what is not shown is passed":  {s.Only(mine), 33, 100, 1, 0, 34, true},
+			"the end":                      {s.Only(mine), 20, 100, 10, 5, 36, false},
+			"as many as there are":         {s.Only(mine), 34, 100, 2, 2, 36, false},
+			"after the end":                {s.Only(mine), 36, 100, 10, 0, 36, false},
+			"far after the end":            {s.Only(mine), 99, 100, 10, 0, 99, false},
+			"the owner is shown all of it": {s, 20, 100, 10, 6, 36, false},
+		} {
+			list, upTo, more, err := c.of.About(t.Context(), mine, c.after, c.rows, c.limit)
+			if err != nil || len(list) != c.want || upTo != event.Seq(c.end) || more != c.more {
+				t.Errorf("%s: %d events up to %d, more %v, %v", name, len(list), upTo, more, err)
 			}
 		}
 	})

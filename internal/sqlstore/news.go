@@ -23,7 +23,7 @@ type News struct {
 }
 
 // told are the kinds of events of the master's log that tenants' logs get.
-var told = [...]string{"database.", "member."}
+var told = [...]string{"database.", "member.", event.Restored}
 
 // toTell queues the rows for what ch says about databases and members of the tenant. It belongs beside appendChange.
 func toTell(b *Batch, id ident.TenantID, ch event.Change) {
@@ -52,6 +52,19 @@ func (s *MasterStore) News(ctx context.Context, now time.Time, limit int) ([]New
 			WHERE n.due_at <= ? AND t.state = ? ORDER BY e.seq LIMIT ?`, ident.Micros(now), tenant.Active, max(1, limit))
 	})
 	return list, err
+}
+
+// TellRestored notes that a tenant's data was put back to an earlier state, by losing what was written since, and queues that
+// for the tenant's own log, due at a moment.
+func (s *MasterStore) TellRestored(ctx context.Context, id ident.TenantID, ch event.Change, due time.Time) error {
+	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		return tx.Commit(func(b *Batch) {
+			later := ch
+			later.At = due
+			toTell(b, id, later)
+			appendChange(b, ch, head)
+		})
+	})
 }
 
 // Told takes away what was told. What is gone already is no error.
@@ -91,6 +104,10 @@ func (s *MasterStore) TellLater(ctx context.Context, id ident.TenantID, due time
 	})
 }
 
+// leap is the number after which a log goes on that was put back at a time. A log would have to grow by a million events a
+// second to have given out a greater one before that, and JavaScript counts that far until the year 2242 (decision 0058).
+func leap(at time.Time) int64 { return at.Unix() << 20 }
+
 // Tell appends an event of the master's log to the tenant's, under its own id and with the next number here; one that is
 // there already is no error. What the owner did stands in the master's trail, which the owner reads together with this
 // one; what anybody else did is noted in this one.
@@ -98,6 +115,9 @@ func (s *TenantStore) Tell(ctx context.Context, e event.Event, owner ident.Accou
 	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		return tx.Commit(func(b *Batch) {
 			ch := event.Change{Actor: ident.Actor{Account: e.Actor.ID, Name: e.Actor.Name}, At: e.CreatedAt, Events: []event.Event{e}}
+			if e.Type == event.Restored {
+				b.Exec(`UPDATE log_head SET seq = ?1 WHERE one = 1 AND seq < ?1`, leap(e.CreatedAt))
+			}
 			appendEvents(b, ch, head)
 			if entry, ok := audit.Derive(ch); ok && e.Actor.ID != owner {
 				appendAudit(b, entry)

@@ -42,18 +42,20 @@ func (n *Newer) ask(b *Batch, after LogMark, lock string) {
 	b.Query(func(s Scanner) error {
 		var head event.Seq
 		var id ident.EventID
-		err := s.Scan(&head, &id)
+		var newer int64
+		err := s.Scan(&head, &id, &newer)
 		n.Apart = head < after.Seq || id != after.ID
-		n.Changes += max(0, int64(head-after.Seq))
+		n.Changes += newer
 		return err
-	}, `SELECT seq, coalesce((SELECT id FROM events WHERE seq = ?), '') FROM log_head`+lock, after.Seq)
+	}, `SELECT seq, coalesce((SELECT id FROM events WHERE seq = ?1), ''), (SELECT count(*) FROM events WHERE seq > ?1) FROM log_head`+lock, after.Seq)
 	b.Query(func(s Scanner) error {
 		var id ident.EventID
 		err := s.Scan(&id)
 		n.Told = append(n.Told, id)
 		n.Changes--
 		return err
-	}, `SELECT id FROM events WHERE seq > ? AND (type LIKE 'database.%' OR type LIKE 'member.%') ORDER BY seq`, after.Seq)
+	}, `SELECT id FROM events WHERE seq > ? AND (type LIKE 'database.%' OR type LIKE 'member.%' OR type = ?) ORDER BY seq`,
+		after.Seq, event.Restored)
 }
 
 // Rebuild makes a database what it was: our tables go, with everything in them, and those of the older version come

@@ -137,10 +137,10 @@ func (s *MasterStore) Revive(ctx context.Context, ch event.Change) error {
 }
 
 // Place says where a tenant's data lives that was restored: in a database that the directory did not know. A hosted one
-// that it lived in was not copied as it lay there, so its entry goes; a user's own becomes the original. It is a part of
-// restoring the whole, which [MasterStore.Revive] tells of.
-func (s *MasterStore) Place(ctx context.Context, to tenant.Database) error {
-	return s.db.Write(ctx, func(tx *Tx) error {
+// that it lived in was not copied as it lay there, so its entry goes; a user's own becomes the original. The tenant's own
+// log is told.
+func (s *MasterStore) Place(ctx context.Context, to tenant.Database, ch event.Change) error {
+	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		t, err := lockTenant(tx, to.Tenant)
 		if err != nil {
 			return err
@@ -155,6 +155,8 @@ func (s *MasterStore) Place(ctx context.Context, to tenant.Database) error {
 			insertDatabase(b, to)
 			b.Exec(`UPDATE tenants SET database_id = ?, schema_version = ?, schema_problem = '', schema_at = ? WHERE id = ?`,
 				to.ID(), to.Facts.SchemaVersion, ident.Micros(to.UpdatedAt), to.Tenant)
+			toTell(b, to.Tenant, ch)
+			appendChange(b, ch, head)
 		})
 	})
 }

@@ -234,7 +234,7 @@ func (s *MasterStore) EraseTenant(ctx context.Context, e tenant.Erasure, but ide
 				toTell(b, g.Tenant, event.Change{At: ch.At, Events: ch.Events[first+i : first+i+1]})
 			}
 			// Memberships go with account and tenant; members of the tenant's projects lose their shortcuts.
-			b.Exec(markShortcuts+` SELECT account_id, project_id, CAST(? AS BIGINT), 1 FROM grants WHERE tenant_id = ?`+onceMore,
+			b.Exec(markShortcuts+` SELECT account_id, project_id, CAST(?1 AS BIGINT), CAST(?1 AS BIGINT) FROM grants WHERE tenant_id = ?2`+onceMore,
 				ident.Micros(ch.At), e.Tenant)
 			b.Exec(`DELETE FROM invitations WHERE email_folded = (SELECT email_folded FROM accounts WHERE id = ?)`, e.Account)
 			b.Exec(`DELETE FROM hints WHERE tenant_id = ?`, e.Tenant)

@@ -70,9 +70,9 @@ type Workspace struct {
 	Projects      *project.Service
 	Members       *member.Service
 	Conversations *conversation.Service
-	Audit         *audit.Service // nil for a guest
-	Events        event.Log      // for a guest those of the project
-	Waited        time.Duration  // for the database to be opened; 0 when it was open
+	Audit         *audit.Service   // nil for a guest
+	Events        event.ProjectLog // for a guest that of the project
+	Waited        time.Duration    // for the database to be opened; 0 when it was open
 
 	entry    *entry
 	actor    ident.Actor // of a guest

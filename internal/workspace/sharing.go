@@ -230,6 +230,13 @@ func (s sharing) Left(ctx context.Context, id ident.ConversationID, from ident.P
 	s.signal(ctx, from)
 }
 
+// Editing implements project.Sharing: should the process die before it says Edited, members see the new name a little later.
+func (s sharing) Editing(ctx context.Context, id ident.ProjectID) {
+	if s.shared(ctx, id) {
+		s.complain(s.pool.Grants.MarkProject(ctx, id, s.pool.Now().Add(lookTime)))
+	}
+}
+
 // Edited implements project.Sharing.
 func (s sharing) Edited(ctx context.Context, id ident.ProjectID) {
 	ctx = context.WithoutCancel(ctx)

@@ -223,7 +223,7 @@ func TestGuestsHearOfTheProjectAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ws.Release()
-	events, err := ws.Events.Since(t.Context(), 0, 100)
+	events, _, _, err := ws.Events.About(t.Context(), p, 0, 100, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,5 +273,86 @@ func TestSharingWhileConversationsCome(t *testing.T) {
 			}
 		}
 		ws.Release()
+	}
+}
+
+// stalled is a master database whose reader is held up once, after it has read, and whose marks are lost after so many.
+type stalled struct {
+	*sqlstore.MasterStore
+	meanwhile func()
+	marks     int // that are kept; 0: all
+}
+
+func (s *stalled) FindGrants(ctx context.Context, a ident.AccountID, subject string) ([]access.Grant, error) {
+	list, err := s.MasterStore.FindGrants(ctx, a, subject)
+	if do := s.meanwhile; do != nil {
+		s.meanwhile = nil
+		do()
+	}
+	return list, err
+}
+
+func (s *stalled) MarkProject(ctx context.Context, p ident.ProjectID, due time.Time) error {
+	if s.marks--; s.marks == 0 {
+		s.marks++
+		return fault.New(fault.Unavailable, "test", "", "the process is gone")
+	}
+	return s.MasterStore.MarkProject(ctx, p, due)
+}
+
+// names are the projects in a person's list.
+func (v *village) names(p person) (names []string) {
+	v.t.Helper()
+	ws := v.acquire(p.tenant)
+	defer ws.Release()
+	list, _, err := ws.Projects.List(v.t.Context(), p.Actor, project.Query{Limit: 10})
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	for _, p := range list {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+// TestTwoNodesLookAtAShortcut: a node that found a grant, and writes the shortcut when another one has taken it away since, has
+// it looked at once more.
+func TestTwoNodesLookAtAShortcut(t *testing.T) {
+	v := newVillage(t)
+	p, _ := v.share(access.Viewer)
+	v.pool.Grants = &stalled{MasterStore: v.master, meanwhile: func() {
+		v.remove(p)
+		v.pool.lookAtShortcuts(t.Context()) // the other node, to its end
+	}}
+	v.pool.lookAtShortcuts(t.Context())
+	v.pool.lookAtShortcuts(t.Context())
+	if names := v.names(v.bob); len(names) > 0 {
+		t.Errorf("who was removed sees %v", names)
+	}
+	if due, err := v.master.DueShortcuts(t.Context(), time.Now().Add(24*time.Hour), time.Now(), 10); err != nil || len(due) > 0 {
+		t.Errorf("it never ends: %+v, %v", due, err)
+	}
+}
+
+// TestWhoDiesAfterAnEdit: a process that dies between an edit and its mark leaves an old name for moments only.
+func TestWhoDiesAfterAnEdit(t *testing.T) {
+	v := newVillage(t)
+	p, _ := v.share(access.Viewer)
+	v.pool.lookAtShortcuts(t.Context())
+	v.pool.Grants = &stalled{MasterStore: v.master, marks: 2}
+	ws := v.acquire(v.ada.tenant)
+	_, err := ws.Projects.Edit(t.Context(), v.ada.Actor, p, nil, func(d *project.Details) error { d.Name = "Port"; return nil })
+	ws.Release()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.pool.lookAtShortcuts(t.Context())
+	if names := v.names(v.bob); len(names) != 1 || names[0] != "Harbour" {
+		t.Errorf("before it is due: %v", names)
+	}
+	v.pool.Now = func() time.Time { return time.Now().Add(lookTime + time.Second) }
+	v.pool.lookAtShortcuts(t.Context())
+	if names := v.names(v.bob); len(names) != 1 || names[0] != "Port" {
+		t.Errorf("after it: %v", names)
 	}
 }
