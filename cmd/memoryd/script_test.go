@@ -43,6 +43,7 @@ import (
 //	                             an account with two conversations of one title is in the way of; and this version again
 //	digest FILE FOLDER           writes size, time of change and hash of every database file below the folder into FILE
 //	holds FOLDER TEXT            some file below the folder has the text in its bytes or its name; ! holds: none has
+//	mailed TEXT                  waits until there is a mail, in the folder of development, that has the text
 //	places FILE                  writes the names of tenants' files, and of all schemas where tenants live, into FILE
 //	owndb NAME                   a fresh PostgreSQL database such as a user has: its address in $NAME, the password in
 //	                             it in $NAME_PASSWORD
@@ -277,6 +278,23 @@ func storyCommands() map[string]func(*testscript.TestScript, bool, []string) {
 			}
 			if !neg && found == "" {
 				ts.Fatalf("no file has %q", args[1])
+			}
+		},
+		"mailed": func(ts *testscript.TestScript, _ bool, args []string) {
+			if len(args) != 1 {
+				ts.Fatalf("usage: mailed TEXT")
+			}
+			for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+				list, err := filepath.Glob(ts.MkAbs("storage/mails/*.eml"))
+				ts.Check(err)
+				for _, name := range list {
+					if strings.Contains(ts.ReadFile(name), args[0]) {
+						return
+					}
+				}
+				if time.Now().After(deadline) {
+					ts.Fatalf("no mail has %q", args[0])
+				}
 			}
 		},
 		"places": func(ts *testscript.TestScript, _ bool, args []string) {

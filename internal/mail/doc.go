@@ -7,7 +7,7 @@
 // What a mail says is sealed while it waits, and gone once it is sent. The package writes no SQL, knows no noun, and puts
 // neither addresses nor contents into errors or logs.
 //
-//	waiting ──► claimed ──► settled (sent, or given up: what it said is gone, its key is remembered)
+//	waiting ──► claimed ──► settled (sent, or given up: what it said is gone, its name is remembered)
 //	   ▲           │
 //	   └───────────┘ not accepted, or the process died: again, later and later, for three days
 package mail

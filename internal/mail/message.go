@@ -3,8 +3,6 @@ package mail
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/base32"
 	"net/mail"
 	"strings"
 	"time"
@@ -94,23 +92,15 @@ func ParseFrom(text string) (*mail.Address, error) {
 	var c fault.Checks
 	if err != nil || c.Email("from", a.Address) == "" || !plain(a.Name) {
 		return nil, fault.New(fault.Invalid, "mail.ParseFrom", "mail_from_malformed",
-			"a sender is an address like memory@example.com, or Claude Memory <memory@example.com>")
+			"must be an address like memory@example.com, or Claude Memory <memory@example.com>")
 	}
 	return a, nil
 }
 
-var idText = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
-
-// messageID names a mail wherever its key would say too much, and lets whoever gets it twice see that it is one.
-func messageID(key string) string {
-	sum := sha256.Sum256([]byte("mail\x00" + key))
-	return idText.EncodeToString(sum[:16])
-}
-
-// newLetter addresses a message.
-func newLetter(from *mail.Address, to, key string, m Message, at time.Time) Letter {
+// newLetter addresses a message. Its name, of which the Message-ID is made, lets whoever gets it twice see that it is one.
+func newLetter(from *mail.Address, to, name string, m Message, at time.Time) Letter {
 	_, domain, _ := strings.Cut(from.Address, "@")
-	return Letter{from: from, to: &mail.Address{Address: to}, id: messageID(key) + "@" + domain, subject: m.Subject, text: m.Text, at: at}
+	return Letter{from: from, to: &mail.Address{Address: to}, id: name + "@" + domain, subject: m.Subject, text: m.Text, at: at}
 }
 
 // compose writes the letter down.

@@ -2,6 +2,9 @@ package mail
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base32"
 	"encoding/json"
 	"log/slog"
 	"math/rand/v2"
@@ -12,11 +15,12 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/seal"
 )
 
 // Entry is a mail as it is kept.
 type Entry struct {
-	Key       string          // names the mail: there is one per key
+	Name      string          // there is one per name
 	Sealed    []byte          // what it says, and to whom
 	Cause     ident.AccountID // see Message
 	Attempts  int             // how often it was claimed
@@ -25,17 +29,17 @@ type Entry struct {
 
 // Store keeps mails.
 type Store interface {
-	// PutMail keeps a mail, due at once. One whose key is known is left as it is, and so is one more by a cause that has
-	// made [MostPerDay] since the moment.
-	PutMail(ctx context.Context, e Entry, since time.Time) error
+	// PutMail keeps a mail, due at once. One whose name is known is left as it is, and so is one more by a cause that has
+	// made [MostPerDay] in the day before it.
+	PutMail(ctx context.Context, e Entry) error
 	// ClaimMails takes up to limit mails that are due, the longest due first, and counts the attempt. Nobody else gets
 	// them before the time until.
 	ClaimMails(ctx context.Context, now, until time.Time, limit int) ([]Entry, error)
 	// PutOffMail makes a claimed mail due at another time, unless it was claimed again meanwhile.
 	PutOffMail(ctx context.Context, e Entry, due time.Time) error
-	// SettleMail forgets what a mail says, and its key when the time has come.
-	SettleMail(ctx context.Context, key string, forget time.Time) error
-	// SweepMails forgets the keys whose time has come.
+	// SettleMail forgets what a mail says, and its name when the time has come.
+	SettleMail(ctx context.Context, name string, forget time.Time) error
+	// SweepMails forgets the names whose time has come.
 	SweepMails(ctx context.Context, now time.Time) error
 }
 
@@ -52,17 +56,19 @@ const (
 	longPause   = time.Hour
 	patience    = 72 * time.Hour
 	remembered  = 7 * 24 * time.Hour
-	stopGrace   = 3 * time.Second // for attempts that are under way when the server stops
+	noteEvery   = 250 * time.Millisecond
 )
 
 // Config is what an Outbox needs.
 type Config struct {
 	Store     Store
 	Sealer    event.Sealer
+	Key       seal.Key  // lasting: what mails are named with
 	Transport Transport // nil: nobody is written to
 	From      *mail.Address
 	// Address is where an account is written to. fault.NotFound: it is gone.
 	Address func(ctx context.Context, id ident.AccountID) (string, error)
+	Grace   time.Duration // for attempts that are under way when Run is to end (default 3 s)
 	Log     *slog.Logger
 	Now     func() time.Time
 }
@@ -75,6 +81,9 @@ type Outbox struct {
 
 // NewOutbox returns an outbox that sends nothing until Run.
 func NewOutbox(c Config) *Outbox {
+	if c.Grace <= 0 {
+		c.Grace = 3 * time.Second
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -85,15 +94,15 @@ func NewOutbox(c Config) *Outbox {
 }
 
 // Enqueue keeps a mail and returns when that is on disk. The key names the notice, as in "webhook.paused whk_… 17": of
-// all mails with one key one is sent, also when the first was sent already (within a week). A key holds no address.
-// Where no mail can be sent, nothing is kept.
+// all mails with one key one is sent, also when the first was sent already (within a week). Keys are kept as keyed hashes, so
+// one may hold an address. Where no mail can be sent, nothing is kept.
 func (o *Outbox) Enqueue(ctx context.Context, key string, m Message) error {
 	const op = "mail.Enqueue"
 	e, err := o.Seal(key, m)
 	if err != nil || e == nil {
 		return fault.Wrap(op, err)
 	}
-	if err := o.Store.PutMail(ctx, *e, e.CreatedAt.Add(-24*time.Hour)); err != nil {
+	if err := o.Store.PutMail(ctx, *e); err != nil {
 		return fault.Wrap(op, err)
 	}
 	o.Wake()
@@ -116,9 +125,19 @@ func (o *Outbox) Seal(key string, m Message) (*Entry, error) {
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	return &Entry{Key: key, Sealed: o.Sealer.Seal(purpose, raw, []byte(key)), Cause: m.Cause,
+	name := o.name(key)
+	return &Entry{Name: name, Sealed: o.Sealer.Seal(purpose, raw, []byte(name)), Cause: m.Cause,
 		CreatedAt: o.Now().UTC().Truncate(time.Microsecond)}, nil
 }
+
+// name is what a mail is called wherever its key would say too much.
+func (o *Outbox) name(key string) string {
+	mac := hmac.New(sha256.New, o.Key[:])
+	mac.Write([]byte(key))
+	return nameText.EncodeToString(mac.Sum(nil)[:16])
+}
+
+var nameText = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
 
 // purpose is what mails are sealed for.
 const purpose = "mail"
@@ -170,7 +189,7 @@ func (o *Outbox) round(ctx context.Context) (int, error) {
 	// Whoever stops the server does not leave a mail half said: nobody could tell then whether it was sent.
 	sending, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTime)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopGrace, cancel) })()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(o.Grace, cancel) })()
 	var busy sync.WaitGroup
 	for _, e := range list {
 		busy.Go(func() { o.attempt(sending, ctx, e) })
@@ -185,23 +204,20 @@ func (o *Outbox) attempt(ctx, stop context.Context, e Entry) {
 	now := o.Now()
 	switch over := now.Sub(e.CreatedAt) >= patience; {
 	case err == nil:
-		o.note(stop, func(ctx context.Context) error { return o.Store.SettleMail(ctx, e.Key, now.Add(remembered)) })
+		o.note(stop, func(ctx context.Context) error { return o.Store.SettleMail(ctx, e.Name, now.Add(remembered)) })
 	case over || fault.CodeOf(err) == CodeRejected || fault.Is(err, fault.NotFound):
-		o.Log.Error("mail given up", "mail", e.id(), "code", fault.CodeOf(err), "reason", reason(err), "attempts", e.Attempts)
-		o.note(stop, func(ctx context.Context) error { return o.Store.SettleMail(ctx, e.Key, now.Add(remembered)) })
+		if !fault.Is(err, fault.NotFound) { // an account that is gone needs no mail
+			o.Log.Error("mail given up", "mail", e.Name, "code", fault.CodeOf(err), "reason", reason(err), "attempts", e.Attempts)
+		}
+		o.note(stop, func(ctx context.Context) error { return o.Store.SettleMail(ctx, e.Name, now.Add(remembered)) })
 	default:
 		due := now
 		if stop.Err() == nil { // else the next process tries again at once
 			due = o.next(now, e)
-			o.Log.Warn("mail not sent", "mail", e.id(), "code", fault.CodeOf(err), "reason", reason(err), "attempts", e.Attempts, "next", due)
+			o.Log.Warn("mail not sent", "mail", e.Name, "code", fault.CodeOf(err), "reason", reason(err), "attempts", e.Attempts, "next", due)
 		}
 		o.note(stop, func(ctx context.Context) error { return o.Store.PutOffMail(ctx, e, due) })
 	}
-}
-
-// id names a mail in logs: keys may say whom it is about.
-func (e Entry) id() string {
-	return messageID(e.Key)
 }
 
 // reason is the safe part of an error.
@@ -229,10 +245,10 @@ func (o *Outbox) next(now time.Time, e Entry) time.Time {
 // note stores what came of an attempt, and tries that as long as the mail is ours: a mail that was sent and not noted would
 // be sent again.
 func (o *Outbox) note(stop context.Context, store func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), leaseTime-attemptTime-stopGrace)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), leaseTime-attemptTime)
 	defer cancel()
-	defer context.AfterFunc(stop, func() { time.AfterFunc(stopGrace, cancel) })()
-	again := time.NewTicker(lookEvery)
+	defer context.AfterFunc(stop, func() { time.AfterFunc(o.Grace, cancel) })()
+	again := time.NewTicker(noteEvery)
 	defer again.Stop()
 	for {
 		err := store(ctx)
@@ -250,7 +266,7 @@ func (o *Outbox) note(stop context.Context, store func(context.Context) error) {
 
 func (o *Outbox) send(ctx context.Context, e Entry) error {
 	const op = "mail.send"
-	raw, err := o.Sealer.Open(purpose, e.Sealed, []byte(e.Key))
+	raw, err := o.Sealer.Open(purpose, e.Sealed, []byte(e.Name))
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
@@ -264,5 +280,5 @@ func (o *Outbox) send(ctx context.Context, e Entry) error {
 			return fault.Wrap(op, err)
 		}
 	}
-	return o.Transport.Send(ctx, newLetter(o.From, to, e.Key, m, e.CreatedAt))
+	return o.Transport.Send(ctx, newLetter(o.From, to, e.Name, m, e.CreatedAt))
 }
