@@ -43,7 +43,8 @@ var rooms = map[string]room{
 	"internal/tenant": {floor: 1, note: "where a tenant's database lives"},
 	"internal/spool":  {floor: 1, note: "what a tenant's database does not take, sealed on this machine's disk"},
 
-	"internal/event/catalogue": {floor: 1, note: "what events there are: meanings, schemas, examples"},
+	"internal/event/catalogue":               {floor: 1, note: "what events there are: meanings, schemas, examples"},
+	"internal/event/catalogue/cataloguetest": {floor: 2, tests: true, note: "holds committed events against the catalogue"},
 
 	"internal/mail": {floor: 1.5, note: "messages to people: the outbox, SMTP, a folder in development"},
 

@@ -48,7 +48,7 @@ import (
 //	owndb NAME                   a fresh PostgreSQL database such as a user has: its address in $NAME, the password in
 //	                             it in $NAME_PASSWORD
 //
-// and the commands of scripthttp_test.go and scriptsocket_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite], [postgres] and
+// and the commands of scripthttp_test.go, scriptevents_test.go and scriptsocket_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite], [postgres] and
 // [external] tell where tenants live; with [external] the master database is SQLite, so [sqlite] holds too.
 func TestStories(t *testing.T) {
 	path := binary(t)
@@ -132,6 +132,17 @@ func storyOf(ts *testscript.TestScript) *story {
 
 // close ends what is left, and shows what the servers had logged when the story failed.
 func (s *story) close(t testing.TB) {
+	for _, srv := range s.servers {
+		select {
+		case <-srv.ended:
+		default:
+			if srv.url == s.base && !srv.told && s.token != "" && !t.Failed() {
+				if err := s.checkEvents(); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
 	s.browser.close()
 	for name, srv := range s.servers {
 		srv.kill()
@@ -178,6 +189,9 @@ func storyCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"quit": func(ts *testscript.TestScript, _ bool, args []string) {
 			s := serverOf(ts, args)
 			if !s.told {
+				if st := storyOf(ts); st.base == s.url && st.token != "" {
+					ts.Check(st.checkEvents())
+				}
 				ts.Check(s.cmd.Process.Signal(syscall.SIGTERM))
 			}
 			ts.Check(s.wait())

@@ -203,6 +203,6 @@ func databases() []Entry {
 		{"database.activated", "The data lives in this database now.", database, []Field{work, from}},
 		{"database.released", "An original of the data, or half a copy, was let go of.", database, []Field{kind}},
 		{"database.deleted", "A database was forgotten.", database, []Field{kind, optional(work)}},
-		{"data.erased", "Everything that the account kept was erased; the log begins anew with this.", tenant, []Field{work}},
+		{"data.erased", "Everything that the account kept was erased, the log up to this event included.", tenant, []Field{work}},
 	}
 }

@@ -2,13 +2,17 @@ package catalogue_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
-
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/event/catalogue"
+	"claude-memory-backend/internal/event/catalogue/cataloguetest"
 )
 
 func TestEntries(t *testing.T) {
@@ -26,12 +30,12 @@ func TestEntries(t *testing.T) {
 				t.Errorf("%s.%s: %q", e.Type, f.Name, f.About)
 			}
 		}
-		example, err := jsonschema.UnmarshalJSON(bytes.NewReader(e.Example()))
-		if err != nil {
+		var example event.Event
+		if err := json.Unmarshal(e.Example(), &example); err != nil {
 			t.Fatal(err)
 		}
-		if err := compiled(t, e).Validate(example.(map[string]any)["data"]); err != nil {
-			t.Errorf("the example of %s: %v", e.Type, err)
+		if err := cataloguetest.Wrong(example); err != nil {
+			t.Errorf("the example: %v", err)
 		}
 	}
 }
@@ -48,7 +52,7 @@ func TestSchemasRefuse(t *testing.T) {
 		ok   bool
 	}{
 		"right":              {`{"version": 2, "status": "active", "project_id": ` + id + `, "from_project_id": null}`, true},
-		"one member more":    {`{"version": 2, "status": "active", "project_id": null, "from_project_id": null, "later": 1}`, true},
+		"one member more":    {`{"version": 2, "status": "active", "project_id": null, "from_project_id": null, "later": 1}`, false},
 		"one missing":        {`{"version": 2, "status": "active", "project_id": null}`, false},
 		"another id":         {`{"version": 2, "status": "active", "project_id": "conv_06f4k3z9c8tqv5m2yb7n1x0d4e", "from_project_id": null}`, false},
 		"an unknown word":    {`{"version": 2, "status": "gone", "project_id": null, "from_project_id": null}`, false},
@@ -56,31 +60,39 @@ func TestSchemasRefuse(t *testing.T) {
 		"null":               {`{"version": null, "status": "active", "project_id": null, "from_project_id": null}`, false},
 		"no object":          {`[]`, false},
 	} {
-		data, err := jsonschema.UnmarshalJSON(strings.NewReader(c.data))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := compiled(t, e).Validate(data); (err == nil) != c.ok {
+		sent := event.Event{Type: e.Type, Subject: "conv_06f4k3z9c8tqv5m2yb7n1x0d4e", Data: json.RawMessage(c.data)}
+		if err := cataloguetest.Wrong(sent); (err == nil) != c.ok {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	sent := event.Event{Type: "project.deleted", Subject: "conv_06f4k3z9c8tqv5m2yb7n1x0d4e",
+		Data: json.RawMessage(`{"conversations": 0, "conversations_deleted": false}`)}
+	if cataloguetest.Wrong(sent) == nil {
+		t.Error("another subject is right")
+	}
+	if cataloguetest.Wrong(event.Event{Type: "project.painted"}) == nil {
+		t.Error("an unknown type is right")
+	}
 }
 
-func compiled(t *testing.T, e catalogue.Entry) *jsonschema.Schema {
-	t.Helper()
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(e.Schema()))
+var update = flag.Bool("update", false, "write the page")
+
+// The page in docs is written by this test: `go test ./internal/event/catalogue -update`.
+func TestPage(t *testing.T) {
+	path := filepath.Join("..", "..", "..", "docs", "EVENTS.md")
+	page := catalogue.Page()
+	if *update {
+		if err := os.WriteFile(path, page, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	was, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := jsonschema.NewCompiler()
-	if err := c.AddResource("event.json", doc); err != nil {
-		t.Fatal(err)
+	if !bytes.Equal(was, page) {
+		t.Error("docs/EVENTS.md is not what the catalogue says: go test ./internal/event/catalogue -update")
 	}
-	s, err := c.Compile("event.json")
-	if err != nil {
-		t.Fatalf("the schema of %s: %v", e.Type, err)
-	}
-	return s
 }
 
 func TestFilters(t *testing.T) {
