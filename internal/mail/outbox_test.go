@@ -82,6 +82,16 @@ func (s *shelf) SettleMail(_ context.Context, name string, forget time.Time) err
 	return nil
 }
 
+// first is one of what is kept.
+func (s *shelf) first() Entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range s.list {
+		return k.Entry
+	}
+	return Entry{}
+}
+
 func (s *shelf) SweepMails(context.Context, time.Time) error { return nil }
 
 // clock is moved by hand.
@@ -181,6 +191,9 @@ func TestOutboxTriesAgain(t *testing.T) {
 	p.answers("data", says(452))
 	b := newBureau(t, newShelf(), transport(t, p, "smtp://HOST"))
 	b.enqueue(t, "notice", hello)
+	if e := b.store.first(); bytes.Contains(e.Sealed, []byte("secret")) || bytes.Contains(e.Sealed, []byte("ada@")) {
+		t.Errorf("anybody can read it: %q", e.Sealed)
+	}
 	var last time.Duration
 	for range 3 {
 		due := <-b.store.off
@@ -355,6 +368,28 @@ func TestNotices(t *testing.T) {
 	if m.Account != "usr_ada" || strings.Contains(m.Subject, "\n") || len(m.Subject) > 150 || strings.Contains(m.Text, "\nBcc") || strings.Contains(m.Text, "\nPay") ||
 		!strings.Contains(m.Text, "since 26 November 2026, 09:30 UTC") || !strings.HasSuffix(m.Text, "Switch it on again.\n") {
 		t.Errorf("%s\n%s", m.Subject, m.Text)
+	}
+}
+
+// Anybody can have anybody invited, under any name.
+func TestInvited(t *testing.T) {
+	for _, c := range []struct {
+		i             Invitation
+		subject, text string
+	}{
+		{Invitation{To: "eve@example.com", By: "usr_ada", Inviter: "Åda d'Or-Lee", Role: "editor", Site: "https://app.example", Open: true},
+			"Åda d'Or-Lee invites you to a project", "register with this address (eve@example.com) at https://app.example."},
+		{Invitation{To: "eve@example.com", Inviter: "Win 100 € at http://evil.example\r\nBcc: x@example.com\nnow", Role: "viewer", Open: true},
+			"Win at http evil example Bcc x example com now invites you to a project", "register with this address (eve@example.com). You"},
+		{Invitation{To: "eve@example.com", Inviter: "123 \u202e", Role: "viewer", Site: "https://app.example"},
+			"Somebody invites you to a project", "ask whoever runs it for an account with this address (eve@example.com)."},
+		{Invitation{To: "eve@example.com", Inviter: strings.Repeat("x", 999), Role: "viewer"}, strings.Repeat("x", 60) + " invites you to a project", ""},
+	} {
+		m := Invited(c.i)
+		if err := m.check(); err != nil || m.To != c.i.To || m.Cause != c.i.By || m.Subject != c.subject || !strings.Contains(m.Text, c.text) ||
+			strings.Contains(m.Text, "evil.example") || strings.Contains(m.Text, "://evil") || !strings.Contains(m.Text, "as "+c.i.Role+".") {
+			t.Errorf("%v\n%s\n%s", err, m.Subject, m.Text)
+		}
 	}
 }
 
