@@ -52,11 +52,12 @@ type browser struct {
 	header  http.Header
 	body    []byte
 	streams map[string]*stream
+	told    eventsTold
 }
 
 func newBrowser() *browser {
 	return &browser{client: &http.Client{Transport: &http.Transport{DisableCompression: true}}, extra: http.Header{},
-		streams: make(map[string]*stream)}
+		streams: make(map[string]*stream), told: eventsTold{}}
 }
 
 func (b *browser) close() {
@@ -85,6 +86,8 @@ func browserCommands() map[string]command {
 		"until":    cmdUntil,
 		"ended":    cmdEnded,
 		"leave":    cmdLeave,
+		"events":   cmdEvents,
+		"told":     cmdTold,
 	}
 	maps.Copy(all, socketCommands())
 	for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {

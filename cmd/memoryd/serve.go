@@ -90,10 +90,14 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	if kept != nil {
 		defer func() { warn(log, "spool", kept.Close()) }()
 	}
+	outbox, err := newOutbox(s, log, in)
+	if err != nil {
+		return err
+	}
 	open, _ := maxOpen(s)
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Grants: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
-		Limits: defaultLimits(s),
+		Limits: defaultLimits(s), Notice: invitations(s, outbox),
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: open, Sole: in.sole,
 		Opened: meters.tenantOpened, Spool: kept,
 	})
@@ -143,6 +147,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	background.Go(func() error { return accounts.Run(work) })
 	background.Go(func() error { return hub.Run(work) })
 	background.Go(func() error { return jobs.Run(work) })
+	background.Go(func() error { return outbox.Run(work) })
 	background.Go(func() error { rewrap(work, s, log, tenants); return nil })
 	background.Go(func() error { tidy(work, tenants, log); return nil })
 	err = group.Wait()
