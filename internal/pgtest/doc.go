@@ -7,7 +7,8 @@
 // crashes and settings want a cluster of their own, [Start], which they may kill and start again, or freeze and thaw.
 //
 // It never skips: without PostgreSQL a test fails and says how to install it. It never makes a commit cheaper than
-// in production: fsync, synchronous_commit and full_page_writes keep their defaults unless the caller asks. It is
+// in production: fsync, synchronous_commit and full_page_writes keep their defaults unless the caller asks. Where
+// memory has room, with-postgres has the data there: what is killed here are processes, which take nothing of it along. It is
 // for tests only; nothing that ships may import it. Roles belong to a cluster, not to a database: names of roles
 // must be unique among all tests that run at once.
 //

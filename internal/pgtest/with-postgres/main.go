@@ -3,7 +3,8 @@
 //	with-postgres go test ./...
 //
 // It starts the cluster, tells the command its address in TEST_POSTGRES_URL, stops the cluster when the command has
-// ended, and ends with the command's exit code. `make test` uses it, so that one cluster serves all packages.
+// ended, and ends with the command's exit code. `make test` uses it, so that one cluster serves all packages. Where
+// memory has room for it, the cluster's data and the command's temporary files are there and not on the disk.
 package main
 
 import (
@@ -30,6 +31,14 @@ func main() {
 func run(args []string) (code int, err error) {
 	if len(args) == 0 {
 		return 125, errors.New("usage: with-postgres COMMAND [ARGUMENT…]")
+	}
+	memory, err := newScratch()
+	if err != nil {
+		return 125, err
+	}
+	defer func() { err = errors.Join(err, memory.end()) }()
+	if err := memory.use(); err != nil {
+		return 125, err
 	}
 	c, err := pgtest.Start(context.Background(), pgtest.Options{})
 	if err != nil {
