@@ -113,6 +113,8 @@ func problemResponse(status int, schema *huma.Schema) *huma.Response {
 		code = codeMediaType
 	case http.StatusUpgradeRequired:
 		code = "upgrade_required"
+	case http.StatusGone:
+		code = codeCallbackLate
 	}
 	example := newProblem(status, code, explain(code).Help, "req-06f4k3z9c8tqv5m2")
 	r := &huma.Response{

@@ -1,6 +1,7 @@
 package n8nfake
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -47,6 +48,7 @@ func (f *Fake) Calls() []Call {
 
 func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body)) // replies may look at it
 	f.mu.Lock()
 	f.calls = append(f.calls, Call{Header: r.Header.Clone(), Body: body})
 	reply := f.reply
