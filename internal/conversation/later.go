@@ -58,7 +58,7 @@ func (s *Service) Deliver(ctx context.Context, actor ident.Actor, id ident.Conve
 		return Turn{}, "", err
 	}
 	var got Reception
-	changed := false
+	changed, out := false, false
 	done, err := s.store.EndTurn(ctx, turn, func(t Turn, m Message) (Ending, event.Change, error) {
 		same := Ending{Turn: t, Message: m}
 		got, changed = Late, false
@@ -75,7 +75,7 @@ func (s *Service) Deliver(ctx context.Context, actor ident.Actor, id ident.Conve
 			got = Early
 			return same, event.Change{}, nil
 		}
-		got, changed = Taken, true
+		got, changed, out = Taken, true, t.State == Streaming
 		e, ch := s.delivered(actor, t, m, d)
 		ch.Once = once
 		return e, ch, nil
@@ -85,6 +85,9 @@ func (s *Service) Deliver(ctx context.Context, actor ident.Actor, id ident.Conve
 	}
 	if changed {
 		s.engine.told(done, true)
+	}
+	if out { // whoever still waits for the call's own answer finds that the turn has ended, and tells those who follow it there
+		s.engine.bus.Publish(ctx, event.Signal{Topic: stopTopic(turn), Kind: event.Stop})
 	}
 	if got == Taken {
 		if done.Turn.State == Completed {

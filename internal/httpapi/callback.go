@@ -123,7 +123,7 @@ func callbackRows() []operation {
 				"deploy/n8n/README.md.\n\nThe first answer counts. The same once more answers 200 with `duplicate: true`; another one " +
 				"409 `callback_used`; one that comes after the turn was stopped, failed or timed out 410 `callback_late`. None of " +
 				"these changes anything. An address that is forged or too old answers 404."
-			refuses(http.StatusUnauthorized, missing, conflict, http.StatusGone)(o)
+			refuses(http.StatusUnauthorized, http.StatusForbidden, missing, conflict, http.StatusGone)(o)
 		}),
 	}
 }
