@@ -78,11 +78,27 @@ func start(t *testing.T) *counterpart {
 	n8n := cli{t: t, binary: binary, env: env, dir: home}
 	n8n.run("import:credentials", "--input="+shipped(t, home, "credentials.example.json", server.URL))
 	workflows := []string{"claude-chat.json", "claude-chat-streaming.json", "claude-chat-later.json", "memory-events.json"}
-	folder := t.TempDir()
+	// In one go: each command of n8n's takes some ten seconds.
+	var all []json.RawMessage
 	for _, file := range workflows {
-		shipped(t, folder, file, server.URL)
+		raw, err := os.ReadFile(shipped(t, home, file, server.URL))
+		var list []json.RawMessage
+		if err == nil {
+			err = json.Unmarshal(raw, &list)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, list...)
 	}
-	n8n.run("import:workflow", "--separate", "--input="+folder)
+	raw, err := json.Marshal(all)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(home, "workflows.json"), raw, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n8n.run("import:workflow", "--input="+filepath.Join(home, "workflows.json"))
 	for _, file := range workflows {
 		n8n.run("publish:workflow", "--id="+workflowID(t, file))
 	}
