@@ -115,7 +115,7 @@ func (s *Server) receive(x *exchange, c workspace.Callback, d conversation.Deliv
 
 func callbackRows() []operation {
 	return []operation{
-		row(tagTurns, "deliver-answer", "POST", "/n8n/callback/{token}", "Deliver an answer that was promised for later",
+		row(tagN8N, "deliver-answer", "POST", "/n8n/callback/{token}", "Deliver an answer that was promised for later",
 			on((*Server).deliver)).with(func(o *operation) {
 			o.Access, o.Limit, o.Body, o.free = Public, Deliveries, MessageBody, true
 			o.description = "For n8n, which gets the whole address as `callback_url` with the call. The address says which turn is " +

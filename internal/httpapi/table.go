@@ -11,6 +11,7 @@ const (
 	tagProjects      = "Projects"
 	tagConversations = "Conversations"
 	tagTurns         = "Turns"
+	tagN8N           = "n8n"
 	tagDatabase      = "Database"
 	tagJobs          = "Jobs"
 	tagUsage         = "Usage"
