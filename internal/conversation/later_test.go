@@ -353,27 +353,35 @@ func TestAWaitingTurnNeedsNobody(t *testing.T) {
 
 // An answer may be quicker than the promise of it.
 func TestAnAnswerOvertakesItsPromise(t *testing.T) {
-	p := newPromiser()
-	p.let = make(chan struct{})
-	b := open(t, p)
-	x := b.send(b.conversation().ID, "Go")
-	<-p.prompts
-	if _, got := b.deliver(x, delivery("Teal.", teal)); got != conversation.Taken {
-		t.Fatalf("%s", got)
-	}
-	if got := b.await(x); got.Assistant.Content != "Teal." {
-		t.Errorf("%+v", got.Turn)
-	}
-	close(p.let)
-	if err := b.engine.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	b.boot(newPromiser())
-	if got := b.await(x); got.Turn.State != conversation.Completed || got.Assistant.Content != "Teal." {
-		t.Errorf("the promise undid it: %+v", got.Turn)
-	}
-	if got := b.events(); slices.Contains(got, "turn.waiting") {
-		t.Errorf("%v", got)
+	for name, heard := range map[string]bool{"and whoever waits for that is told": true, "and nobody is told": false} {
+		t.Run(name, func(t *testing.T) {
+			p := newPromiser()
+			p.let = make(chan struct{})
+			b := open(t, p, func(c *conversation.Config) {
+				c.Bus = &lossy{LocalBus: event.NewLocalBus(), pass: func(s event.Signal) bool { return heard || s.Kind != event.Stop }}
+			})
+			x := b.send(b.conversation().ID, "Go")
+			<-p.prompts
+			if _, got := b.deliver(x, delivery("Teal.", teal)); got != conversation.Taken {
+				t.Fatalf("%s", got)
+			}
+			if heard {
+				if got := b.await(x); got.Assistant.Content != "Teal." {
+					t.Errorf("%+v", got.Turn)
+				}
+			}
+			close(p.let)
+			if err := b.engine.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			b.boot(newPromiser())
+			if got := b.await(x); got.Turn.State != conversation.Completed || got.Assistant.Content != "Teal." {
+				t.Errorf("the promise undid it: %+v", got.Turn)
+			}
+			if got := b.events(); slices.Contains(got, "turn.waiting") {
+				t.Errorf("%v", got)
+			}
+		})
 	}
 
 	t.Run("but not what is being said already", func(t *testing.T) {
