@@ -29,6 +29,8 @@ func (kept) Hint(context.Context, time.Time) error { return nil }
 func (kept) Spool() conversation.Spool             { return nil }
 func (kept) Near() bool                            { return true }
 
+func (kept) Callback(conversation.Turn, time.Time) string { return "" }
+
 // service runs turns without HTTP: what a turn costs beside the model, and how that grows with the conversation. With
 // the prompt as it is configured, and with one that holds ten messages in either conversation.
 func (b *bench) service(ctx context.Context, s *site, t table) error {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"claude-memory-backend/internal/account"
+	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/httpapi"
@@ -21,7 +22,7 @@ import (
 
 // newDoor builds the HTTP door over the services.
 func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
-	tenants *relocate.Service, engine *conversation.Engine, kept *spool.Spool, meters *counters, nodes *natsbus.Bus,
+	tenants *relocate.Service, engine *conversation.Engine, n8n *claude.N8N, kept *spool.Spool, meters *counters, nodes *natsbus.Bus,
 	feeds *workspace.Feeds, hub *live.Hub, stopped <-chan struct{},
 ) (*httpapi.Server, error) {
 	once := onceSecret(in)
@@ -37,6 +38,10 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 			out.Audit, out.Usage = ws.Audit, ws.Usage
 		}
 		return out, nil
+	}
+	var deliverer httpapi.Deliverer
+	if n8n != nil { // not a nil pointer in an interface
+		deliverer = n8n
 	}
 	return httpapi.NewServer(httpapi.Config{
 		Production: s.production(), Version: version(), AllowedOrigins: s.list("ALLOWED_ORIGINS"), TrustedProxies: s.networks("TRUSTED_PROXIES"),
@@ -57,7 +62,8 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		Listen: func(ctx context.Context, id ident.TenantID, l workspace.Listener) (event.Seq, func(), error) {
 			return feeds.Listen(ctx, id, l)
 		},
-		Live: hub,
+		Live:     hub,
+		Callback: pool.Callback, Deliverer: deliverer,
 
 		Databases: tenants, Jobs: tenants, Eraser: tenants, Proof: accounts,
 		Ready: in.store.Ping,

@@ -163,6 +163,7 @@ type reader struct {
 	text   string
 	units  int
 	begun  int // how often it was told of the start
+	waited int // and that the answer comes later
 	final  lab.Message
 	end    string // the last event
 	ending lab.Turn
@@ -216,6 +217,8 @@ func (r *reader) take(e lab.Event) error {
 		if r.final = data.Message; r.final.ID == "" {
 			return fmt.Errorf("%w: no message", errTwisted)
 		}
+	case e.Type == "turn.waiting":
+		r.waited++
 	case strings.HasPrefix(e.Type, "turn."):
 		r.end, r.ending = e.Type, data.Turn
 	default:

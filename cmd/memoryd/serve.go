@@ -84,7 +84,8 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 			"scripted": claude.ScriptedModel},
 		Weigh:  func(blocks []json.RawMessage) int { return prices.EstimateBlocks("", blocks) },
 		Window: prices.ContextWindow, Settings: claude.ValidateSettings, Observe: meters.observe,
-		Budget: s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"), SearchShare: searchShare(s),
+		CallbackTime: time.Duration(s.number("N8N_CALLBACK_TIMEOUT")) * time.Second,
+		Budget:       s.number("CONTEXT_TOKENS"), History: s.number("CONTEXT_MESSAGES"), SearchShare: searchShare(s),
 	})
 	kept := openSpool(s, log, in.lasting)
 	if kept != nil {
@@ -99,7 +100,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Grants: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
 		Limits: defaultLimits(s), Notice: invitations(s, outbox),
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: open, Sole: in.sole,
-		Opened: meters.tenantOpened, Spool: kept,
+		Opened: meters.tenantOpened, Spool: kept, CallbackURL: models.callbackURL(s, listener.Addr()),
 	})
 	accounts, err := newAccounts(s, log, in)
 	if err != nil {
@@ -113,7 +114,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	}
 	stopped := make(chan struct{})
 	feeds, hub := newLive(s, in, log, bus, accounts, pool, tenants, node)
-	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, kept, meters, nodes, feeds, hub, stopped)
+	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, models.n8n, kept, meters, nodes, feeds, hub, stopped)
 	if err != nil {
 		return err
 	}
@@ -207,6 +208,28 @@ type models struct {
 	known    []string
 	fallback string
 	title    conversation.Model
+	n8n      *claude.N8N // nil: not configured
+}
+
+// callbackURL is where n8n may deliver answers, up to the token: at the public address or, in development, where the server
+// listens. Empty: nowhere, for want of an address or of a secret to sign with.
+func (m models) callbackURL(s *settings, addr net.Addr) string {
+	base := strings.TrimRight(s.text("PUBLIC_URL"), "/")
+	if base == "" && !s.production() {
+		base = "http://" + reachable(addr)
+	}
+	if m.n8n == nil || base == "" || s.secret("N8N_SIGNING_SECRET") == "" && s.secret("N8N_API_KEY") == "" {
+		return ""
+	}
+	return base + "/api/v1/n8n/callback/"
+}
+
+// reachable is an address to listen on as this machine can call it.
+func reachable(addr net.Addr) string {
+	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		return net.JoinHostPort("localhost", fmt.Sprint(tcp.Port))
+	}
+	return addr.String()
 }
 
 // newModels builds every provider that is configured. The scripted one is for development only.
@@ -224,15 +247,15 @@ func newModels(s *settings, prices *claude.Prices) (models, error) {
 		}
 	}
 	if url := s.text("N8N_WEBHOOK_URL"); url != "" {
-		n8n, err := claude.NewN8N(claude.N8NConfig{URL: url, HeaderSecret: s.secret("N8N_API_KEY"), Model: s.text("CLAUDE_MODEL"),
-			MaxTokens: 8192, CostFunc: func(model string, raw json.RawMessage) int64 {
+		n8n, err := claude.NewN8N(claude.N8NConfig{URL: url, HeaderSecret: s.secret("N8N_API_KEY"), SigningSecret: s.secret("N8N_SIGNING_SECRET"),
+			Model: s.text("CLAUDE_MODEL"), MaxTokens: 8192, CostFunc: func(model string, raw json.RawMessage) int64 {
 				cost, _ := prices.Cost(model, raw)
 				return cost
 			}})
 		if err != nil {
 			return models{}, err
 		}
-		m.byName["n8n"] = n8n
+		m.byName["n8n"], m.n8n = n8n, n8n
 	}
 	if !s.production() {
 		m.byName["scripted"] = claude.NewScripted(claude.ScriptedConfig{})
@@ -266,10 +289,7 @@ func loadPrices(s *settings) (*claude.Prices, error) {
 
 // announce prints where the server listens and what it runs on.
 func announce(ctx context.Context, out io.Writer, s *settings, in *install, m models, accounts setupTokens, addr net.Addr) {
-	where := addr.String()
-	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
-		where = net.JoinHostPort("localhost", fmt.Sprint(tcp.Port))
-	}
+	where := reachable(addr)
 	fmt.Fprintf(out, "memoryd %s listens on http://%s (%s)\n", version(), where, s.text("NODE_ENV"))
 	fmt.Fprintf(out, "  %s\n", in.where)
 	answers := "nobody: set ANTHROPIC_API_KEY or N8N_WEBHOOK_URL"

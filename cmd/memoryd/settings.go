@@ -60,6 +60,7 @@ func variables() []variable {
 		{"NODE_ENV", "development", false, words("development", "production", "test"), "environment"},
 		{"HOST", "", false, anyText, "address to listen on; empty: loopback in development, all addresses in production"},
 		{"PORT", "3001", false, number(0, 65535), "port to listen on; 0 takes a free one"},
+		{"PUBLIC_URL", "", false, publicURL, "where others reach this server, such as https://memory.example.org; empty: in development, where it listens"},
 		{"ALLOWED_ORIGINS", "http://localhost:3000", false, each(origin), "browser origins that may call the API"},
 		{"TRUSTED_PROXIES", "", false, each(network), "proxies whose X-Forwarded-For is believed"},
 		{"WS_QUERY_TOKEN", "", false, onOff, "whether /ws takes access tokens in its address; empty: on in development, off elsewhere"},
@@ -91,6 +92,8 @@ func variables() []variable {
 		{"CLAUDE_MODEL", "claude-sonnet-5-5", false, anyText, "model for conversations that name none"},
 		{"N8N_WEBHOOK_URL", "", true, httpURL, "webhook of the n8n workflow that asks Claude"},
 		{"N8N_API_KEY", "", true, anyText, "header secret that the n8n webhook expects"},
+		{"N8N_SIGNING_SECRET", "", true, minLength(24), "signs calls to n8n and answers that it delivers later; empty: N8N_API_KEY does"},
+		{"N8N_CALLBACK_TIMEOUT", "900", false, number(1, 86_400), "seconds that a turn may take when its workflow answers later; needs PUBLIC_URL"},
 		{"PRICES_FILE", "", false, readable, "model prices instead of the built-in ones (JSON)"},
 		{"TITLE_MODEL", "", false, anyText, "model that names conversations; empty: their first words do"},
 		{"CONTEXT_TOKENS", "100000", false, number(1000, 10_000_000), "tokens of history that a prompt may hold"},
@@ -344,6 +347,14 @@ func httpURL(v string) error {
 	u, err := url.Parse(v)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		return errors.New("must be an http or https address")
+	}
+	return nil
+}
+
+func publicURL(v string) error {
+	u, err := url.Parse(v)
+	if err != nil || httpURL(v) != nil || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return errors.New("must be an http or https address without anything after the path")
 	}
 	return nil
 }

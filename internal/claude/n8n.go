@@ -3,9 +3,6 @@ package claude
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
 	"claude-memory-backend/internal/conversation"
@@ -23,13 +19,16 @@ import (
 
 // N8NConfig says where the workflow is and how long it may take.
 type N8NConfig struct {
-	URL          string        // the webhook's production address
-	HeaderName   string        // header that carries the secret; empty means X-Backend-Secret
-	HeaderSecret seal.Secret   // what the webhook's header-auth credential expects; empty sends no header
-	Model        string        // model asked for when the prompt names none; empty leaves it to the workflow
-	MaxTokens    int           // bound asked for when the prompt has none; 0 leaves it to the workflow
-	Timeout      time.Duration // for the whole answer; 0 means 5 minutes
-	IdleTimeout  time.Duration // between two reads of an answer that has begun; 0 means 2 minutes
+	URL          string      // the webhook's production address
+	HeaderName   string      // header that carries the secret; empty means X-Backend-Secret
+	HeaderSecret seal.Secret // what the webhook's header-auth credential expects; empty sends no header
+	// SigningSecret signs calls and checks deliveries: its bytes, or what follows "whsec_" in base64. Empty: the header
+	// secret does; neither: calls are not signed, and nothing can be delivered later.
+	SigningSecret seal.Secret
+	Model         string        // model asked for when the prompt names none; empty leaves it to the workflow
+	MaxTokens     int           // bound asked for when the prompt has none; 0 leaves it to the workflow
+	Timeout       time.Duration // for the whole answer; 0 means 5 minutes
+	IdleTimeout   time.Duration // between two reads of an answer that has begun; 0 means 2 minutes
 	// MaxAnswerBytes bounds what is read of an answer; 0 means 8 MiB.
 	MaxAnswerBytes int64
 	// HTTPClient makes the calls; nil means one of our own. Its redirect rule is replaced: none is followed.
@@ -43,18 +42,24 @@ type N8NConfig struct {
 type N8N struct {
 	c      N8NConfig
 	client *http.Client
+	key    []byte          // signs; empty: nothing does
 	dials  []time.Duration // pauses before further attempts to connect
 	now    func() time.Time
 }
 
 var _ conversation.Model = (*N8N)(nil)
 
-// NewN8N returns an N8N model. The address must be http or https with a host.
+// NewN8N returns an N8N model. The address must be http or https with a host; it is the operator's own, so no guard stands
+// before it: n8n usually runs in the same private network.
 func NewN8N(c N8NConfig) (*N8N, error) {
 	u, err := url.Parse(c.URL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		// The parse error quotes the address, and addresses may hold passwords: it stays out.
 		return nil, fault.BadInput("claude.NewN8N", "url", "the webhook address must be an http or https URL")
+	}
+	key, err := signingKey(c)
+	if err != nil {
+		return nil, err
 	}
 	if c.HeaderName == "" {
 		c.HeaderName = "X-Backend-Secret"
@@ -77,7 +82,7 @@ func NewN8N(c N8NConfig) (*N8N, error) {
 		client = *c.HTTPClient
 	}
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &N8N{c: c, client: &client, dials: []time.Duration{100 * time.Millisecond, 400 * time.Millisecond}, now: time.Now}, nil
+	return &N8N{c: c, client: &client, key: key, dials: []time.Duration{100 * time.Millisecond, 400 * time.Millisecond}, now: time.Now}, nil
 }
 
 // Format prints no fields: a secret in an unexported field cannot mask itself.
@@ -94,6 +99,8 @@ type n8nPayload struct {
 	Settings       json.RawMessage `json:"settings,omitempty"`
 	Metadata       *n8nMetadata    `json:"metadata,omitempty"`
 	Stream         bool            `json:"stream"`
+	CallbackURL    string          `json:"callback_url,omitempty"`
+	CallbackUntil  string          `json:"callback_until,omitempty"`
 }
 
 type n8nMessage struct {
@@ -116,6 +123,9 @@ func (n *N8N) payload(p conversation.Prompt) ([]byte, error) {
 	}
 	if p.Account != "" {
 		body.Metadata = &n8nMetadata{UserID: p.Account}
+	}
+	if n.mayAnswerLater(p) {
+		body.CallbackURL, body.CallbackUntil = p.Callback, p.Until.UTC().Format(time.RFC3339)
 	}
 	for i, m := range p.Messages {
 		body.Messages[i] = n8nMessage{Role: m.Role, Content: m.Blocks}
@@ -166,16 +176,25 @@ func (n *N8N) Answer(ctx context.Context, p conversation.Prompt, sink func(text 
 		sinceFunc: func() time.Duration { return max(n.now().Sub(begun), 1) },
 	}
 	a, err := r.read(resp.StatusCode, resp.Header)
+	if err == nil && a.Later {
+		if !n.mayAnswerLater(p) {
+			return conversation.Answer{}, malformed("the workflow wants to answer later, but was given no address for that; set PUBLIC_URL and N8N_SIGNING_SECRET")
+		}
+		return a, nil
+	}
 	if err != nil {
 		err = n.readFault(ctx, call, err)
 	}
-	n.complete(&a, p, resp.Header)
+	n.complete(&a, p.Model, resp.Header)
 	return a, err
 }
 
+// mayAnswerLater reports whether the workflow can deliver its answer: there is an address, and a secret to sign with.
+func (n *N8N) mayAnswerLater(p conversation.Prompt) bool { return p.Callback != "" && len(n.key) > 0 }
+
 // complete fills in what the workflow did not say.
-func (n *N8N) complete(a *conversation.Answer, p conversation.Prompt, h http.Header) {
-	for _, model := range []string{p.Model, n.c.Model, "n8n"} {
+func (n *N8N) complete(a *conversation.Answer, asked string, h http.Header) {
+	for _, model := range []string{asked, n.c.Model, "n8n"} {
 		if a.Model == "" {
 			a.Model = model
 		}
@@ -226,21 +245,11 @@ func (n *N8N) request(ctx context.Context, turn string, body []byte) (*http.Requ
 	}
 	if n.c.HeaderSecret != "" {
 		req.Header.Set(n.c.HeaderName, n.c.HeaderSecret.Reveal())
+	}
+	if len(n.key) > 0 {
 		n.sign(req, turn, body)
 	}
 	return req, nil
-}
-
-// sign adds the Standard Webhooks headers, keyed with the header secret: a workflow behind a gateway that checks the
-// secret can still tell that this body belongs to this turn and is not an old one sent again.
-func (n *N8N) sign(req *http.Request, turn string, body []byte) {
-	stamp := strconv.FormatInt(n.now().Unix(), 10)
-	mac := hmac.New(sha256.New, []byte(n.c.HeaderSecret.Reveal()))
-	mac.Write([]byte(turn + "." + stamp + "."))
-	mac.Write(body)
-	req.Header.Set("Webhook-Id", turn)
-	req.Header.Set("Webhook-Timestamp", stamp)
-	req.Header.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 }
 
 func dialFailed(err error) bool {

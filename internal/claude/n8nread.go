@@ -81,6 +81,9 @@ func (r *n8nReader) said() conversation.Answer {
 // read decides what kind of answer has come by looking at it: n8n labels buffered and streamed ones alike.
 func (r *n8nReader) read(status int, h http.Header) (conversation.Answer, error) {
 	in := bufio.NewReader(r.body)
+	if status == http.StatusAccepted { // whatever it says besides
+		return conversation.Answer{Later: true}, nil
+	}
 	if status < 200 || status > 299 {
 		return conversation.Answer{}, r.refused(status, h, in)
 	}
@@ -102,13 +105,52 @@ func (r *n8nReader) read(status int, h http.Header) (conversation.Answer, error)
 	if chunk, ok := asChunk(value); ok {
 		return r.stream(dec, chunk)
 	}
-	switch _, err := nextValue(dec); {
-	case err == nil:
-		return conversation.Answer{}, malformed("the workflow answered with more than one JSON value")
-	case !errors.Is(err, io.EOF):
+	if err := atEnd(dec); err != nil {
+		return conversation.Answer{}, err
+	}
+	if accepted(value) {
+		return conversation.Answer{Later: true}, nil
+	}
+	return r.buffered(value)
+}
+
+// whole reads an answer that is one JSON value.
+func (r *n8nReader) whole() (conversation.Answer, error) {
+	dec := json.NewDecoder(r.body)
+	value, err := nextValue(dec)
+	if err == nil {
+		err = atEnd(dec)
+	}
+	if err != nil {
 		return conversation.Answer{}, err
 	}
 	return r.buffered(value)
+}
+
+// atEnd makes sure that nothing follows a value.
+func atEnd(dec *json.Decoder) error {
+	switch _, err := nextValue(dec); {
+	case err == nil:
+		return malformed("the workflow answered with more than one JSON value")
+	case !errors.Is(err, io.EOF):
+		return err
+	}
+	return nil
+}
+
+// accepted reports whether a body is the promise of a later answer, {"status": "accepted"}, bare or as the one item of a list.
+func accepted(value json.RawMessage) bool {
+	var items []json.RawMessage
+	if json.Unmarshal(value, &items) == nil && len(items) == 1 {
+		value = items[0]
+	}
+	m := asObject(value)
+	for _, name := range []string{"content", "message", "text", "output", "json", "body", "error", "type"} {
+		if !isNull(m[name]) {
+			return false
+		}
+	}
+	return word(m["status"]) == "accepted"
 }
 
 // firstByte skips white space and a byte order mark and shows what comes then.

@@ -17,6 +17,7 @@ func (place) Retain() func()                        { return func() {} }
 func (place) Hint(context.Context, time.Time) error { return nil }
 func (place) Spool() Spool                          { return nil }
 func (p place) Near() bool                          { return p.near }
+func (place) Callback(Turn, time.Time) string       { return "" }
 
 // Searches on this machine's processors are free for a while, and then held to their share of one.
 func TestSearchesAreHeldToTheirShare(t *testing.T) {

@@ -131,8 +131,8 @@ type Turn struct {
 	Omitted          int64  // messages of the branch that the prompt left out
 	ErrorCode        string
 	ErrorDetail      string
-	Node             string    // who runs it
-	Lease            time.Time // until when that node's word counts without renewal
+	Node             string    // who runs it; empty: nobody, it waits for a callback
+	Lease            time.Time // until when that node's word counts without renewal; of a waiting turn, how long it waits
 	StartedAt        time.Time
 	FinishedAt       *time.Time
 	Project          ident.ProjectID // of its conversation, when the turn was read

@@ -11,11 +11,14 @@
 //
 // States of a turn (and of its assistant's message):
 //
-//	            ┌────────────► completed
-//	streaming ──┼────────────► failed        the provider gave up; what arrived is kept
-//	   ▲        ├────────────► stopped       somebody said stop
+//	streaming ──┬────────────► completed
+//	   │        ├────────────► failed        the provider gave up; what arrived is kept
+//	   │        ├────────────► stopped       somebody said stop
 //	   │        └────────────► interrupted   its owner is gone: crash, restart, lost lease
-//	waiting ── (an n8n callback is due)
+//	   └► waiting ──► completed | failed | stopped
+//
+// A turn waits when its workflow has promised to deliver the answer later. Then nobody runs it: it names no node, and its
+// lease is the time at which it fails unless the answer has come ([Service.Deliver]). It never becomes interrupted.
 //
 // The four ends are final: retry and continue make a new turn with a sibling message.
 package conversation

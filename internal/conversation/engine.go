@@ -36,9 +36,11 @@ type Config struct {
 	EndAge        time.Duration                            // the spool gets an end that the database does not take for this long (default 3 s)
 	TitleBy       Model                                    // makes titles; nil: the first words of the first message
 	// Weigh estimates the tokens of content blocks; nil: by their text.
-	Weigh     func(blocks []json.RawMessage) int
-	PerTenant int // turns that may run at once in one open tenant (default 100)
-	Running   int // turns that may run at once in this process (default 2,000)
+	Weigh func(blocks []json.RawMessage) int
+	// CallbackTime is how long a turn may take from its call to an answer that is delivered later (default 15 min).
+	CallbackTime time.Duration
+	PerTenant    int // turns that may run at once in one open tenant (default 100)
+	Running      int // turns that may run at once in this process (default 2,000)
 	// SearchShare is how much of one processor the searches of an open tenant may take for long; 0: no bound.
 	SearchShare float64
 }
@@ -68,6 +70,7 @@ func NewEngine(c Config) *Engine {
 	def(&c.FlushAge, 250*time.Millisecond)
 	def(&c.FlushSize, 4<<10)
 	def(&c.EndAge, 3*time.Second)
+	def(&c.CallbackTime, 15*time.Minute)
 	def(&c.Running, 2_000)
 	def(&c.PerTenant, 100)
 	if c.Now == nil {
@@ -141,8 +144,14 @@ func (e *Engine) moment() time.Time { return e.Now().UTC().Truncate(time.Microse
 
 func (e *Engine) lease() time.Time { return e.moment().Add(e.Config.Lease) }
 
-// dead reports whether nobody runs the turn any more: neither this process nor a living other one.
+// nobody is the node of a turn that waits for a callback.
+const nobody = ""
+
+// dead reports whether nobody will end the turn any more: neither this process, nor a living other one, nor a callback.
 func (e *Engine) dead(id ident.TurnID, node string, lease time.Time) bool {
+	if node == nobody {
+		return !e.Now().Before(lease)
+	}
 	if node == e.node {
 		e.mu.Lock()
 		defer e.mu.Unlock()

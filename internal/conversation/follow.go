@@ -3,6 +3,7 @@ package conversation
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	"claude-memory-backend/internal/access"
@@ -11,10 +12,11 @@ import (
 	"claude-memory-backend/internal/ident"
 )
 
-// Ids of moments: the start is "0", a piece of text is the length of the text after it, then "m" for the whole
-// message and "e" for the end. A client that hands one back gets what follows it.
+// Ids of moments: the start is "0", a piece of text is the length of the text after it, waiting is "w" and the length of the
+// text before it, then "m" for the whole message and "e" for the end. A client that hands one back gets what follows it.
 const (
 	idStart   = "0"
+	idWaiting = "w"
 	idMessage = "m"
 	idEnd     = "e"
 )
@@ -58,6 +60,10 @@ func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.Conversa
 		return *x.Turn, nil
 	}
 	x, err := s.exchange(ctx, id, turn)
+	if err == nil && x.Turn.State == Waiting { // it had begun to wait before it heard
+		t, err := s.stopFor(ctx, actor, turn)
+		return t, fault.Wrap(op, err)
+	}
 	if err == nil && !x.Turn.State.Final() {
 		return Turn{}, fault.New(fault.Conflict, op, "turn_running",
 			"the turn has stopped, but its end is not stored yet: look again").RetryAfter(2 * time.Second)
@@ -80,6 +86,9 @@ func (s *Service) stopElsewhere(ctx context.Context, actor ident.Actor, id ident
 			if err != nil || x.Turn.State.Final() {
 				return deref(x.Turn), err
 			}
+			if x.Turn.State == Waiting { // nobody has to be asked
+				return s.stopFor(ctx, actor, turn)
+			}
 		}
 		if !asked { // not before it is known that the turn is this tenant's
 			bus.Publish(ctx, wish)
@@ -99,16 +108,19 @@ func (s *Service) stopElsewhere(ctx context.Context, actor ident.Actor, id ident
 	}
 }
 
-// stopFor ends a turn in the place of an owner who does not hear. The owner finds that with its next flush, at the latest
-// when it renews its lease.
+// stopFor ends a turn that waits, or one in the place of an owner who does not hear. That owner finds it with its next
+// flush, at the latest when it renews its lease.
 func (s *Service) stopFor(ctx context.Context, actor ident.Actor, turn ident.TurnID) (Turn, error) {
 	changed := false
 	done, err := s.store.EndTurn(ctx, turn, func(t Turn, m Message) (Ending, event.Change, error) {
 		if changed = !t.State.Final(); !changed {
 			return Ending{Turn: t, Message: m}, event.Change{}, nil
 		}
-		e, ch := ending(actor, t, m, Stopped, codeStopped,
-			"the server that wrote this answer did not hear that it should stop; what it had stored is kept", s.moment(), s.engine.estimate)
+		code, detail := codeStopped, "the server that wrote this answer did not hear that it should stop; what it had stored is kept"
+		if t.State == Waiting {
+			code, detail = "", ""
+		}
+		e, ch := ending(actor, t, m, Stopped, code, detail, s.moment(), s.engine.estimate)
 		return e, ch, nil
 	})
 	if err != nil {
@@ -168,9 +180,11 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 	case lastID == idMessage:
 		f.quiet = true
 	default:
-		n, err := strconv.Atoi(lastID)
+		var length string
+		length, f.waited = strings.CutPrefix(lastID, idWaiting)
+		n, err := strconv.Atoi(length)
 		if err != nil || n < 0 {
-			n = 0
+			n, f.waited = 0, false
 			stub := *x.Assistant
 			stub.Content, stub.Blocks, stub.State, stub.Usage = "", nil, Streaming, Usage{}
 			first := *x.Turn
@@ -191,6 +205,12 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 		}
 		if err := f.upTo(s.textSoFar(x)); err != nil {
 			return x, err
+		}
+		if x.Turn.State == Waiting && !f.waited && !f.quiet {
+			f.waited = true
+			if err := emit(Moment{ID: idWaiting + strconv.Itoa(f.have), Type: MomentWaiting, Turn: x.Turn}); err != nil {
+				return x, err
+			}
 		}
 		if len(f.ahead) > 0 {
 			between.Reset(s.engine.FlushAge)
@@ -254,6 +274,7 @@ type follower struct {
 	message ident.MessageID
 	have    int  // UTF-16 code units
 	quiet   bool // only the end is wanted
+	waited  bool // it was told that the turn waits
 	// ahead are pieces that came before what is between: the database has that as soon as the turn's node has stored it.
 	ahead []event.Signal
 }

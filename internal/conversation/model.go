@@ -31,6 +31,7 @@ const (
 	CodeProviderUnreachable = "provider_unreachable" // no connection, name or TLS failure
 	CodeProviderTimeout     = "provider_timeout"     // our own deadline passed
 	CodeProviderMalformed   = "provider_malformed"   // the answer could not be understood
+	CodeCallbackTimeout     = "callback_timeout"     // an answer that was to come later has not come in time
 )
 
 // Prompt is one request to a model. Everything a provider sees of a tenant is in here.
@@ -43,6 +44,9 @@ type Prompt struct {
 	System       string // rendered system prompt, byte for byte what is stored; may be empty
 	Messages     []PromptMessage
 	Settings     json.RawMessage // provider settings of the conversation ({"thinking":…,"effort":…}); may be nil
+	// Callback is where the answer may be delivered later, until Until, instead of in the response; empty: nowhere.
+	Callback string
+	Until    time.Time
 }
 
 // PromptMessage is one message of the prompt.
@@ -65,6 +69,7 @@ type Answer struct {
 	RawUsage     json.RawMessage // the provider's usage object verbatim, for repricing; may be nil
 	FirstToken   time.Duration   // from the call to the first text or block; 0 if none came
 	RequestID    string          // the provider's id of the call, for support
+	Later        bool            // the answer will come by the prompt's Callback; nothing else is filled in
 }
 
 // Usage counts tokens as Anthropic does: input excludes what was read from or written to the cache.

@@ -35,9 +35,11 @@ func (s *Service) prompt(ctx context.Context, j *job) (Prompt, int64, string, er
 		messages = appendTurn(messages, h, User, []json.RawMessage{textBlock(GoOn)})
 	}
 	mark(messages)
+	j.until = s.moment().Add(s.engine.CallbackTime)
 	return Prompt{
 		Turn: string(t.ID), Conversation: string(t.Conversation), Account: string(s.owner),
 		Model: t.Model, MaxTokens: t.MaxTokens, System: j.system, Messages: messages, Settings: j.conv.Settings,
+		Callback: s.tenant.Callback(*t, j.until), Until: j.until,
 	}, user.Depth - int64(len(path)), hex.EncodeToString(h.Sum(nil)), nil
 }
 

@@ -39,6 +39,7 @@ type job struct {
 	provider string
 	model    Model
 	system   string
+	until    time.Time // how long a later answer is waited for; set when the prompt is made
 	actor    ident.Actor
 	conv     Conversation
 	x        Exchange
@@ -86,6 +87,13 @@ func (j *job) run() {
 	if errors.Is(cause, errLost) {
 		j.unspool()
 		return
+	}
+	if err == nil && answer.Later {
+		if !errors.Is(cause, errStopped) { // a server that stops need not be there when the answer comes
+			j.wait(omitted, hash)
+			return
+		}
+		err = cause
 	}
 	j.finish(j.outcome(answer, omitted, hash, err, cause), away)
 }

@@ -1,6 +1,7 @@
 package conversation
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -48,6 +49,9 @@ type TenantPart interface {
 	Spool() Spool
 	// Near reports whether the database works with this machine's processors, which all tenants share.
 	Near() bool
+	// Callback makes the address at which the answer of a turn may be delivered until the time; whoever uses it later hears,
+	// for a while, that it is late. Empty: answers cannot be delivered.
+	Callback(t Turn, until time.Time) string
 }
 
 // Sharing knows which projects others are members of.
@@ -351,7 +355,11 @@ func (s *Service) Messages(ctx context.Context, actor ident.Actor, id ident.Conv
 			if m.State == Streaming && s.engine.dead(m.Turn, m.Node, m.Lease) {
 				switch err := s.settle(ctx, m.Turn); {
 				case Unwritable(err):
-					ms[i].State = Interrupted
+					if m.Node == nobody {
+						ms[i].State, ms[i].ErrorCode, ms[i].ErrorDetail = Failed, CodeCallbackTimeout, overdue
+					} else {
+						ms[i].State = Interrupted
+					}
 					continue
 				case err != nil:
 					return nil, "", fault.Wrap(op, err)
@@ -393,10 +401,12 @@ func (s *Service) Running(ctx context.Context, actor ident.Actor, id ident.Conve
 	if err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	return slices.DeleteFunc(all, func(t Turn) bool { return t.Conversation != id }), nil
+	all = slices.DeleteFunc(all, func(t Turn) bool { return t.Conversation != id })
+	slices.SortFunc(all, func(a, b Turn) int { return cmp.Or(a.StartedAt.Compare(b.StartedAt), cmp.Compare(a.ID, b.ID)) })
+	return all, nil
 }
 
-// exchange reads a turn; one whose owner is gone is marked interrupted first.
+// exchange reads a turn; one that nobody will end is ended first.
 func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn ident.TurnID) (Exchange, error) {
 	t, user, assistant, err := s.store.FindTurn(ctx, id, turn)
 	if err != nil {
@@ -405,7 +415,12 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 	if !t.State.Final() && s.engine.dead(t.ID, t.Node, t.Lease) {
 		err := s.settle(ctx, turn)
 		if Unwritable(err) {
-			t.State, assistant.State = Interrupted, Interrupted
+			if t.State == Waiting {
+				e, _ := s.lapse(t, assistant)
+				t, assistant = e.Turn, e.Message
+			} else {
+				t.State, assistant.State = Interrupted, Interrupted
+			}
 			return Exchange{User: user, Assistant: &assistant, Turn: &t}, nil
 		}
 		if err != nil {
@@ -428,8 +443,8 @@ func Unwritable(err error) bool {
 	return false
 }
 
-// settle marks a turn interrupted whose owner is gone, unless the spool knows more of it. It changes nothing when the turn
-// has ended or its owner lives.
+// settle ends a turn that nobody else will end: it is interrupted when its owner is gone, unless the spool knows more of it,
+// and has failed when its callback is overdue. It changes nothing when the turn has ended, its owner lives, or it may wait.
 func (s *Service) settle(ctx context.Context, turn ident.TurnID) error {
 	if s.holds(turn) {
 		if err := s.base.restore(ctx, turn); err != nil {
@@ -442,7 +457,7 @@ func (s *Service) settle(ctx context.Context, turn ident.TurnID) error {
 		if t.State.Final() || !s.engine.dead(t.ID, t.Node, t.Lease) {
 			return Ending{Turn: t, Message: m}, event.Change{}, nil
 		}
-		e, ch := s.ownerGone(t, m)
+		e, ch := s.lapse(t, m)
 		orphaned = true
 		return e, ch, nil
 	})
@@ -455,8 +470,9 @@ func (s *Service) settle(ctx context.Context, turn ident.TurnID) error {
 	return err
 }
 
-// Sweep stores what the spool has, then marks the turns interrupted whose owners are gone. It returns when to look again:
-// the earliest lease among those that still run, soon while the spool has something, or zero.
+// Sweep stores what the spool has, then ends the turns that nobody else will end: those whose owners are gone, and those
+// whose callbacks are overdue. It returns when to look again: the earliest lease among those that go on, soon while the spool
+// has something, or zero.
 func (s *Service) Sweep(ctx context.Context) (next time.Time, err error) {
 	const op = "conversation.Sweep"
 	const batch = 500

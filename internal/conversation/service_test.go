@@ -36,6 +36,10 @@ func (*part) Near() bool { return true }
 
 func (p *part) Spool() conversation.Spool { return p.spool }
 
+func (*part) Callback(t conversation.Turn, _ time.Time) string {
+	return "https://here.example/" + string(t.ID)
+}
+
 func (p *part) Hint(_ context.Context, due time.Time) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -46,7 +46,7 @@ type Moment struct {
 	ID   string // what a client hands back as Last-Event-ID
 	Type MomentType
 
-	Turn      *Turn    // turn.started and the ends
+	Turn      *Turn    // turn.started, turn.waiting and the ends
 	User      *Message // turn.started
 	Assistant *Message // turn.started, message.completed
 
@@ -61,6 +61,7 @@ type MomentType string
 // The types, in the order in which they come. A turn has one of the four ends.
 const (
 	MomentStarted     MomentType = "turn.started"
+	MomentWaiting     MomentType = "turn.waiting" // only of a turn whose answer is delivered later
 	MomentDelta       MomentType = "message.delta"
 	MomentMessage     MomentType = "message.completed"
 	MomentCompleted   MomentType = "turn.completed"

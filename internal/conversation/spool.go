@@ -158,6 +158,9 @@ func (s *Service) restore(ctx context.Context, turn ident.TurnID) error {
 			return e, ch, nil
 		}
 		text := k.onto(m.Content)
+		if t.State == Waiting { // nobody runs it, so nobody is gone
+			return same, event.Change{}, nil
+		}
 		if t.State.Final() && (!guessed(t) || text == m.Content) {
 			return same, event.Change{}, nil
 		}

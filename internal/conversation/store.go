@@ -126,7 +126,8 @@ type Turns interface {
 	// with the message's search index and the conversation's times. An end that returns an error changes nothing.
 	// The change is skipped when the Ending equals what was read and there are no events.
 	EndTurn(ctx context.Context, t ident.TurnID, end func(Turn, Message) (Ending, event.Change, error)) (Ending, error)
-	// RunningTurns returns turns that are Streaming or Waiting, oldest first.
+	// RunningTurns returns turns that are Streaming or Waiting, those first whose lease ends first: many may wait for long,
+	// and none of them is in the way of one whose owner is gone.
 	RunningTurns(ctx context.Context, limit int) ([]Turn, error)
 	// System returns a rendered system prompt by its hash.
 	System(ctx context.Context, hash string) (string, error)

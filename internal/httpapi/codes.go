@@ -111,6 +111,12 @@ func Codes() []Explanation {
 		{"provider_cut", "The answer was cut off", "Continue the turn, or retry it."},
 		{"provider_unreachable", "The provider cannot be reached", "Retry the turn later."},
 		{"provider_timeout", "The provider took too long", "Retry the turn."},
+		{"callback_timeout", "The answer did not come in time", "The workflow promised to answer later and did not. Retry the turn; the operator may have to look at the workflow's executions."},
+		{"callback_unknown", "There is no such callback", "The address is wrong or too old, or what it was of is gone. Do not repeat it."},
+		{"callback_used", "Another answer was delivered before", "The first one stays. Do not repeat it."},
+		{"callback_late", "The turn has ended without this answer", "It was stopped, failed, or waited long enough. Do not repeat it."},
+		{"callback_early", "The call has not been answered yet", "Answer the call with 202 first; deliver again after `Retry-After`."},
+		{"signature_invalid", "The signature is not valid", "Sign `webhook-id.webhook-timestamp.body` with HMAC-SHA256 and the shared secret; the id is the turn, the time is now."},
 		{"provider_malformed", "The provider's answer was not understood", "Retry the turn; the operator may have to look."},
 		{"too_many_turns", "Too many answers are being written", "Repeat after `Retry-After` seconds."},
 

@@ -35,17 +35,18 @@ type Config struct {
 	QueryToken     bool           // a WebSocket may have its access token in the address
 	OnceSecret     []byte         // keys the fingerprints of idempotent requests; at least 32 bytes
 
-	PerAccount   Rate          // requests of one account; default 1,200 a minute, bursts of 200
-	PerAddress   Rate          // requests without an account from one address; default 600 a minute, bursts of 200
-	PerAddressIn Rate          // registrations, logins and refreshes from one address; default 60 a minute, bursts of 60
-	LimitedKeys  int           // accounts and addresses remembered at once; default 100,000
-	BodyLimit    int64         // default 1 MiB
-	MessageLimit int64         // body of a sent message; default 4 MiB
-	RequestTime  time.Duration // for anything that does not wait for a model; default 30 s
-	BodyTime     time.Duration // to receive a body; default 30 s
-	PingEvery    time.Duration // pings of a stream; default 15 s
-	EraseTime    time.Duration // how long a request to erase waits for its end; default 15 s
-	DrainTime    time.Duration // how long requests and streams may take to end when the server stops; default 25 s
+	PerAccount         Rate          // requests of one account; default 1,200 a minute, bursts of 200
+	PerAddress         Rate          // requests without an account from one address; default 600 a minute, bursts of 200
+	PerAddressIn       Rate          // registrations, logins and refreshes from one address; default 60 a minute, bursts of 60
+	PerAddressDelivery Rate          // answers delivered from one address; default 6,000 a minute, bursts of 500
+	LimitedKeys        int           // accounts and addresses remembered at once; default 100,000
+	BodyLimit          int64         // default 1 MiB
+	MessageLimit       int64         // body of a sent message; default 4 MiB
+	RequestTime        time.Duration // for anything that does not wait for a model; default 30 s
+	BodyTime           time.Duration // to receive a body; default 30 s
+	PingEvery          time.Duration // pings of a stream; default 15 s
+	EraseTime          time.Duration // how long a request to erase waits for its end; default 15 s
+	DrainTime          time.Duration // how long requests and streams may take to end when the server stops; default 25 s
 	// Linger is open while the stopping server still has work that clients may want to hear of; nil: it has none.
 	Linger <-chan struct{}
 }
@@ -65,6 +66,7 @@ func (c Config) withDefaults() Config {
 	rate(&c.PerAccount, 1200, 200)
 	rate(&c.PerAddress, 600, 200)
 	rate(&c.PerAddressIn, 60, 60)
+	rate(&c.PerAddressDelivery, 6000, 500)
 	if c.LimitedKeys <= 0 {
 		c.LimitedKeys = 100_000
 	}
@@ -106,6 +108,10 @@ type Deps struct {
 	// Listen tells a listener of everything in a tenant's log after the position that it returns.
 	Listen func(ctx context.Context, tenant ident.TenantID, l workspace.Listener) (event.Seq, func(), error)
 	Live   Live
+	// Callback reads the token of an address at which an answer may be delivered; NotFound: it is none of ours, or too old. Nil,
+	// like a nil Deliverer: nobody delivers any.
+	Callback  func(token string) (workspace.Callback, error)
+	Deliverer Deliverer
 	// What follows concerns whole tenants: it works while the tenant's own database does not.
 	Databases Databases
 	Jobs      Jobs
@@ -192,6 +198,8 @@ type Turns interface {
 		turn ident.TurnID) (conversation.Exchange, error)
 	Follow(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID, lastEventID string,
 		emit func(conversation.Moment) error) error
+	Deliver(ctx context.Context, actor ident.Actor, id ident.ConversationID, turn ident.TurnID,
+		d conversation.Delivery) (conversation.Turn, conversation.Reception, error)
 	// Here reports whether this very server runs the turn.
 	Here(turn ident.TurnID) bool
 }

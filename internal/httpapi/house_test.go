@@ -124,7 +124,8 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: bus, Default: "scripted",
 		Known: []string{"anthropic", "n8n", "other", "scripted"}, FlushAge: 10 * time.Millisecond, Models: models})
 	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, News: store, Grants: store, Hints: store, Trail: store.Trail(),
-		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true})
+		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true,
+		CallbackURL: "https://memory.example/api/v1/n8n/callback/"})
 	var used sync.Map // tenants
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
@@ -161,6 +162,9 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 		Enter: func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (Workspace, error) {
 			return opened(pool.Enter(ctx, actor, own, subject))
 		}}
+	if d, ok := other.(Deliverer); ok {
+		deps.Callback, deps.Deliverer = pool.Callback, d
+	}
 	for _, change := range changes {
 		change(&cfg, &deps)
 	}

@@ -18,13 +18,15 @@ type limits struct {
 	account *limiter
 	address *limiter
 	signIn  *limiter
+	deliver *limiter
 }
 
 func newLimits(c Config, now func() time.Time) *limits {
 	return &limits{on: c.RateLimit, now: now,
 		account: newLimiter("account", c.PerAccount, c.LimitedKeys),
 		address: newLimiter("address", c.PerAddress, c.LimitedKeys),
-		signIn:  newLimiter("sign_in", c.PerAddressIn, c.LimitedKeys)}
+		signIn:  newLimiter("sign_in", c.PerAddressIn, c.LimitedKeys),
+		deliver: newLimiter("delivery", c.PerAddressDelivery, c.LimitedKeys)}
 }
 
 // take counts the request and announces what is left; it is Throttled when nothing is. A request with a bad token
@@ -37,6 +39,8 @@ func (l *limits) take(x *exchange, signedIn bool) error {
 	switch {
 	case x.op.Limit == SignIn:
 		limiter = l.signIn
+	case x.op.Limit == Deliveries:
+		limiter = l.deliver
 	case signedIn:
 		limiter, key = l.account, string(x.actor.Account)
 	}

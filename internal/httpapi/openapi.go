@@ -45,6 +45,7 @@ func (s *Server) description() huma.Config {
 				{Name: tagProjects, Description: "Projects group conversations and hand them instructions"},
 				{Name: tagConversations, Description: "Conversations, their messages and search"},
 				{Name: tagTurns, Description: "A turn is one request to a model and what comes of it"},
+				{Name: tagN8N, Description: "What workflows of n8n call, by the address and the secret that they have"},
 				{Name: tagDatabase, Description: "Where the account's data lives: hosted, or in a PostgreSQL of one's own"},
 				{Name: tagJobs, Description: "Long work: how far it is, and what came of it"},
 				{Name: tagLive, Description: "What happens, as it happens: WebSocket, and the log of events"},
@@ -116,6 +117,8 @@ func problemResponse(status int, schema *huma.Schema) *huma.Response {
 		code = codeMediaType
 	case http.StatusUpgradeRequired:
 		code = "upgrade_required"
+	case http.StatusGone:
+		code = codeCallbackLate
 	}
 	example := newProblem(status, code, explain(code).Help, "req-06f4k3z9c8tqv5m2")
 	r := &huma.Response{

@@ -30,6 +30,8 @@ const (
 	Unlimited LimitClass = "none"    // probes
 	Ordinary  LimitClass = "account" // per account, or per address for strangers
 	SignIn    LimitClass = "sign_in" // per address, strict
+	// Deliveries is per address, and generous: every answer of an n8n comes from one.
+	Deliveries LimitClass = "delivery"
 )
 
 // OperationInfo is one row of the table, as tests and other doors see it.
@@ -76,6 +78,7 @@ type operation struct {
 	waits       bool // may wait for a model: no deadline of its own
 	secret      bool // answers hold secrets: never compressed
 	optional    bool // the body may be left out
+	free        bool // the body is any JSON, whose fields the handler knows
 	mount       func(*Server, huma.API, huma.Operation)
 }
 

@@ -11,6 +11,7 @@ const (
 	tagProjects      = "Projects"
 	tagConversations = "Conversations"
 	tagTurns         = "Turns"
+	tagN8N           = "n8n"
 	tagDatabase      = "Database"
 	tagJobs          = "Jobs"
 	tagUsage         = "Usage"
@@ -23,7 +24,7 @@ const (
 // operations is the table. A row without access would be public by mistake: a test refuses that.
 func operations() []operation {
 	var table []operation
-	for _, part := range [][]operation{authRows(), projectRows(), conversationRows(), turnRows(), databaseRows(), jobRows(),
+	for _, part := range [][]operation{authRows(), projectRows(), conversationRows(), turnRows(), callbackRows(), databaseRows(), jobRows(),
 		socketRows(), eventRows(), otherRows()} {
 		table = append(table, part...)
 	}
@@ -314,7 +315,8 @@ func streamResponse() *huma.Response {
 	return &huma.Response{
 		Description: "Server-Sent Events, each with an `id`: `turn.started`, `message.delta`, `message.completed`, then " +
 			"one of `turn.completed`, `turn.failed`, `turn.stopped`, `turn.interrupted`; `ping` every 15 s. A late " +
-			"reader's first `message.delta` holds everything before.",
+			"reader's first `message.delta` holds everything before. `turn.waiting` comes when a workflow will answer later; " +
+			"`turn.deadline` says until when.",
 		Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: "string"},
 			Example: "id: 1\nevent: message.delta\ndata: {\"message_id\":\"msg_…\",\"offset\":0,\"text\":\"Hello\"}\n\n"}},
 	}

@@ -160,14 +160,19 @@ type TurnView struct {
 	Error              *failureView `json:"error,omitempty"`
 	StartedAt          time.Time    `json:"started_at"`
 	FinishedAt         *time.Time   `json:"finished_at"`
+	Deadline           *time.Time   `json:"deadline,omitempty" doc:"While it is waiting: when it fails unless its answer has come"`
 }
 
 func viewTurn(t conversation.Turn) TurnView {
-	return TurnView{
+	v := TurnView{
 		ID: string(t.ID), ConversationID: string(t.Conversation), UserMessageID: string(t.UserMessage),
 		AssistantMessageID: string(t.AssistantMessage), State: string(t.State), Provider: t.Provider, Model: t.Model,
 		Error: failureOf(t.ErrorCode, t.ErrorDetail), StartedAt: t.StartedAt.UTC(), FinishedAt: utc(t.FinishedAt),
 	}
+	if t.State == conversation.Waiting {
+		v.Deadline = utc(&t.Lease)
+	}
+	return v
 }
 
 // usageView counts tokens as Anthropic does.

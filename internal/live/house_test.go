@@ -138,8 +138,8 @@ func newHouseAt(t testing.TB, address string, change func(*live.Config)) *house 
 		Hosts: hosts})
 	must(t, err)
 	log := slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: h.bus, Default: "scripted", Known: []string{"scripted"},
-		FlushAge: 10 * time.Millisecond, Models: map[string]conversation.Model{"scripted": claude.NewScripted(claude.ScriptedConfig{
+	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: h.bus, Default: "scripted", Known: []string{"scripted", "promises"},
+		FlushAge: 10 * time.Millisecond, Models: map[string]conversation.Model{"promises": promises{}, "scripted": claude.NewScripted(claude.ScriptedConfig{
 			WordDelay: 2 * time.Millisecond, SlowDelay: 50 * time.Millisecond})}})
 	h.pool = workspace.NewPool(workspace.Config{Directory: h.store, Notes: h.store, Hints: h.store, Trail: h.store.Trail(), Placements: places,
 		Engine: engine, Bus: h.bus, Sealer: keys, Providers: []string{"scripted"}, Sole: true, Log: log})

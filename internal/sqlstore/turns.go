@@ -172,7 +172,7 @@ func (s *TenantStore) RunningTurns(ctx context.Context, limit int) ([]conversati
 	var list []conversation.Turn
 	err := s.db.Read(ctx, func(b *Batch) {
 		b.Query(collectTurns(&list), `SELECT `+turnRead+` FROM turns WHERE state IN ('streaming', 'waiting')
-			ORDER BY started_at, id LIMIT ?`, limit)
+			ORDER BY lease_until, started_at, id LIMIT ?`, limit)
 	})
 	return list, err
 }

@@ -167,7 +167,7 @@ func turns(t *testing.T, h Harness) {
 		must(t, err)
 		same(t, "updated", c.UpdatedAt, at(20))
 	})
-	t.Run("only running turns are running, oldest first", func(t *testing.T) {
+	t.Run("only running turns are running, that first whose lease ends first", func(t *testing.T) {
 		r := newRoom(t, h)
 		first, _ := r.ask(active, "a")
 		second, _ := r.ask(active, "b")
@@ -176,17 +176,24 @@ func turns(t *testing.T, h Harness) {
 		waiting := first
 		_, err := r.Talk.EndTurn(t.Context(), first.ID,
 			func(was conversation.Turn, m conversation.Message) (conversation.Ending, event.Change, error) {
-				was.State = conversation.Waiting
+				was.State, was.Node, was.Lease, was.Omitted = conversation.Waiting, "", at(900), 7
+				m.PrefixHash = "what was asked"
 				waiting = was
 				return conversation.Ending{Turn: was, Message: m}, happens(20, "turn.waiting", string(was.ID)), nil
 			})
 		must(t, err)
 		list, err := r.Talk.RunningTurns(t.Context(), 10)
 		must(t, err)
-		same(t, "running", list, []conversation.Turn{waiting, third})
+		same(t, "running", list, []conversation.Turn{third, waiting})
 		list, err = r.Talk.RunningTurns(t.Context(), 1)
 		must(t, err)
-		same(t, "bounded", list, []conversation.Turn{waiting})
+		same(t, "bounded", list, []conversation.Turn{third})
+		got, _, m, err := r.Talk.FindTurn(t.Context(), r.id, first.ID)
+		must(t, err)
+		same(t, "waiting", got, waiting)
+		same(t, "who answers, and until when", []any{m.State, m.Node, m.Lease, m.PrefixHash},
+			[]any{conversation.Streaming, "", at(900), "what was asked"})
+		same(t, "a late flush", r.flush(first, 0, "late", at(5)), false)
 	})
 	t.Run("a turn knows the project of its conversation", func(t *testing.T) {
 		r := newRoom(t, h)

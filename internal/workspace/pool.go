@@ -37,14 +37,16 @@ type Config struct {
 	Sealer     event.Sealer
 	Spool      *spool.Spool // keeps what databases do not take; nil: nothing does
 	Providers  []string     // provider names that projects may ask for
-	Log        *slog.Logger
-	Now        func() time.Time
-	Notice     member.Notice                       // writes the mails that invitations are told by; nil: nobody is written to
-	Limits     tenant.Limits                       // of tenants that have none of their own; 0: none
-	MaxOpen    int                                 // databases open at once (default 256)
-	IdleAfter  time.Duration                       // unused ones are closed after this (default 5 min)
-	Sole       bool                                // no other process works on these tenants
-	Opened     func(took time.Duration, err error) // hears of every opening; may be nil
+	// CallbackURL is where answers may be delivered, up to the token that follows it; empty: nowhere.
+	CallbackURL string
+	Log         *slog.Logger
+	Now         func() time.Time
+	Notice      member.Notice                       // writes the mails that invitations are told by; nil: nobody is written to
+	Limits      tenant.Limits                       // of tenants that have none of their own; 0: none
+	MaxOpen     int                                 // databases open at once (default 256)
+	IdleAfter   time.Duration                       // unused ones are closed after this (default 5 min)
+	Sole        bool                                // no other process works on these tenants
+	Opened      func(took time.Duration, err error) // hears of every opening; may be nil
 }
 
 // Pool keeps tenants' databases open while they are used. It is safe for concurrent use.

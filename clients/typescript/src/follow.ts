@@ -5,9 +5,10 @@ import { Backoff, wait } from "./wait.js";
 
 type Schemas = components["schemas"];
 
-/** What is told of a turn, in this order: the start, pieces of text, the message, the end. */
+/** What is told of a turn, in this order: the start, that it waits (if its answer comes later), pieces of text, the message, the end. */
 export type TurnEvent =
   | { type: "turn.started"; id: string; data: Schemas["StartedEvent"] }
+  | { type: "turn.waiting"; id: string; data: Schemas["TurnEvent"] }
   | { type: "message.delta"; id: string; data: Schemas["DeltaEvent"] }
   | { type: "message.completed"; id: string; data: Schemas["MessageEvent"] }
   | {

@@ -1,6 +1,7 @@
 package n8nfake
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -38,6 +39,13 @@ func (f *Fake) Set(reply Reply) {
 	f.reply = reply
 }
 
+// Open lets everybody in, as a webhook without authentication does.
+func (f *Fake) Open() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.secret = ""
+}
+
 // Calls returns what arrived so far, the refused included.
 func (f *Fake) Calls() []Call {
 	f.mu.Lock()
@@ -47,15 +55,16 @@ func (f *Fake) Calls() []Call {
 
 func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body)) // replies may look at it
 	f.mu.Lock()
 	f.calls = append(f.calls, Call{Header: r.Header.Clone(), Body: body})
-	reply := f.reply
+	reply, secret := f.reply, f.secret
 	f.mu.Unlock()
 	if r.Method != http.MethodPost {
 		Unpublished()(w, r)
 		return
 	}
-	if r.Header.Get(f.headerName) != f.secret {
+	if secret != "" && r.Header.Get(f.headerName) != secret {
 		w.Header()["Content-Type"] = nil // n8n names no type here
 		w.WriteHeader(http.StatusForbidden)
 		_, _ = io.WriteString(w, "Authorization data is wrong!")

@@ -22,9 +22,14 @@ import (
 
 const (
 	backendSecret = "secret-between-backend-and-n8n"
+	signingSecret = "signed-between-backend-and-n8n"
+	webhookSecret = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=" // bytes that no text has
 	anthropicKey  = "sk-ant-suite-key"
 	relayPath     = "/webhook/claude-chat"
 	streamingPath = "/webhook/claude-chat-streaming"
+	laterPath     = "/webhook/claude-chat-later"
+	eventsPath    = "/webhook/memory-events"
+	seenPath      = "/webhook/memory-events-seen"
 )
 
 // counterpart is a running n8n with the shipped workflows, and the provider behind it.
@@ -72,16 +77,38 @@ func start(t *testing.T) *counterpart {
 
 	n8n := cli{t: t, binary: binary, env: env, dir: home}
 	n8n.run("import:credentials", "--input="+shipped(t, home, "credentials.example.json", server.URL))
-	workflows := []string{"claude-chat.json", "claude-chat-streaming.json"}
+	workflows := []string{"claude-chat.json", "claude-chat-streaming.json", "claude-chat-later.json", "memory-events.json"}
+	// In one go: each command of n8n's takes some ten seconds.
+	var all []json.RawMessage
 	for _, file := range workflows {
-		n8n.run("import:workflow", "--input="+shipped(t, home, file, server.URL))
+		raw, err := os.ReadFile(shipped(t, home, file, server.URL))
+		var list []json.RawMessage
+		if err == nil {
+			err = json.Unmarshal(raw, &list)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, list...)
 	}
+	raw, err := json.Marshal(all)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(home, "workflows.json"), raw, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n8n.run("import:workflow", "--input="+filepath.Join(home, "workflows.json"))
 	for _, file := range workflows {
 		n8n.run("publish:workflow", "--id="+workflowID(t, file))
 	}
 	n8n.serve()
-	c.await(t, relayPath)
-	c.await(t, streamingPath)
+	// Nobody who lacks the secret starts anything: the workflow's own word for that, where it checks signatures itself, is 401.
+	c.await(t, "POST", relayPath, http.StatusForbidden)
+	c.await(t, "POST", streamingPath, http.StatusForbidden)
+	c.await(t, "POST", laterPath, http.StatusForbidden)
+	c.await(t, "GET", seenPath, http.StatusForbidden)
+	c.await(t, "POST", eventsPath, http.StatusUnauthorized)
 	return c
 }
 
@@ -93,6 +120,7 @@ func shipped(t *testing.T, dir, name, provider string) string {
 		t.Fatal(err)
 	}
 	text := strings.NewReplacer("REPLACE-WITH-N8N_API_KEY", backendSecret, "REPLACE-WITH-ANTHROPIC-KEY", anthropicKey,
+		"REPLACE-WITH-N8N_SIGNING_SECRET", signingSecret, "REPLACE-WITH-WEBHOOK-SECRET", webhookSecret,
 		"https://api.anthropic.com", provider).Replace(string(raw))
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -178,19 +206,24 @@ func (c cli) tail(log string) string {
 	return string(raw[max(0, len(raw)-4000):])
 }
 
-// await polls a webhook until it is registered: n8n calls itself ready before that. Without the secret an answer is
-// 403, and no workflow runs.
-func (c *counterpart) await(t *testing.T, path string) {
+// await polls a webhook until it is registered: n8n calls itself ready before that. What is asked for has no secret and no
+// signature, and is refused with the status.
+func (c *counterpart) await(t *testing.T, method, path string, refused int) {
 	t.Helper()
 	begun := time.Now()
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	last := "no answer"
 	for time.Since(begun) < 5*time.Minute {
-		resp, err := http.Post(c.base+path, "application/json", strings.NewReader("{}"))
+		req, err := http.NewRequestWithContext(t.Context(), method, c.base+path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := http.DefaultClient.Do(req)
 		if err == nil {
 			resp.Body.Close()
-			if resp.StatusCode == http.StatusForbidden {
+			if resp.StatusCode == refused {
 				t.Logf("%s served after %v", path, time.Since(begun).Round(time.Second))
 				return
 			}
