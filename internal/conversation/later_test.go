@@ -18,6 +18,7 @@ import (
 type promiser struct {
 	prompts chan conversation.Prompt
 	let     chan struct{} // closed: at once
+	deaf    bool          // promises although it was told to stop
 }
 
 func newPromiser() *promiser {
@@ -32,6 +33,9 @@ func (p *promiser) Answer(ctx context.Context, q conversation.Prompt, _ func(str
 	case <-p.let:
 		return conversation.Answer{Later: true}, nil
 	case <-ctx.Done():
+		if p.deaf {
+			return conversation.Answer{Later: true}, nil
+		}
 		return conversation.Answer{}, ctx.Err()
 	}
 }
@@ -237,17 +241,22 @@ func TestAWaitingTurnEndsWithoutItsAnswer(t *testing.T) {
 			t.Errorf("%+v", got.Turn)
 		}
 	})
-	t.Run("stopped before its promise was heard", func(t *testing.T) {
-		p := newPromiser()
-		p.let = make(chan struct{})
-		b := open(t, p)
-		x := b.send(b.conversation().ID, "Go")
-		<-p.prompts
-		turn, err := b.s.Stop(t.Context(), b.actor, x.Turn.Conversation, x.Turn.ID)
-		if err != nil || turn.State != conversation.Stopped {
-			t.Fatalf("%+v %v", turn, err)
-		}
-	})
+	for name, deaf := range map[string]bool{"stopped before its promise": false, "stopped while its promise came": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newPromiser()
+			p.let, p.deaf = make(chan struct{}), deaf
+			b := open(t, p)
+			x := b.send(b.conversation().ID, "Go")
+			<-p.prompts
+			turn, err := b.s.Stop(t.Context(), b.actor, x.Turn.Conversation, x.Turn.ID)
+			if err != nil || turn.State != conversation.Stopped || turn.ErrorCode != "" {
+				t.Fatalf("%+v %v", turn, err)
+			}
+			if got := b.events(); slices.Contains(got, "turn.waiting") {
+				t.Errorf("%v", got)
+			}
+		})
+	}
 	for name, look := range map[string]func(b *bench, x conversation.Exchange) error{
 		"timed out, found by the sweep": func(b *bench, _ conversation.Exchange) error {
 			next, err := b.s.Sweep(b.t.Context())
