@@ -23,7 +23,7 @@ type Field struct {
 	Example  any
 }
 
-// Kind says how a value looks: an ID, Text, Count, Flag or Choice.
+// Kind says how a value looks: an ID, Text, Count, Flag, Moment or Choice.
 type Kind interface{ schema() map[string]any }
 
 // ID is the prefix of identifiers of one kind: "prj_".
@@ -37,6 +37,9 @@ type Count struct{}
 
 // Flag is true or false.
 type Flag struct{}
+
+// Moment is a time, as RFC 3339 writes it.
+type Moment struct{}
 
 // Choice is one of these words.
 type Choice []string
@@ -166,6 +169,11 @@ func turns() []Entry {
 			{Name: "provider", About: "who is asked", Kind: Text{}, Example: "anthropic"},
 			{Name: "model", About: "which model is asked for", Kind: Text{}, Example: "claude-sonnet-5-5"},
 		}},
+		{"turn.waiting", "The workflow that was asked has promised to deliver the answer later.", turn, []Field{
+			inConversation(), inProject(), by(turn, "turn_id", "the turn"), by(message, "message_id", "the assistant's message"),
+			{Name: "state", About: "what it does", Kind: Choice{"waiting"}, Example: "waiting"},
+			{Name: "deadline", About: "until when it waits", Kind: Moment{}, Example: "2026-11-26T09:45:00.123456Z"},
+		}},
 		{"turn.completed", "The answer is complete.", turn, ended("completed")},
 		{"turn.failed", "There is no answer, or half of one: the turn says why.", turn, ended("failed")},
 		{"turn.stopped", "Somebody stopped the answer; what had arrived is kept.", turn, ended("stopped")},
@@ -203,6 +211,9 @@ func databases() []Entry {
 		{"database.activated", "The data lives in this database now.", database, []Field{work, from}},
 		{"database.released", "An original of the data, or half a copy, was let go of.", database, []Field{kind}},
 		{"database.deleted", "A database was forgotten.", database, []Field{kind, optional(work)}},
+		{"data.restored", "The data was put back to an earlier state: read it again. Members of a project hear of the project as the subject.",
+			tenant, []Field{optional(work), optional(Field{Name: "snapshot", About: "the backup that it was put back from", Kind: Text{},
+				Example: "20261126T090000Z"})}},
 		{"data.erased", "Everything that the account kept was erased, the log up to this event included.", tenant, []Field{work}},
 	}
 }

@@ -64,6 +64,8 @@ func (f Field) looks() string {
 		s = "true or false"
 	case Text:
 		s = "text"
+	case Moment:
+		s = "a time"
 	}
 	if f.Nullable {
 		s += " or null"

@@ -14,7 +14,10 @@ func (id ID) schema() map[string]any {
 
 func (Text) schema() map[string]any  { return map[string]any{"type": "string"} }
 func (Count) schema() map[string]any { return map[string]any{"type": "integer", "minimum": 0} }
-func (Flag) schema() map[string]any  { return map[string]any{"type": "boolean"} }
+func (Moment) schema() map[string]any {
+	return map[string]any{"type": "string", "format": "date-time"}
+}
+func (Flag) schema() map[string]any { return map[string]any{"type": "boolean"} }
 
 func (c Choice) schema() map[string]any {
 	return map[string]any{"type": "string", "enum": []string(c)}
