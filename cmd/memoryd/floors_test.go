@@ -55,6 +55,8 @@ var rooms = map[string]room{
 	"internal/project":      {floor: 2, note: "rules of projects"},
 	"internal/conversation": {floor: 2, note: "rules of conversations and turns"},
 
+	"internal/webhook": {floor: 2, note: "who is told of events: endpoints, deliveries, attempts"},
+
 	"internal/claude": {floor: 3, note: "the model's adapters"},
 
 	"internal/sqlstore": {floor: 4, note: "SQL and nothing but SQL"},

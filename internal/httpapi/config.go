@@ -20,6 +20,7 @@ import (
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/webhook"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -134,7 +135,8 @@ type Workspace struct {
 	Members       Members
 	Conversations Conversations
 	Turns         Turns
-	Audit         Trail // nil for guests
+	Webhooks      Webhooks // nil for guests
+	Audit         Trail    // nil for guests
 	Events        event.Log
 	Tenant        ident.TenantID // whose workspace it is
 	// Usage is how much the tenant keeps and what it may keep, 0 for no limit; nil for guests.
@@ -194,6 +196,21 @@ type Turns interface {
 		emit func(conversation.Moment) error) error
 	// Here reports whether this very server runs the turn.
 	Here(turn ident.TurnID) bool
+}
+
+// Webhooks is webhook.Service as the door sees it.
+type Webhooks interface {
+	Create(ctx context.Context, actor ident.Actor, in webhook.CreateInput) (webhook.Issued, error)
+	List(ctx context.Context, actor ident.Actor, project ident.ProjectID, cursor string, limit int) ([]webhook.Endpoint, string, error)
+	Find(ctx context.Context, actor ident.Actor, id ident.WebhookID) (webhook.Endpoint, error)
+	Edit(ctx context.Context, actor ident.Actor, id ident.WebhookID, ifVersion *int64, change func(*webhook.Edit) error) (webhook.Endpoint, error)
+	Delete(ctx context.Context, actor ident.Actor, id ident.WebhookID, ifVersion *int64) error
+	Rotate(ctx context.Context, actor ident.Actor, id ident.WebhookID, once *event.Once) (webhook.Issued, error)
+	Test(ctx context.Context, actor ident.Actor, id ident.WebhookID, once *event.Once) (webhook.Delivery, error)
+	Deliveries(ctx context.Context, actor ident.Actor, id ident.WebhookID, q webhook.DeliveryQuery) ([]webhook.Delivery, string, error)
+	Delivery(ctx context.Context, actor ident.Actor, id ident.WebhookID, d ident.DeliveryID) (webhook.Delivery, error)
+	Redeliver(ctx context.Context, actor ident.Actor, id ident.WebhookID, d ident.DeliveryID, once *event.Once) (webhook.Delivery, error)
+	RedeliverMany(ctx context.Context, actor ident.Actor, id ident.WebhookID, r webhook.Range, once *event.Once) (webhook.Redelivered, error)
 }
 
 // Databases is the part of relocate.Service that decides where a tenant's data lives.

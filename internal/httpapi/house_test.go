@@ -34,6 +34,7 @@ import (
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/webhook"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -122,7 +123,9 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	}
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: bus, Default: "scripted",
 		Known: []string{"anthropic", "n8n", "other", "scripted"}, FlushAge: 10 * time.Millisecond, Models: models})
-	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, News: store, Grants: store, Hints: store, Trail: store.Trail(),
+	hooks := webhook.NewDispatcher(webhook.Config{Client: outbound.NewClient(dialer, nil), Guard: dialer, Inside: true, Sealer: keys,
+		Known: func(pattern string) bool { return pattern == "*" || strings.Contains(pattern, ".") }})
+	pool := workspace.NewPool(workspace.Config{Webhooks: hooks, Directory: store, Notes: store, News: store, Grants: store, Hints: store, Trail: store.Trail(),
 		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true})
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
@@ -130,6 +133,7 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 		if err := engine.Close(ended); err != nil {
 			t.Error(err)
 		}
+		hooks.Close(ended)
 		within, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if err := pool.Close(within); err != nil {
@@ -175,6 +179,9 @@ func opened(ws *workspace.Workspace, err error) (Workspace, error) {
 		out.While = ws.While
 	} else {
 		out.Audit, out.Usage = ws.Audit, ws.Usage
+		if ws.Webhooks != nil {
+			out.Webhooks = ws.Webhooks
+		}
 	}
 	return out, nil
 }

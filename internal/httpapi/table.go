@@ -15,6 +15,7 @@ const (
 	tagJobs          = "Jobs"
 	tagUsage         = "Usage"
 	tagLive          = "Live"
+	tagWebhooks      = "Webhooks"
 	tagAudit         = "Audit"
 	tagHealth        = "Health"
 	tagDocs          = "Docs"
@@ -24,7 +25,7 @@ const (
 func operations() []operation {
 	var table []operation
 	for _, part := range [][]operation{authRows(), projectRows(), conversationRows(), turnRows(), databaseRows(), jobRows(),
-		socketRows(), eventRows(), otherRows()} {
+		socketRows(), eventRows(), webhookRows(), otherRows()} {
 		table = append(table, part...)
 	}
 	return table
