@@ -64,7 +64,7 @@ type WebhookView struct {
 	ProjectID    *string    `json:"project_id"`
 	Ordered      bool       `json:"ordered"`
 	State        string     `json:"state" enum:"active,paused,disabled"`
-	Reason       string     `json:"reason,omitempty" doc:"Why it is not active: by_owner, failing (72 hours of nothing but failures), gone (it answered 410), secret_lost or restored (it comes out of a backup)"`
+	Reason       string     `json:"reason,omitempty" doc:"Why it is not active: by_owner, failing (72 hours of nothing but failures), gone (it answered 410) or secret_lost (rotate it, then make it active)"`
 	FailingSince *time.Time `json:"failing_since" doc:"The first failure since the last success"`
 	HoldUntil    *time.Time `json:"hold_until" doc:"It asked for less: nothing is sent before"`
 	SecretUntil  *time.Time `json:"previous_secret_until" doc:"The secret before signs, too, until then"`

@@ -127,10 +127,13 @@ func failed(ctx context.Context, err error) error {
 	return fault.New(fault.Unavailable, op, "bad_answer", "what came was not an answer, or too much of one")
 }
 
-// PortOf is the port that an address names, or that of its scheme.
+// PortOf is the port that an address names, or that of its scheme; 0 when what it names is none.
 func PortOf(u *url.URL) uint16 {
 	if p := u.Port(); p != "" {
-		n, _ := strconv.ParseUint(p, 10, 16) // 0, which is refused, for what is none
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil {
+			return 0
+		}
 		return uint16(n)
 	}
 	if u.Scheme == "http" {

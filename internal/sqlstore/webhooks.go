@@ -242,16 +242,6 @@ func (s *TenantStore) DeleteEndpoint(ctx context.Context, id ident.WebhookID, de
 	})
 }
 
-// PauseEndpoints pauses all active endpoints, for a copy that must not speak for what it was made of. It is no change.
-func (s *TenantStore) PauseEndpoints(ctx context.Context, reason string, now time.Time) error {
-	return s.db.Write(ctx, func(tx *Tx) error {
-		return tx.Commit(func(b *Batch) {
-			b.Exec(`UPDATE webhooks SET state = ?, reason = ?, version = version + 1, updated_at = ? WHERE state = 'active'`,
-				webhook.Paused, reason, ident.Micros(now))
-		})
-	})
-}
-
 // Deliveries, as people look at them.
 
 const deliveryColumns = `d.id, d.webhook_id, d.seq, d.event_id, d.event_type, d.state, d.attempts, d.tries, d.due_at, d.claim,

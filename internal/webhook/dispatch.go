@@ -16,10 +16,6 @@ import (
 )
 
 const (
-	// attemptTime bounds one attempt, from looking the name up to the end of the answer.
-	attemptTime = 15 * time.Second
-	// lease is how long a claim stands: an attempt, and as much again for clocks that differ and databases that are slow.
-	lease = 2 * attemptTime
 	// soon is when somebody looks again at a tenant whose work goes on: should this process die, that is what is left.
 	soon = 10 * time.Second
 	// sweepEvery is how often a tenant with active endpoints is looked at, whether anything is known to be due or not: it
@@ -44,6 +40,9 @@ type Config struct {
 	Log     *slog.Logger
 	Now     func() time.Time
 
+	// Timeout bounds one attempt, from looking the name up to the end of the answer (default 15 s). A claim stands twice as
+	// long: clocks differ, and databases may be slow.
+	Timeout      time.Duration
 	MaxEndpoints int           // in one tenant (default 50)
 	Keep         time.Duration // finished deliveries (default 30 days)
 	AtOnce       int           // attempts of this process (default 256)
@@ -77,6 +76,9 @@ func NewDispatcher(c Config) *Dispatcher {
 	def(&c.PerEndpoint, 8)
 	if c.Keep <= 0 {
 		c.Keep = 30 * 24 * time.Hour
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = 15 * time.Second
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -362,14 +364,11 @@ func (l *lane) slotsFor(n int, wait bool) int {
 	}
 	got := 0
 	for got < n {
-		var over chan struct{}
-		if !wait || got > 0 {
-			over = closed
-		}
-		if !take(l.slots, over, l.d.life.Done()) {
+		patient := wait && got == 0
+		if !fill(l.slots, patient, l.d.life.Done()) {
 			break
 		}
-		if !take(l.d.slots, over, l.d.life.Done()) {
+		if !fill(l.d.slots, patient, l.d.life.Done()) {
 			<-l.slots
 			break
 		}
@@ -378,23 +377,22 @@ func (l *lane) slotsFor(n int, wait bool) int {
 	return got
 }
 
-// closed is what nobody waits for.
-var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
-
-// take fills a place; without one it waits until over or end is closed.
-func take(slots chan struct{}, over <-chan struct{}, end <-chan struct{}) bool {
+// fill takes a place; without one, who is patient waits until end.
+func fill(slots chan struct{}, patient bool, end <-chan struct{}) bool {
 	select {
 	case slots <- struct{}{}:
 		return true
 	default:
 	}
+	if !patient {
+		return false
+	}
 	select {
 	case slots <- struct{}{}:
 		return true
-	case <-over:
 	case <-end:
+		return false
 	}
-	return false
 }
 
 func (l *lane) giveBack() { <-l.d.slots; <-l.slots }
@@ -430,7 +428,7 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.d.life), lastWords)
 	defer cancel()
 	now := l.d.moment()
-	step := Step{Claim: rand.Text(), Now: now, Lease: now.Add(lease)}
+	step := Step{Claim: rand.Text(), Now: now, Lease: now.Add(2 * l.d.Timeout)}
 	owed := step.Lease
 	for _, o := range done {
 		step.Results = append(step.Results, o.Result)

@@ -29,7 +29,7 @@ func (d *Dispatcher) attempt(ctx context.Context, e Endpoint, c Claimed) outcome
 	o := outcome{Result: Result{Delivery: c.ID, Claim: c.Claim, State: Pending, Due: began,
 		Attempt: Attempt{Number: c.Attempts, StartedAt: began, Error: Interrupted}}}
 	// A process that slept after it had claimed may not be the only one any more.
-	if c.Due.Sub(began) < attemptTime+time.Second {
+	if c.Due.Sub(began) < d.Timeout {
 		return o
 	}
 	secrets, err := d.secrets(e, began)
@@ -47,7 +47,7 @@ func (d *Dispatcher) attempt(ctx context.Context, e Endpoint, c Claimed) outcome
 		body = Body(c.Happened)
 	}
 	id := string(c.Event)
-	within, cancel := context.WithTimeout(ctx, attemptTime)
+	within, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
 	answer, err := d.Client.Post(within, u, http.Header{
 		"Content-Type":      {"application/json"},

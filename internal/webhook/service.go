@@ -331,7 +331,7 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	made := event.Event{ID: ident.New[ident.EventID](), Type: "webhook.test", Subject: string(id),
 		Actor: event.Who{ID: actor.Account, Name: actor.Name}, CreatedAt: now, Data: json.RawMessage(`{"test":true}`)}
 	c := Claimed{Delivery: Delivery{ID: ident.New[ident.DeliveryID](), Webhook: id, Event: made.ID, Type: made.Type, State: Pending,
-		Attempts: 1, Due: now.Add(lease), Claim: rand.Text(), CreatedAt: now}, Body: Body(made)}
+		Attempts: 1, Due: now.Add(2 * s.d.Timeout), Claim: rand.Text(), CreatedAt: now}, Body: Body(made)}
 	ch := event.NewChange(actor, now)
 	ch.Add("webhook.tested", string(id), map[string]any{})
 	if err := once.Keep(s.d.Sealer, c.ID); err != nil {

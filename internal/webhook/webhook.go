@@ -24,7 +24,6 @@ const (
 	Failing    = "failing"     // nothing but failures for 72 hours
 	Gone       = "gone"        // it answered 410
 	SecretLost = "secret_lost" // what it was sealed with is not there any more, as in a copy elsewhere
-	Restored   = "restored"    // it came out of a backup
 )
 
 // Details are what people decide about an endpoint.
