@@ -88,7 +88,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	if kept != nil {
 		defer func() { warn(log, "spool", kept.Close()) }()
 	}
-	hooks := newWebhooks(s, log, in, meters)
+	hooks := newWebhooks(s, log, in, meters, node)
 	open, _ := maxOpen(s)
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Grants: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
@@ -183,11 +183,12 @@ func openSpool(s *settings, log *slog.Logger, keys *seal.Keyring) *spool.Spool {
 }
 
 // newWebhooks builds what tells others of events. Secrets are sealed with keys that outlast the master key.
-func newWebhooks(s *settings, log *slog.Logger, in *install, meters *counters) *webhook.Dispatcher {
+func newWebhooks(s *settings, log *slog.Logger, in *install, meters *counters, node string) *webhook.Dispatcher {
 	return webhook.NewDispatcher(webhook.Config{
 		Client: outbound.NewClient(in.dialer, nil), Guard: in.dialer, Inside: len(s.networks("OUTBOUND_ALLOW")) > 0, Sealer: in.lasting,
 		Known: webhook.Known, Observe: meters.attempted, Log: log, MaxEndpoints: s.number("TENANT_MAX_WEBHOOKS"),
-		Keep: time.Duration(s.number("WEBHOOK_KEEP_DAYS")) * 24 * time.Hour,
+		Timeout: time.Duration(s.number("WEBHOOK_TIMEOUT")) * time.Second,
+		Keep:    time.Duration(s.number("WEBHOOK_KEEP_DAYS")) * 24 * time.Hour, Node: node, Sole: in.sole,
 	})
 }
 

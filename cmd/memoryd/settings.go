@@ -77,6 +77,7 @@ func variables() []variable {
 		{"TENANT_MAX_BYTES", "", false, number(0, 1<<50), "bytes of text that an account may keep; 0 or empty: no limit"},
 		{"TENANT_MAX_MESSAGES", "", false, number(0, 1_000_000_000_000), "messages that an account may keep; 0 or empty: no limit"},
 		{"TENANT_MAX_WEBHOOKS", "50", false, number(1, 200), "webhooks that an account may have"},
+		{"WEBHOOK_TIMEOUT", "15", false, number(1, 30), "seconds that one attempt at a webhook delivery may take"},
 		{"WEBHOOK_KEEP_DAYS", "30", false, number(1, 3650), "days that finished deliveries and their attempts are kept"},
 		{"SQLITE_SYNCHRONOUS", "FULL", false, words("FULL", "EXTRA", "NORMAL"), "durability of SQLite commits; NORMAL may lose the last ones in a power cut"},
 		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the limits of descriptors and memory"},

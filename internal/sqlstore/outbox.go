@@ -132,6 +132,16 @@ func sameHealth(a, b webhook.Endpoint) bool {
 		at(a.HoldUntil, b.HoldUntil) && at(a.NoticeDue, b.NoticeDue)
 }
 
+// Disown implements webhook.Queue.
+func (s *TenantStore) Disown(ctx context.Context, node string, now time.Time) error {
+	return s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) {
+			b.Exec(`UPDATE deliveries SET claim = '', due_at = ? WHERE state = 'pending' AND claim <> '' AND substr(claim, 1, ?) <> ?`,
+				ident.Micros(now), len(node)+1, node+".")
+		})
+	})
+}
+
 // Noticed implements webhook.Queue.
 func (s *TenantStore) Noticed(ctx context.Context, id ident.WebhookID) error {
 	return s.db.Write(ctx, func(tx *Tx) error {

@@ -367,8 +367,8 @@ func (s *TenantStore) InsertTest(ctx context.Context, d webhook.Delivery, body [
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		return tx.Commit(func(b *Batch) {
 			b.Exec(`INSERT INTO deliveries (id, webhook_id, seq, event_id, event_type, conversation_id, state, attempts, tries, due_at,
-				claim, body, created_at) VALUES (?, ?, 0, ?, ?, '', ?, ?, 0, ?, ?, ?, ?)`, d.ID, d.Webhook, d.Event, d.Type, d.State,
-				d.Attempts, ident.Micros(d.Due), d.Claim, string(body), ident.Micros(d.CreatedAt))
+				claim, body, created_at) VALUES (?, ?, 0, ?, ?, '', ?, ?, ?, ?, ?, ?, ?)`, d.ID, d.Webhook, d.Event, d.Type, d.State,
+				d.Attempts, d.Tries, ident.Micros(d.Due), d.Claim, string(body), ident.Micros(d.CreatedAt))
 			s.appendChange(b, ch, head)
 		})
 	})

@@ -37,6 +37,8 @@ type Config struct {
 	Tell func(ctx context.Context, owner ident.AccountID, e Endpoint) error
 	// Observe hears of every attempt: how it ended, how long it took, and how long after the event a success came.
 	Observe func(outcome string, took, since time.Duration)
+	Node    string // names this process among all that share the databases; new at every start
+	Sole    bool   // no other process shares the databases
 	Log     *slog.Logger
 	Now     func() time.Time
 
@@ -136,6 +138,9 @@ func (d *Dispatcher) Sending() int { return len(d.slots) }
 
 func (d *Dispatcher) moment() time.Time { return d.Now().UTC().Truncate(time.Microsecond) }
 
+// claim names a claim that was never made before.
+func (d *Dispatcher) claim() string { return d.Node + "." + rand.Text() }
+
 const secretPurpose = "webhook secret"
 
 func (d *Dispatcher) seal(id ident.WebhookID, s seal.Secret) []byte {
@@ -218,11 +223,14 @@ func (s *Service) Sweep(ctx context.Context) (time.Time, error) {
 
 // look finds what is due and has it sent, and returns when something is due next.
 func (s *Service) look(ctx context.Context) (next time.Time, err error) {
+	now := s.d.moment()
+	if err := s.disown(ctx, now); err != nil {
+		return time.Time{}, err
+	}
 	list, err := s.store.Due(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}
-	now := s.d.moment()
 	earlier := func(t time.Time) {
 		if next.IsZero() || t.Before(next) {
 			next = t
@@ -256,6 +264,24 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 	}
 	s.watched.Store(active)
 	return next, nil
+}
+
+// disown takes, once, what a process had claimed that cannot be there any more: nobody need wait for its leases.
+func (s *Service) disown(ctx context.Context, now time.Time) error {
+	s.mu.Lock()
+	done := s.alone || !s.d.Sole
+	s.alone = true
+	s.mu.Unlock()
+	if done {
+		return nil
+	}
+	err := s.store.Disown(ctx, s.d.Node, now)
+	if err != nil {
+		s.mu.Lock()
+		s.alone = false
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // notice tells the owner what became of an endpoint; whoever dies in between tells it twice.
@@ -428,7 +454,7 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.d.life), lastWords)
 	defer cancel()
 	now := l.d.moment()
-	step := Step{Claim: rand.Text(), Now: now, Lease: now.Add(2 * l.d.Timeout)}
+	step := Step{Claim: l.d.claim(), Now: now, Lease: now.Add(2 * l.d.Timeout)}
 	owed := step.Lease
 	for _, o := range done {
 		step.Results = append(step.Results, o.Result)

@@ -429,6 +429,30 @@ func TestALeaseRunsOut(t *testing.T) {
 	}
 }
 
+// TestAServerAloneNeedNotWait: nobody else can be sending what a process had claimed that died.
+func TestAServerAloneNeedNotWait(t *testing.T) {
+	w := newWorld(t, func(c *webhook.Config) { c.Node, c.Sole = "second", true })
+	s := newSink(t, nil)
+	i := w.hook(s.URL)
+	w.stop()
+	w.happen(2, "")
+	for _, claim := range []string{"first.1", "second.1"} {
+		if _, err := w.store.Take(t.Context(), i.Endpoint.ID, webhook.Step{Claim: claim, Now: w.clock.Now(), Lease: w.clock.Now().Add(30 * time.Second)},
+			func(e webhook.Endpoint) (webhook.Endpoint, int, event.Change) { return e, 1, event.Change{} }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.start()
+	w.later(time.Second)
+	if n := len(s.got); n != 1 {
+		t.Errorf("%d were sent, want the first one's", n)
+	}
+	w.later(time.Minute)
+	if n := len(s.got); n != 2 {
+		t.Errorf("%d were sent", n)
+	}
+}
+
 // TestStopping: an attempt that is cut off counts for nothing, and the next process makes it again at once.
 func TestStopping(t *testing.T) {
 	w := newWorld(t)

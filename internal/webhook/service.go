@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"reflect"
 	"slices"
@@ -41,6 +40,7 @@ type Service struct {
 	again   bool // and has to once more
 	lanes   map[ident.WebhookID]*lane
 	cleaned time.Time
+	alone   bool // what others had claimed was disowned
 }
 
 // Service builds the service of the tenant that owner owns.
@@ -331,7 +331,7 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	made := event.Event{ID: ident.New[ident.EventID](), Type: "webhook.test", Subject: string(id),
 		Actor: event.Who{ID: actor.Account, Name: actor.Name}, CreatedAt: now, Data: json.RawMessage(`{"test":true}`)}
 	c := Claimed{Delivery: Delivery{ID: ident.New[ident.DeliveryID](), Webhook: id, Event: made.ID, Type: made.Type, State: Pending,
-		Attempts: 1, Due: now.Add(2 * s.d.Timeout), Claim: rand.Text(), CreatedAt: now}, Body: Body(made)}
+		Attempts: 1, Tries: len(pauses), Due: now.Add(2 * s.d.Timeout), Claim: s.d.claim(), CreatedAt: now}, Body: Body(made)}
 	ch := event.NewChange(actor, now)
 	ch.Add("webhook.tested", string(id), map[string]any{})
 	if err := once.Keep(s.d.Sealer, c.ID); err != nil {
@@ -348,10 +348,7 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	if err != nil {
 		return Delivery{}, fault.Wrap(op, err)
 	}
-	got := s.d.attempt(ctx, e, c)
-	if got.State == Pending {
-		got.State = Failed // a test is tried once
-	}
+	got := s.d.attempt(ctx, e, c) // its last try
 	store := context.WithoutCancel(ctx)
 	if _, err := s.store.Take(store, id, Step{Results: []Result{got.Result}, Now: s.d.moment()},
 		func(e Endpoint) (Endpoint, int, event.Change) { return e, 0, event.Change{} }); err != nil {
