@@ -10,7 +10,7 @@ import (
 )
 
 // reserved are names of the public interface that no code reads yet, and what only compose.yaml reads.
-var reserved = []string{"STORAGE_URL", "SMTP_URL", "MAIL_FROM",
+var reserved = []string{"STORAGE_URL",
 	"POSTGRES_PASSWORD"}
 
 var exampleLine = regexp.MustCompile(`^#([A-Z][A-Z0-9_]*)=(.*)$`)

@@ -43,6 +43,11 @@ var rooms = map[string]room{
 	"internal/tenant": {floor: 1, note: "where a tenant's database lives"},
 	"internal/spool":  {floor: 1, note: "what a tenant's database does not take, sealed on this machine's disk"},
 
+	"internal/event/catalogue":               {floor: 1, note: "what events there are: meanings, schemas, examples"},
+	"internal/event/catalogue/cataloguetest": {floor: 2, tests: true, note: "holds committed events against the catalogue"},
+
+	"internal/mail": {floor: 1.5, note: "messages to people: the outbox, SMTP, a folder in development"},
+
 	"internal/job": {floor: 1.5, note: "long work: state, progress, report, cancel"},
 
 	"internal/event/bustest":    {floor: 2, tests: true, note: "the conformance suite of every bus"},
@@ -156,7 +161,7 @@ var fences = []fence{
 	{
 		name: "test helpers",
 		usesOf: imports("testing", "net/http/httptest", "github.com/google/go-cmp", "pgregory.net/rapid", "go.uber.org/goleak", "github.com/getkin/kin-openapi",
-			"github.com/johannesboyne/gofakes3"),
+			"github.com/johannesboyne/gofakes3", "github.com/emersion/go-smtp", "github.com/santhosh-tekuri/jsonschema/v6"),
 		in:  func(_ string, r room) bool { return r.tests },
 		why: "what ships does not carry them",
 	},

@@ -51,6 +51,7 @@ func (c keysRewrapCmd) Run(ctx context.Context, p *program) error {
 			fmt.Fprint(p.stdout, `everything stored is sealed under MASTER_KEY. Before MASTER_KEY_PREVIOUS goes:
   every server was restarted with the new key
   repeats of requests (Idempotency-Key) made under the old one need it for 24 hours
+  mails that wait to be sent need it for three days at most
   run memoryd backup into each of your repositories: their keys are sealed anew by that
 `)
 		}

@@ -43,11 +43,12 @@ import (
 //	                             an account with two conversations of one title is in the way of; and this version again
 //	digest FILE FOLDER           writes size, time of change and hash of every database file below the folder into FILE
 //	holds FOLDER TEXT            some file below the folder has the text in its bytes or its name; ! holds: none has
+//	mailed TEXT                  waits until there is a mail, in the folder of development, that has the text
 //	places FILE                  writes the names of tenants' files, and of all schemas where tenants live, into FILE
 //	owndb NAME                   a fresh PostgreSQL database such as a user has: its address in $NAME, the password in
 //	                             it in $NAME_PASSWORD
 //
-// and the commands of scripthttp_test.go and scriptsocket_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite], [postgres] and
+// and the commands of scripthttp_test.go, scriptevents_test.go and scriptsocket_test.go. What a server prints and logs is in the files out@NAME and log@NAME. The conditions [sqlite], [postgres] and
 // [external] tell where tenants live; with [external] the master database is SQLite, so [sqlite] holds too.
 func TestStories(t *testing.T) {
 	path := binary(t)
@@ -118,11 +119,12 @@ type story struct {
 	t       testing.TB
 	dir     string
 	servers map[string]*server
+	sinks   map[string]*storySink
 	*browser
 }
 
 func newStory(t testing.TB, dir string) *story {
-	return &story{t: t, dir: dir, servers: make(map[string]*server), browser: newBrowser()}
+	return &story{t: t, dir: dir, servers: make(map[string]*server), sinks: make(map[string]*storySink), browser: newBrowser()}
 }
 
 func storyOf(ts *testscript.TestScript) *story {
@@ -131,6 +133,17 @@ func storyOf(ts *testscript.TestScript) *story {
 
 // close ends what is left, and shows what the servers had logged when the story failed.
 func (s *story) close(t testing.TB) {
+	for _, srv := range s.servers {
+		select {
+		case <-srv.ended:
+		default:
+			if srv.url == s.base && !srv.told && s.token != "" && !t.Failed() {
+				if err := s.checkEvents(); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
 	s.browser.close()
 	for name, srv := range s.servers {
 		srv.kill()
@@ -177,6 +190,9 @@ func storyCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"quit": func(ts *testscript.TestScript, _ bool, args []string) {
 			s := serverOf(ts, args)
 			if !s.told {
+				if st := storyOf(ts); st.base == s.url && st.token != "" {
+					ts.Check(st.checkEvents())
+				}
 				ts.Check(s.cmd.Process.Signal(syscall.SIGTERM))
 			}
 			ts.Check(s.wait())
@@ -277,6 +293,23 @@ func storyCommands() map[string]func(*testscript.TestScript, bool, []string) {
 			}
 			if !neg && found == "" {
 				ts.Fatalf("no file has %q", args[1])
+			}
+		},
+		"mailed": func(ts *testscript.TestScript, _ bool, args []string) {
+			if len(args) != 1 {
+				ts.Fatalf("usage: mailed TEXT")
+			}
+			for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+				list, err := filepath.Glob(ts.MkAbs("storage/mails/*.eml"))
+				ts.Check(err)
+				for _, name := range list {
+					if strings.Contains(ts.ReadFile(name), args[0]) {
+						return
+					}
+				}
+				if time.Now().After(deadline) {
+					ts.Fatalf("no mail has %q", args[0])
+				}
 			}
 		},
 		"places": func(ts *testscript.TestScript, _ bool, args []string) {

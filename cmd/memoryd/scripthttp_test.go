@@ -52,11 +52,12 @@ type browser struct {
 	header  http.Header
 	body    []byte
 	streams map[string]*stream
+	told    eventsTold
 }
 
 func newBrowser() *browser {
 	return &browser{client: &http.Client{Transport: &http.Transport{DisableCompression: true}}, extra: http.Header{},
-		streams: make(map[string]*stream)}
+		streams: make(map[string]*stream), told: eventsTold{}}
 }
 
 func (b *browser) close() {
@@ -71,20 +72,24 @@ type command = func(*testscript.TestScript, bool, []string)
 
 func browserCommands() map[string]command {
 	all := map[string]command{
-		"with":     cmdWith,
-		"as":       cmdAs,
-		"register": cmdRegister,
-		"talk":     cmdTalk,
-		"keep":     cmdKeep,
-		"header":   cmdHeader,
-		"has":      cmdHas,
-		"like":     cmdLike,
-		"count":    cmdCount,
-		"poll":     cmdPoll,
-		"stream":   cmdStream,
-		"until":    cmdUntil,
-		"ended":    cmdEnded,
-		"leave":    cmdLeave,
+		"with":      cmdWith,
+		"as":        cmdAs,
+		"register":  cmdRegister,
+		"talk":      cmdTalk,
+		"keep":      cmdKeep,
+		"header":    cmdHeader,
+		"has":       cmdHas,
+		"like":      cmdLike,
+		"count":     cmdCount,
+		"poll":      cmdPoll,
+		"stream":    cmdStream,
+		"until":     cmdUntil,
+		"ended":     cmdEnded,
+		"leave":     cmdLeave,
+		"events":    cmdEvents,
+		"told":      cmdTold,
+		"sink":      cmdSink,
+		"delivered": cmdDelivered,
 	}
 	maps.Copy(all, socketCommands())
 	for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {

@@ -19,9 +19,11 @@ import (
 	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/event/catalogue"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/mail"
 	"claude-memory-backend/internal/natsbus"
 	"claude-memory-backend/internal/outbound"
 	"claude-memory-backend/internal/seal"
@@ -88,11 +90,15 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	if kept != nil {
 		defer func() { warn(log, "spool", kept.Close()) }()
 	}
-	hooks := newWebhooks(s, log, in, meters, node)
+	outbox, err := newOutbox(s, log, in)
+	if err != nil {
+		return err
+	}
+	hooks := newWebhooks(s, log, in, meters, node, outbox)
 	open, _ := maxOpen(s)
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Grants: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
-		Limits: defaultLimits(s), Webhooks: hooks,
+		Limits: defaultLimits(s), Notice: invitations(s, outbox), Webhooks: hooks,
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: open, Sole: in.sole,
 		Opened: meters.tenantOpened, Spool: kept,
 	})
@@ -142,6 +148,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	background.Go(func() error { return accounts.Run(work) })
 	background.Go(func() error { return hub.Run(work) })
 	background.Go(func() error { return jobs.Run(work) })
+	background.Go(func() error { return outbox.Run(work) })
 	background.Go(func() error { rewrap(work, s, log, tenants); return nil })
 	background.Go(func() error { tidy(work, tenants, log); return nil })
 	err = group.Wait()
@@ -183,10 +190,10 @@ func openSpool(s *settings, log *slog.Logger, keys *seal.Keyring) *spool.Spool {
 }
 
 // newWebhooks builds what tells others of events. Secrets are sealed with keys that outlast the master key.
-func newWebhooks(s *settings, log *slog.Logger, in *install, meters *counters, node string) *webhook.Dispatcher {
+func newWebhooks(s *settings, log *slog.Logger, in *install, meters *counters, node string, outbox *mail.Outbox) *webhook.Dispatcher {
 	return webhook.NewDispatcher(webhook.Config{
 		Client: outbound.NewClient(in.dialer, nil), Guard: in.dialer, Inside: len(s.networks("OUTBOUND_ALLOW")) > 0, Sealer: in.lasting,
-		Known: webhook.Known, Observe: meters.attempted, Log: log, MaxEndpoints: s.number("TENANT_MAX_WEBHOOKS"),
+		Known: catalogue.Known, Tell: pauses(outbox), Observe: meters.attempted, Log: log, MaxEndpoints: s.number("TENANT_MAX_WEBHOOKS"),
 		Timeout: time.Duration(s.number("WEBHOOK_TIMEOUT")) * time.Second,
 		Keep:    time.Duration(s.number("WEBHOOK_KEEP_DAYS")) * 24 * time.Hour, Node: node, Sole: in.sole,
 	})

@@ -16,6 +16,8 @@ import (
 	"github.com/joho/godotenv"
 
 	"claude-memory-backend/internal/blob"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/mail"
 	"claude-memory-backend/internal/natsbus"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
@@ -81,6 +83,8 @@ func variables() []variable {
 		{"WEBHOOK_KEEP_DAYS", "30", false, number(1, 3650), "days that finished deliveries and their attempts are kept"},
 		{"SQLITE_SYNCHRONOUS", "FULL", false, words("FULL", "EXTRA", "NORMAL"), "durability of SQLite commits; NORMAL may lose the last ones in a power cut"},
 		{"MAX_OPEN_TENANTS", "", false, number(1, 1_000_000), "tenant databases open at once; empty: by the limits of descriptors and memory"},
+		{"SMTP_URL", "", true, smtpURL, "server that takes mails: smtp://user:password@host:587, or smtps://; empty: a folder in development, none elsewhere"},
+		{"MAIL_FROM", "", false, mailFrom, "sender of mails, as in Claude Memory <memory@example.com>; required with SMTP_URL"},
 		{"SPOOL_MB", "256", false, number(1, 1_000_000), "megabytes that answers may take under STORAGE_PATH while their tenants' databases are away"},
 		{"SPOOL_TENANT_MB", "32", false, number(1, 1_000_000), "of one tenant"},
 		{"SPOOL_TURN_MB", "8", false, number(1, 1_000_000), "of one answer"},
@@ -177,6 +181,9 @@ func (s *settings) checkTogether() (wrong []error) {
 		if v := s.text("JWT_SECRET"); v != "" && v == s.text("MASTER_KEY") {
 			wrong = append(wrong, errors.New("MASTER_KEY must differ from JWT_SECRET"))
 		}
+	}
+	if s.text("SMTP_URL") != "" {
+		need("MAIL_FROM", "when SMTP_URL is set")
 	}
 	switch s.text("AI_PROVIDER") {
 	case "anthropic":
@@ -365,6 +372,24 @@ func storageAddress(v string) error {
 		return errors.New("must be a folder, or an address like s3://KEY:SECRET@HOST/BUCKET?region=REGION")
 	}
 	return nil
+}
+
+// smtpURL says itself what is wrong, without repeating what it was given.
+func smtpURL(v string) error {
+	return said(mail.Check(v))
+}
+
+func mailFrom(v string) error {
+	_, err := mail.ParseFrom(v)
+	return said(err)
+}
+
+// said is an error's message alone.
+func said(err error) error {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		return errors.New(f.Message)
+	}
+	return err
 }
 
 func readable(v string) error {

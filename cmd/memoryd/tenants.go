@@ -73,7 +73,7 @@ func rewrap(ctx context.Context, s *settings, log *slog.Logger, tenants *relocat
 		total += r.Resealed
 		if err == nil {
 			log.Info("everything stored is sealed under MASTER_KEY: files and databases do not need MASTER_KEY_PREVIOUS any more, "+
-				"repeats of requests made before now do, for 24 hours", "resealed", total)
+				"repeats of requests made before now do, for 24 hours, and mails that wait, for three days", "resealed", total)
 			return
 		}
 		log.Warn("not everything is sealed under MASTER_KEY yet: keep MASTER_KEY_PREVIOUS", "resealed", total, "code", fault.CodeOf(err))

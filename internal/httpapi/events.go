@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/event/catalogue"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/workspace"
@@ -290,8 +292,46 @@ func (q *eventQueue) take() (list []event.Event, lost *event.Seq, full bool) {
 	return list, lost, full
 }
 
+// eventEntry is one type of event, as the catalogue describes it.
+type eventEntry struct {
+	Type    string `json:"type" example:"message.created"`
+	Meaning string `json:"meaning"`
+	Subject string `json:"subject" doc:"What the subject of the event identifies: the prefix of its identifiers" example:"msg_"`
+	Schema  object `json:"schema" doc:"JSON Schema (2020-12) of the event's data. Take members that it does not describe: later versions add some"`
+	Example object `json:"example" doc:"A whole event"`
+}
+
+func viewEventType(e catalogue.Entry) eventEntry {
+	return eventEntry{Type: e.Type, Meaning: e.Meaning, Subject: string(e.Subject), Schema: object(e.Schema()), Example: object(e.Example())}
+}
+
+type eventCatalogue struct{ Call }
+
+func (s *Server) listEventTypes(*exchange, *eventCatalogue) (*paged[eventEntry], error) {
+	return pageOf(catalogue.All(), "", viewEventType), nil
+}
+
+// describeEvents puts what each type of event tells into the document's components: "Data.message.created".
+func describeEvents(schemas map[string]*huma.Schema) error {
+	for _, e := range catalogue.All() {
+		var members map[string]any
+		if err := json.Unmarshal(e.Schema(), &members); err != nil {
+			return fault.Wrap("httpapi.describeEvents", err)
+		}
+		delete(members, "$schema") // it is the document's own
+		schemas["Data."+e.Type] = &huma.Schema{Extensions: members}
+	}
+	return nil
+}
+
 func eventRows() []operation {
 	return []operation{
+		row(tagLive, "list-event-types", "GET", "/events/catalogue", "Read which events there are", on((*Server).listEventTypes)).
+			with(func(o *operation) {
+				o.Access = Public
+				o.description = "Every type of event that the log can have, with its meaning, the JSON Schema of its data and an example. " +
+					"A filter is a type, all types of one noun (`message.*`), or `*`."
+			}),
 		row(tagLive, "list-events", "GET", "/events", "Pull the log of events, oldest first", on((*Server).listEvents)).
 			with(refuses(missing)).with(func(o *operation) {
 			o.description = "Give the last `seq` that was seen as `after`. `seq` counts per database and survives moves. With `project_id`, a " +

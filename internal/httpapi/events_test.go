@@ -1,16 +1,64 @@
 package httpapi
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
 	"testing"
+
+	"claude-memory-backend/internal/event/catalogue"
+	"claude-memory-backend/internal/event/catalogue/cataloguetest"
 )
+
+// Anybody reads which events there are; the document has the same.
+func TestCatalogue(t *testing.T) {
+	h := newHouse(t)
+	served, _ := h.do(call{method: "GET", path: "/api/v1/events/catalogue"}).is(http.StatusOK).at("data").([]any)
+	all := catalogue.All()
+	if len(served) != len(all) {
+		t.Fatalf("%d types, not %d", len(served), len(all))
+	}
+	var doc struct {
+		Components struct{ Schemas map[string]json.RawMessage }
+	}
+	if err := json.Unmarshal(h.server.spec.json, &doc); err != nil {
+		t.Fatal(err)
+	}
+	for i, e := range all {
+		raw, err := json.Marshal(served[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got eventEntry
+		if err := json.Unmarshal(raw, &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.Type != e.Type || got.Meaning != e.Meaning || got.Subject != string(e.Subject) {
+			t.Errorf("%+v", got)
+		}
+		if err := cataloguetest.Fits(json.RawMessage(got.Schema), exampleData(t, got.Example)); err != nil {
+			t.Errorf("the served example: %v", err)
+		}
+		if err := cataloguetest.Fits(doc.Components.Schemas["Data."+e.Type], exampleData(t, got.Example)); err != nil {
+			t.Errorf("the document: %v", err)
+		}
+	}
+}
+
+func exampleData(t *testing.T, example object) json.RawMessage {
+	t.Helper()
+	var e struct{ Data json.RawMessage }
+	if err := json.Unmarshal(example, &e); err != nil || len(e.Data) < 2 {
+		t.Fatalf("%s: %v", example, err)
+	}
+	return e.Data
+}
 
 func TestEventsArePulledInOrder(t *testing.T) {
 	h := newHouse(t)
 	project := h.make("ada", "/api/v1/projects", `{"name":"P"}`)
-	conv := h.make("ada", "/api/v1/conversations", `{"project_id":"`+project+`"}`)
+	conv := h.make("ada", "/api/v1/conversations", `{"title":"T","project_id":"`+project+`"}`) // else the server adds one, some time
 	for range 3 {
 		h.make("ada", "/api/v1/conversations", `{}`)
 	}

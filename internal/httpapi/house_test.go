@@ -26,6 +26,8 @@ import (
 	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/event/catalogue"
+	"claude-memory-backend/internal/event/catalogue/cataloguetest"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
@@ -124,9 +126,10 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: bus, Default: "scripted",
 		Known: []string{"anthropic", "n8n", "other", "scripted"}, FlushAge: 10 * time.Millisecond, Models: models})
 	hooks := webhook.NewDispatcher(webhook.Config{Client: outbound.NewClient(dialer, nil), Guard: dialer, Inside: true, Sealer: keys,
-		Known: func(pattern string) bool { return pattern == "*" || strings.Contains(pattern, ".") }})
+		Known: catalogue.Known})
 	pool := workspace.NewPool(workspace.Config{Webhooks: hooks, Directory: store, Notes: store, News: store, Grants: store, Hints: store, Trail: store.Trail(),
 		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true})
+	var used sync.Map // tenants
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -134,6 +137,10 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 			t.Error(err)
 		}
 		hooks.Close(ended)
+		used.Range(func(id, _ any) bool {
+			checkEvents(t, pool, id.(ident.TenantID))
+			return true
+		})
 		within, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if err := pool.Close(within); err != nil {
@@ -150,6 +157,7 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 		OnceSecret: []byte("the secret of idempotent requests, for tests")}
 	deps := Deps{Accounts: p, Proof: p, Databases: whole, Jobs: whole, Eraser: whole, Log: logger,
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (Workspace, error) {
+			used.Store(id, true)
 			return opened(pool.Acquire(ctx, actor, id))
 		},
 		Visit: func(ctx context.Context, actor ident.Actor, subject string) (Workspace, error) {
@@ -167,6 +175,23 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	}
 	h.router = routerOf(t, h.server)
 	return h
+}
+
+// checkEvents holds what a tenant was told against the catalogue. One that cannot be read any more told nothing.
+func checkEvents(t testing.TB, pool *workspace.Pool, id ident.TenantID) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	ws, err := pool.Acquire(ctx, ident.System(""), id)
+	if err != nil {
+		return
+	}
+	defer ws.Release()
+	list, err := ws.Events.Since(ctx, 0, 100_000)
+	if err != nil {
+		return
+	}
+	cataloguetest.Check(t, list)
 }
 
 func opened(ws *workspace.Workspace, err error) (Workspace, error) {

@@ -86,6 +86,9 @@ func (s *Server) describe() (document, error) {
 	// huma registers its own error model with every operation; nothing here answers with it.
 	delete(api.Components.Schemas.Map(), "ErrorModel")
 	delete(api.Components.Schemas.Map(), "ErrorDetail")
+	if err := describeEvents(api.Components.Schemas.Map()); err != nil {
+		return document{}, err
+	}
 	raw, err := json.Marshal(api)
 	if err != nil {
 		return document{}, fault.Wrap("httpapi.describe", err)

@@ -7,6 +7,7 @@ import (
 	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/mail"
 )
 
 // State says whether a member can come in.
@@ -30,6 +31,8 @@ type Member struct {
 	Role       access.Role
 	State      State
 	Since      time.Time
+	// Notice is the mail that tells who is invited, kept together with the invitation; nil: none is sent.
+	Notice *mail.Entry `json:"-"`
 }
 
 // Key names a member among those of a project.

@@ -12,6 +12,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/mail"
 )
 
 // Service is what doors call. One exists per open tenant and pass.
@@ -24,7 +25,11 @@ type Service struct {
 	owner    ident.AccountID
 	pass     access.Pass
 	now      func() time.Time
+	notice   Notice
 }
+
+// Notice writes the mail that an invitation is told by; nil: there is none.
+type Notice func(inviter ident.Actor, m Member) (*mail.Entry, error)
 
 // Config is what a Service needs.
 type Config struct {
@@ -36,12 +41,13 @@ type Config struct {
 	Owner    ident.AccountID
 	Pass     access.Pass
 	Now      func() time.Time
+	Notice   Notice // nil: who is invited is told by whoever invites
 }
 
 // New builds the service.
 func New(c Config) *Service {
 	return &Service{store: c.Store, projects: c.Projects, sealer: c.Sealer, bus: c.Bus, tenant: c.Tenant, owner: c.Owner,
-		pass: c.Pass, now: c.Now}
+		pass: c.Pass, now: c.Now, notice: c.Notice}
 }
 
 // For is the same service for a guest, whose projects are those that the guest may see.
@@ -155,7 +161,12 @@ func (s *Service) Add(ctx context.Context, actor ident.Actor, id ident.ProjectID
 		}
 		ch.Once = in.Once
 		ch.Add(kind, string(id), facts(p, *m))
-		return ch, nil
+		if m.State != Invited || s.notice == nil {
+			return ch, nil
+		}
+		var err error
+		m.Notice, err = s.notice(actor, *m)
+		return ch, err
 	})
 	if was, ok, rerr := s.replay(ctx, in.Once, err); ok {
 		return was, fault.Wrap(op, rerr)

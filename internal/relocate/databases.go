@@ -456,7 +456,7 @@ func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.Tenant
 				"another job works on this account's data: wait for its end, or cancel it")
 		}
 		ch := event.NewChange(actor, s.moment())
-		ch.Add("database.deleted", string(id), map[string]any{"kind": d.Placement.Kind})
+		ch.Add("database.deleted", string(id), map[string]any{"kind": KindName(d.Placement.Kind)})
 		return ch, nil
 	}))
 }
@@ -609,7 +609,7 @@ func (s *Service) release(ctx context.Context, run *job.Run) (any, error) {
 		} else {
 			d.State, d.Placement.WrappedKey, d.Placement.Host, d.Facts = tenant.Empty, nil, "", tenant.Facts{}
 		}
-		ch.Add("database.released", string(d.ID()), map[string]any{"kind": d.Placement.Kind})
+		ch.Add("database.released", string(d.ID()), map[string]any{"kind": KindName(d.Placement.Kind)})
 		return d, ch, nil
 	})
 	return nil, fault.Wrap(op, err)

@@ -601,7 +601,7 @@ func (m *mover) finish(ctx context.Context) (any, error) {
 	}
 	err = m.Store.DeleteDatabase(ctx, m.tenant.ID, d.ID(), func(_ tenant.Tenant, now tenant.Database, _ []tenant.Database) (event.Change, error) {
 		ch := event.NewChange(m.in.Asker.actor(), m.moment())
-		ch.Add("database.deleted", string(d.ID()), map[string]any{"kind": now.Placement.Kind, "job_id": m.run.Job.ID})
+		ch.Add("database.deleted", string(d.ID()), map[string]any{"kind": KindName(now.Placement.Kind), "job_id": m.run.Job.ID})
 		return ch, nil
 	})
 	if err != nil {

@@ -145,6 +145,9 @@ func (s *MasterStore) AddMember(ctx context.Context, p member.Place, m member.Me
 				b.Exec(`INSERT INTO invitations (id, project_id, tenant_id, email, email_folded, role, inviter_id, created_at)
 					VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, after.Invitation, p.Project, p.Tenant, after.Email, folded(after.Email),
 					after.Role, ch.Actor.Account, at)
+				if after.Notice != nil {
+					putMail(b, *after.Notice)
+				}
 			}
 			toTell(b, p.Tenant, ch)
 			appendChange(b, ch, head)

@@ -51,9 +51,9 @@ var (
 		"audit", "idempotency", "usage", "shortcuts", "webhooks", "deliveries", "attempts"}
 )
 
-// unlisted are the tables of ours that are in no list: what is derived, and what belongs to the place and not to the
-// data.
-var unlisted = [...]string{"message_words", "title_words", "schema_migrations", "captured_changes"}
+// unlisted are the tables of ours that are in no list: what is derived, what belongs to the place and not to the
+// data, and what must not be done twice: a mail that is restored was sent long ago.
+var unlisted = [...]string{"message_words", "title_words", "schema_migrations", "captured_changes", "mails"}
 
 // numbered reports whether the engine numbers the rows: of all our tables those whose primary key is n alone.
 func (t Table) numbered() bool { return len(t.Key) == 1 && t.Key[0] == "n" }

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/event/catalogue"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/outbound"
 	"claude-memory-backend/internal/seal"
@@ -138,7 +139,7 @@ func newWorld(t testing.TB, changes ...func(*webhook.Config)) *world {
 	// 127.0.0.1 may be reached, 127.0.0.2 is inside.
 	dialer := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, Resolver: w.names})
 	w.config = webhook.Config{Client: outbound.NewClient(dialer, nil), Guard: dialer, Inside: true, Sealer: w.keys, Now: w.clock.Now,
-		Known: webhook.Known, Tell: func(_ context.Context, _ ident.AccountID, e webhook.Endpoint) error {
+		Known: catalogue.Known, Tell: func(_ context.Context, _ ident.AccountID, e webhook.Endpoint) error {
 			w.told = append(w.told, e)
 			return nil
 		}}

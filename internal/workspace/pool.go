@@ -41,6 +41,7 @@ type Config struct {
 	Providers  []string            // provider names that projects may ask for
 	Log        *slog.Logger
 	Now        func() time.Time
+	Notice     member.Notice                       // writes the mails that invitations are told by; nil: nobody is written to
 	Limits     tenant.Limits                       // of tenants that have none of their own; 0: none
 	MaxOpen    int                                 // databases open at once (default 256)
 	IdleAfter  time.Duration                       // unused ones are closed after this (default 5 min)
@@ -385,7 +386,7 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			e.ws.Projects.WithSharing(sharing{e, t.Account})
 			e.ws.Conversations.WithSharing(sharing{e, t.Account})
 			e.ws.Members = member.New(member.Config{Store: p.Grants, Projects: e.store, Sealer: p.Sealer, Bus: p.Bus, Tenant: e.id,
-				Owner: t.Account, Pass: access.Owning(t.Account), Now: p.Now})
+				Owner: t.Account, Pass: access.Owning(t.Account), Now: p.Now, Notice: p.Notice})
 		}
 		// Turns that lost their owner while nobody looked are marked before anybody can read them. What may not be
 		// changed, or on a disk without room cannot, stays as it is. What another server still runs gets its hint, which may
