@@ -62,6 +62,10 @@ ROUNDS ?= 50
 crash: $(PG) ## kill -9 the server under load, ROUNDS=50 times, and count what was lost
 	$(PG) env CRASH_ROUNDS=$(ROUNDS) go test -count=1 -v -timeout 2h -run Crash ./...
 
+.PHONY: hooks
+hooks: $(PG) ## kill -9 the server while it tells webhooks of events, ROUNDS=50 times on each engine; none may be lost or made up
+	$(PG) env HOOK_ROUNDS=$(ROUNDS) go test -count=1 -v -timeout 2h -run WebhookKills ./cmd/memoryd
+
 .PHONY: cover
 cover: $(PG) ## all tests with coverage over all packages; report in coverage.html
 	$(PG) go test -vet=off -coverpkg=./... -coverprofile=coverage.out ./...

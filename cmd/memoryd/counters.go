@@ -83,7 +83,15 @@ func (c *counters) collectors(engine *conversation.Engine, pool *workspace.Pool,
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(read()) })
 	}
 	return []prometheus.Collector{c.ended, c.tokens, c.cost, c.took, c.first, c.opened, c.called, c.late,
-		gauge("memoryd_webhook_sending", "Attempts at webhook deliveries that this process is making.", hooks.Sending),
+		gauge("memoryd_webhook_sending", "Attempts at webhook deliveries that this process is making.", func() int { return hooks.Stats().Sending }),
+		gauge("memoryd_webhook_pending", "Webhook deliveries that are pending in the tenants that this process looks after.",
+			func() int { return int(hooks.Stats().Pending) }),
+		gauge("memoryd_webhook_oldest_seconds", "Age of the oldest event among these; 0 when there are none.", func() int {
+			if since := hooks.Stats().Since; !since.IsZero() {
+				return int(time.Since(since).Seconds())
+			}
+			return 0
+		}),
 		gauge("memoryd_turns_running", "Turns that this process runs.", engine.Count),
 		gauge("memoryd_tenants_open", "Tenant databases that are open.", func() int { return pool.Stats().Open }),
 		gauge("memoryd_tenants_leased", "Tenant databases in use.", func() int { return pool.Stats().Leased }),

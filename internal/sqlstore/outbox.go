@@ -39,7 +39,7 @@ func (s *TenantStore) Outbox(promise func(context.Context), queued func()) *Tena
 	return s
 }
 
-// due is the condition that a pending delivery d of an endpoint w waits for no other one.
+// unblocked is the condition that a pending delivery d of an endpoint w waits for no other one.
 const unblocked = `(w.ordered = 0 OR d.conversation_id = '' OR NOT EXISTS (SELECT 1 FROM deliveries o WHERE o.webhook_id = d.webhook_id
 	AND o.conversation_id = d.conversation_id AND o.state = 'pending' AND o.seq < d.seq))`
 
@@ -130,6 +130,15 @@ func sameHealth(a, b webhook.Endpoint) bool {
 	at := func(a, b *time.Time) bool { return a == b || a != nil && b != nil && a.Equal(*b) }
 	return a.State == b.State && a.Reason == b.Reason && a.Slowed == b.Slowed && a.Version == b.Version && at(a.FailingSince, b.FailingSince) &&
 		at(a.HoldUntil, b.HoldUntil) && at(a.NoticeDue, b.NoticeDue)
+}
+
+// Backlog implements webhook.Queue.
+func (s *TenantStore) Backlog(ctx context.Context) (n int64, since *time.Time, err error) {
+	var at *int64
+	err = s.db.Read(ctx, func(b *Batch) {
+		b.One([]any{&n, &at}, `SELECT count(*), min(created_at) FROM deliveries WHERE state = 'pending'`)
+	})
+	return n, timeOf(at), err
 }
 
 // Disown implements webhook.Queue.

@@ -253,6 +253,11 @@ func claims(t *testing.T, h Harness) {
 	if len(again) != 1 || again[0].ID != one[0].ID || again[0].Attempts != 2 {
 		t.Fatalf("after the lease: %s", show(again))
 	}
+	n, since, err := r.Webhooks.Backlog(t.Context())
+	must(t, err)
+	if n != 2 || since == nil || !since.Equal(at(1)) {
+		t.Errorf("%d since %v", n, since)
+	}
 	due, err := r.Webhooks.Due(t.Context())
 	must(t, err)
 	if len(due) != 1 || due[0].Endpoint.ID != e.ID || due[0].At == nil || !due[0].At.Equal(at(13)) {

@@ -62,7 +62,46 @@ type Dispatcher struct {
 
 	mu      sync.Mutex
 	closing bool
+	behind  map[ident.AccountID]backlog // by owner: tenants that had something pending when they were last swept
 	wg      sync.WaitGroup
+}
+
+type backlog struct {
+	pending int64
+	since   time.Time
+}
+
+// Stats says how much this process is sending, and what is pending in the tenants that it sweeps. Since is zero when
+// nothing is.
+type Stats struct {
+	Sending int
+	Pending int64
+	Since   time.Time
+}
+
+// Stats counts.
+func (d *Dispatcher) Stats() Stats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := Stats{Sending: len(d.slots)}
+	for _, b := range d.behind {
+		s.Pending += b.pending
+		if s.Since.IsZero() || b.since.Before(s.Since) {
+			s.Since = b.since
+		}
+	}
+	return s
+}
+
+// swept notes what a tenant has pending.
+func (d *Dispatcher) swept(owner ident.AccountID, n int64, since *time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n == 0 || since == nil {
+		delete(d.behind, owner)
+		return
+	}
+	d.behind[owner] = backlog{n, *since}
 }
 
 // NewDispatcher returns a dispatcher; Close ends it.
@@ -91,7 +130,7 @@ func NewDispatcher(c Config) *Dispatcher {
 	if c.Observe == nil {
 		c.Observe = func(string, time.Duration, time.Duration) {}
 	}
-	d := &Dispatcher{Config: c, slots: make(chan struct{}, c.AtOnce)}
+	d := &Dispatcher{Config: c, slots: make(chan struct{}, c.AtOnce), behind: make(map[ident.AccountID]backlog)}
 	d.life, d.kill = context.WithCancel(context.Background())
 	return d
 }
@@ -132,9 +171,6 @@ func (d *Dispatcher) stopping() bool {
 	defer d.mu.Unlock()
 	return d.closing
 }
-
-// Sending is how many attempts are being made.
-func (d *Dispatcher) Sending() int { return len(d.slots) }
 
 func (d *Dispatcher) moment() time.Time { return d.Now().UTC().Truncate(time.Microsecond) }
 
@@ -202,6 +238,11 @@ func (s *Service) Sweep(ctx context.Context) (time.Time, error) {
 	if err != nil || next.IsZero() {
 		return next, fault.Wrap(op, err)
 	}
+	n, since, err := s.store.Backlog(ctx)
+	if err != nil {
+		return next, fault.Wrap(op, err)
+	}
+	s.d.swept(s.owner, n, since)
 	now := s.d.moment()
 	s.mu.Lock()
 	clean := now.Sub(s.cleaned) >= cleanEvery

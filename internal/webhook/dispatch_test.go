@@ -345,6 +345,9 @@ func TestOrder(t *testing.T) {
 	if len(s.got) > 0 {
 		t.Fatal("a later one overtook")
 	}
+	if st := w.d.Stats(); st.Pending != 3 || w.clock.Now().Sub(st.Since) < 4*time.Second {
+		t.Errorf("%+v", st)
+	}
 	w.later(2 * time.Second)
 	if g := <-s.got; g.body != first.body {
 		t.Errorf("%s", g.body)

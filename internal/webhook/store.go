@@ -107,6 +107,8 @@ type Queue interface {
 	// health, state, reason and notice after the results, how many deliveries to claim, and what is to be told of that. A
 	// claim is one statement, so no delivery is claimed twice.
 	Take(ctx context.Context, id ident.WebhookID, s Step, decide func(Endpoint) (after Endpoint, claim int, ch event.Change)) ([]Claimed, error)
+	// Backlog is how many deliveries are pending, and since when the oldest of their events; nil: none.
+	Backlog(ctx context.Context) (n int64, since *time.Time, err error)
 	// Disown makes what others than this node have claimed due now: for a server that works alone, whose others are dead.
 	Disown(ctx context.Context, node string, now time.Time) error
 	// Noticed notes that the owner was told.
