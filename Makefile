@@ -84,6 +84,10 @@ bench-tenants: ## 20,000 tenants against 10, and what a busy one costs its neigh
 bench-live: ## WebSockets: readers that stall, deliveries and memory beside a bare hub, 10,000 idle; some eight minutes. ARGS="-only idle"
 	go run ./bench/live $(ARGS)
 
+.PHONY: bench-webhooks
+bench-webhooks: ## 10,000 deliveries over 100 endpoints, on SQLite files; a minute. ARGS="-postgres URL" for another engine
+	go run ./bench/webhooks $(ARGS)
+
 .PHONY: bench-migrate
 bench-migrate: ## 2,000 tenants to the next version of the schema and back; some minutes. TENANTS=200 to see that it works
 	go run ./bench/migrate $(if $(TENANTS),-tenants $(TENANTS))

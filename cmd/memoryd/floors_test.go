@@ -85,6 +85,7 @@ var rooms = map[string]room{
 	"bench/fleet":                   {floor: 8, tests: true, note: "makes installations of many tenants, for experiments"},
 	"bench/tenants":                 {floor: 9, tests: true, note: "the command that measures many tenants"},
 	"bench/live":                    {floor: 9, tests: true, note: "the command that measures WebSockets"},
+	"bench/webhooks":                {floor: 9, tests: true, note: "the command that measures webhooks"},
 	"bench/migrate":                 {floor: 9, tests: true, note: "the command that measures fleet migrations"},
 	"bench":                         {floor: 9, tests: true, note: "the command that measures"},
 	"bench/locomo":                  {floor: 9, tests: true, note: "the command that replays a long conversation and searches it"},

@@ -24,6 +24,7 @@ const (
 	cleanEvery = time.Hour
 	cleanBatch = 500
 	noticeWait = 5 * time.Minute
+	gatherTime = 5 * time.Millisecond
 )
 
 // Config is what a Dispatcher needs. The zero value of a number means its default.
@@ -47,8 +48,8 @@ type Config struct {
 	Timeout      time.Duration
 	MaxEndpoints int           // in one tenant (default 50)
 	Keep         time.Duration // finished deliveries (default 30 days)
-	AtOnce       int           // attempts of this process (default 256)
-	PerTenant    int           // of one open tenant (default 32)
+	AtOnce       int           // attempts of this process (default 512)
+	PerTenant    int           // of one open tenant (default 128)
 	PerEndpoint  int           // of one endpoint; of one that is failing: one (default 8)
 }
 
@@ -112,8 +113,8 @@ func NewDispatcher(c Config) *Dispatcher {
 		}
 	}
 	def(&c.MaxEndpoints, 50)
-	def(&c.AtOnce, 256)
-	def(&c.PerTenant, 32)
+	def(&c.AtOnce, 512)
+	def(&c.PerTenant, 128)
 	def(&c.PerEndpoint, 8)
 	if c.Keep <= 0 {
 		c.Keep = 30 * 24 * time.Hour
@@ -408,13 +409,28 @@ func (l *lane) run() {
 		}
 		select {
 		case o := <-l.ended:
-			done = l.landed(done, o)
+			done = l.gather(l.landed(done, o))
 		case <-l.wake:
 		}
 		for len(l.ended) > 0 {
 			done = l.landed(done, <-l.ended)
 		}
 	}
+}
+
+// gather waits a moment for the others that are on their way: they are stored together.
+func (l *lane) gather(done []outcome) []outcome {
+	over := time.NewTimer(gatherTime)
+	defer over.Stop()
+	for l.flying > 0 {
+		select {
+		case o := <-l.ended:
+			done = l.landed(done, o)
+		case <-over.C:
+			return done
+		}
+	}
+	return done
 }
 
 func (l *lane) landed(done []outcome, o outcome) []outcome {
