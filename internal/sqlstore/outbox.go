@@ -2,6 +2,8 @@ package sqlstore
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	"claude-memory-backend/internal/event"
@@ -64,51 +66,81 @@ func (s *TenantStore) Due(ctx context.Context) ([]webhook.Due, error) {
 }
 
 // Take implements webhook.Queue.
-func (s *TenantStore) Take(ctx context.Context, id ident.WebhookID, step webhook.Step,
-	decide func(webhook.Endpoint) (webhook.Endpoint, int, event.Change)) ([]webhook.Claimed, error) {
-	var list []webhook.Claimed
+func (s *TenantStore) Take(ctx context.Context, steps []webhook.Step) ([]webhook.Taken, error) {
+	// In one order, so that two who take the same ones never wait for each other.
+	order := make([]int, len(steps))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(string(steps[a].Endpoint), string(steps[b].Endpoint)) })
+	var out []webhook.Taken
 	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {
-		list = nil
-		e, err := lockEndpoint(tx, "sqlstore.Take", id)
-		if err != nil {
+		out = make([]webhook.Taken, len(steps))
+		found := make([][]webhook.Endpoint, len(steps))
+		if err := tx.Run(func(b *Batch) {
+			for _, i := range order {
+				selectEndpoint(b, &found[i], steps[i].Endpoint, tx.Dialect().ForUpdate())
+			}
+		}); err != nil {
 			return err
 		}
-		after, claim, ch := decide(e)
 		return tx.Commit(func(b *Batch) {
-			for _, r := range step.Results {
-				b.Exec(`INSERT INTO attempts (delivery_id, number, started_at, latency_ms, status, error, answer)
-					SELECT id, ?, ?, ?, ?, ?, ? FROM deliveries WHERE id = ? AND claim = ?`,
-					r.Attempt.Number, ident.Micros(r.Attempt.StartedAt), r.Attempt.Latency.Milliseconds(), r.Attempt.Status, r.Attempt.Error,
-					r.Attempt.Answer, r.Delivery, r.Claim)
-				tried, finished := 0, (*int64)(nil)
-				if r.Failed {
-					tried = 1
+			var told []event.Change
+			for i, step := range steps {
+				if len(found[i]) == 0 {
+					out[i].Err = fault.Missing("sqlstore.Take")
+					continue
 				}
-				if r.State != webhook.Pending {
-					at := ident.Micros(step.Now)
-					finished = &at
-				}
-				b.Exec(`UPDATE deliveries SET state = ?, due_at = ?, tries = tries + ?, claim = '', finished_at = ?
-					WHERE id = ? AND claim = ?`, r.State, ident.Micros(r.Due), tried, finished, r.Delivery, r.Claim)
+				after, claim, ch := step.Decide(found[i][0])
+				take(b, step, found[i][0], after, claim, &out[i].Claimed)
+				told = append(told, ch)
 			}
-			if !sameHealth(e, after) {
-				b.Exec(`UPDATE webhooks SET state = ?, reason = ?, failing_since = ?, slowed = ?, hold_until = ?, notice_due = ?,
-					version = ?, updated_at = ? WHERE id = ?`, after.State, after.Reason, moment(after.FailingSince), after.Slowed,
-					moment(after.HoldUntil), moment(after.NoticeDue), after.Version, ident.Micros(after.UpdatedAt), id)
+			for _, ch := range told {
+				s.appendChange(b, ch, head)
 			}
-			if claim > 0 {
-				now, lease := ident.Micros(step.Now), ident.Micros(step.Lease)
-				b.Exec(`UPDATE deliveries SET claim = ?, due_at = ?, attempts = attempts + 1 WHERE n IN (SELECT d.n FROM deliveries d
-					JOIN webhooks w ON w.id = d.webhook_id WHERE d.webhook_id = ? AND d.state = 'pending' AND d.due_at <= ? AND `+unblocked+`
-					ORDER BY d.due_at, d.n LIMIT ?)`, step.Claim, lease, id, now, claim)
-				b.Query(takeClaimed(&list), `SELECT `+deliveryColumns+`, d.body, v.id, v.seq, v.type, v.subject, v.actor_id, v.actor_name, v.created_at, v.data
-					FROM deliveries d LEFT JOIN events v ON v.seq = d.seq WHERE d.webhook_id = ? AND d.state = 'pending' AND d.due_at = ?
-					AND d.claim = ? ORDER BY d.n`, id, lease, step.Claim)
-			}
-			s.appendChange(b, ch, head)
 		})
 	})
-	return list, err
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// take queues one step.
+func take(b *Batch, step webhook.Step, before, after webhook.Endpoint, claim int, list *[]webhook.Claimed) {
+	id := step.Endpoint
+	for _, r := range step.Results {
+		b.Exec(`INSERT INTO attempts (delivery_id, number, started_at, latency_ms, status, error, answer)
+			SELECT id, ?, ?, ?, ?, ?, ? FROM deliveries WHERE id = ? AND claim = ?`,
+			r.Attempt.Number, ident.Micros(r.Attempt.StartedAt), r.Attempt.Latency.Milliseconds(), r.Attempt.Status, r.Attempt.Error,
+			r.Attempt.Answer, r.Delivery, r.Claim)
+		tried, finished := 0, (*int64)(nil)
+		if r.Failed {
+			tried = 1
+		}
+		if r.State != webhook.Pending {
+			at := ident.Micros(step.Now)
+			finished = &at
+		}
+		b.Exec(`UPDATE deliveries SET state = ?, due_at = ?, tries = tries + ?, claim = '', finished_at = ?
+			WHERE id = ? AND claim = ?`, r.State, ident.Micros(r.Due), tried, finished, r.Delivery, r.Claim)
+	}
+	if !sameHealth(before, after) {
+		b.Exec(`UPDATE webhooks SET state = ?, reason = ?, failing_since = ?, slowed = ?, hold_until = ?, notice_due = ?,
+			version = ?, updated_at = ? WHERE id = ?`, after.State, after.Reason, moment(after.FailingSince), after.Slowed,
+			moment(after.HoldUntil), moment(after.NoticeDue), after.Version, ident.Micros(after.UpdatedAt), id)
+	}
+	if claim <= 0 {
+		return
+	}
+	now, lease := ident.Micros(step.Now), ident.Micros(step.Lease)
+	b.Exec(`UPDATE deliveries SET claim = ?, due_at = ?, attempts = attempts + 1 WHERE n IN (SELECT d.n FROM deliveries d
+		JOIN webhooks w ON w.id = d.webhook_id WHERE d.webhook_id = ? AND d.state = 'pending' AND d.due_at <= ? AND `+unblocked+`
+		ORDER BY d.due_at, d.n LIMIT ?)`, step.Claim, lease, id, now, claim)
+	*list = nil
+	b.Query(takeClaimed(list), `SELECT `+deliveryColumns+`, d.body, v.id, v.seq, v.type, v.subject, v.actor_id, v.actor_name, v.created_at, v.data
+		FROM deliveries d LEFT JOIN events v ON v.seq = d.seq WHERE d.webhook_id = ? AND d.state = 'pending' AND d.due_at = ?
+		AND d.claim = ? ORDER BY d.n`, id, lease, step.Claim)
 }
 
 func takeClaimed(list *[]webhook.Claimed) func(Scanner) error {

@@ -46,6 +46,16 @@ func same3(e webhook.Endpoint, n int) func(webhook.Endpoint) (webhook.Endpoint, 
 	}
 }
 
+// take does one step.
+func (r *room) take(id ident.WebhookID, s webhook.Step, decide func(webhook.Endpoint) (webhook.Endpoint, int, event.Change)) ([]webhook.Claimed, error) {
+	s.Endpoint, s.Decide = id, decide
+	out, err := r.Webhooks.Take(r.Context(), []webhook.Step{s})
+	if err != nil {
+		return nil, err
+	}
+	return out[0].Claimed, out[0].Err
+}
+
 func webhooks(t *testing.T, h Harness) {
 	t.Run("every field comes back", func(t *testing.T) {
 		r := newRoom(t, h)
@@ -146,7 +156,7 @@ func deliveries(t *testing.T, h Harness) {
 		}
 		seen := make([][]webhook.Claimed, 8)
 		for _, err := range together(len(seen), func(i int) (err error) {
-			seen[i], err = r.Webhooks.Take(t.Context(), e.ID, webhook.Step{Claim: fmt.Sprint("claim", i), Now: at(2), Lease: at(3)}, same3(e, 3))
+			seen[i], err = r.take(e.ID, webhook.Step{Claim: fmt.Sprint("claim", i), Now: at(2), Lease: at(3)}, same3(e, 3))
 			return err
 		}) {
 			must(t, err)
@@ -161,14 +171,36 @@ func deliveries(t *testing.T, h Harness) {
 		}
 		same(t, "claimed", []int{n, len(ids)}, []int{20, 20})
 	})
+	t.Run("several endpoints in one transaction", func(t *testing.T) {
+		r := newRoom(t, h)
+		a, b := r.hook(plainEndpoint(0, "conversation.*")), r.hook(plainEndpoint(0, "conversation.*"))
+		r.open("x", 1)
+		step := func(id ident.WebhookID, told string) webhook.Step {
+			return webhook.Step{Endpoint: id, Claim: "of " + string(id), Now: at(2), Lease: at(3), Decide: func(e webhook.Endpoint) (webhook.Endpoint, int, event.Change) {
+				e.Version++
+				return e, 5, happens(2, "webhook.paused", told)
+			}}
+		}
+		before, err := r.Events.Head(t.Context())
+		must(t, err)
+		out, err := r.Webhooks.Take(t.Context(), []webhook.Step{step(b.ID, "b"), step(ident.New[ident.WebhookID](), "none"), step(a.ID, "a")})
+		must(t, err)
+		same(t, "claimed", []int{len(out[0].Claimed), len(out[1].Claimed), len(out[2].Claimed)}, []int{1, 0, 1})
+		wantCode(t, out[1].Err, "not_found")
+		same(t, "whose", []ident.WebhookID{out[0].Claimed[0].Webhook, out[2].Claimed[0].Webhook}, []ident.WebhookID{b.ID, a.ID})
+		events, err := r.Events.Since(t.Context(), before, 9)
+		must(t, err)
+		same(t, "told", []string{events[0].Subject, events[1].Subject}, []string{"b", "a"})
+		same(t, "told twice", len(events), 2)
+	})
 	t.Run("old ones are forgotten", func(t *testing.T) {
 		r := newRoom(t, h)
 		e := r.hook(plainEndpoint(0, "conversation.*"))
 		r.open("a", 1)
 		r.open("b", 1)
-		list, err := r.Webhooks.Take(t.Context(), e.ID, webhook.Step{Claim: "c", Now: at(2), Lease: at(3)}, same3(e, 1))
+		list, err := r.take(e.ID, webhook.Step{Claim: "c", Now: at(2), Lease: at(3)}, same3(e, 1))
 		must(t, err)
-		_, err = r.Webhooks.Take(t.Context(), e.ID, webhook.Step{Now: at(2), Results: []webhook.Result{{Delivery: list[0].ID, Claim: "c",
+		_, err = r.take(e.ID, webhook.Step{Now: at(2), Results: []webhook.Result{{Delivery: list[0].ID, Claim: "c",
 			State: webhook.Succeeded, Due: at(2), Attempt: webhook.Attempt{Number: 1, StartedAt: at(2), Status: 204}}}}, same3(e, 0))
 		must(t, err)
 		n, err := r.Webhooks.Clean(t.Context(), at(2), 10)
@@ -233,7 +265,7 @@ func claims(t *testing.T, h Harness) {
 	r.open("b", 1)
 	take := func(claim string, now int, n int) []webhook.Claimed {
 		t.Helper()
-		list, err := r.Webhooks.Take(t.Context(), e.ID, webhook.Step{Claim: claim, Now: at(now), Lease: at(now + 10)}, same3(e, n))
+		list, err := r.take(e.ID, webhook.Step{Claim: claim, Now: at(now), Lease: at(now + 10)}, same3(e, n))
 		must(t, err)
 		return list
 	}
@@ -271,7 +303,7 @@ func results(t *testing.T, h Harness) {
 	r.open("a", 1)
 	take := func(s webhook.Step, n int) []webhook.Claimed {
 		t.Helper()
-		list, err := r.Webhooks.Take(t.Context(), e.ID, s, same3(e, n))
+		list, err := r.take(e.ID, s, same3(e, n))
 		must(t, err)
 		return list
 	}
@@ -301,7 +333,7 @@ func results(t *testing.T, h Harness) {
 	same(t, "last attempts", list[0].Tried, []webhook.Attempt{good.Attempt})
 	// What the endpoint is after attempts is stored with them, and so is what is told of it.
 	since := at(11)
-	_, err = r.Webhooks.Take(t.Context(), e.ID, webhook.Step{Now: at(11)}, func(e webhook.Endpoint) (webhook.Endpoint, int, event.Change) {
+	_, err = r.take(e.ID, webhook.Step{Now: at(11)}, func(e webhook.Endpoint) (webhook.Endpoint, int, event.Change) {
 		e.State, e.Reason, e.FailingSince, e.NoticeDue, e.Version = webhook.Paused, webhook.Failing, &since, &since, 2
 		return e, 0, happens(11, "webhook.paused", string(e.ID))
 	})
@@ -315,7 +347,7 @@ func results(t *testing.T, h Harness) {
 	due, err = r.Webhooks.Due(t.Context())
 	must(t, err)
 	same(t, "told", len(due), 0)
-	_, err = r.Webhooks.Take(t.Context(), ident.New[ident.WebhookID](), webhook.Step{}, same3(e, 1))
+	_, err = r.take(ident.New[ident.WebhookID](), webhook.Step{}, same3(e, 1))
 	if !fault.Is(err, fault.NotFound) {
 		t.Error(err)
 	}
@@ -340,7 +372,7 @@ func ordered(t *testing.T, h Harness) {
 	say(4, "conv_a")
 	take := func(s webhook.Step) []webhook.Claimed {
 		t.Helper()
-		list, err := r.Webhooks.Take(t.Context(), e.ID, s, same3(e, 9))
+		list, err := r.take(e.ID, s, same3(e, 9))
 		must(t, err)
 		return list
 	}
@@ -368,7 +400,7 @@ func redelivered(t *testing.T, h Harness) {
 	for i := range 4 {
 		r.open(fmt.Sprint(i), 2+i)
 	}
-	list, err := r.Webhooks.Take(t.Context(), e.ID, webhook.Step{Claim: "c", Now: at(9), Lease: at(20)}, same3(e, 9))
+	list, err := r.take(e.ID, webhook.Step{Claim: "c", Now: at(9), Lease: at(20)}, same3(e, 9))
 	must(t, err)
 	step := webhook.Step{Now: at(9)}
 	for i, d := range list {
@@ -379,7 +411,7 @@ func redelivered(t *testing.T, h Harness) {
 		step.Results = append(step.Results, webhook.Result{Delivery: d.ID, Claim: "c", State: state, Due: at(9), Failed: i%2 == 0,
 			Attempt: webhook.Attempt{Number: 1, StartedAt: at(9)}})
 	}
-	_, err = r.Webhooks.Take(t.Context(), e.ID, step, same3(e, 0))
+	_, err = r.take(e.ID, step, same3(e, 0))
 	must(t, err)
 	told := func(webhook.Redelivered) (event.Change, error) {
 		return happens(10, "webhook.redelivered", string(e.ID)), nil

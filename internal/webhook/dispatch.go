@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -392,7 +393,7 @@ func (l *lane) run() {
 		default:
 		}
 		free := l.slotsFor(l.d.PerEndpoint-l.flying, l.flying == 0 && len(done) == 0)
-		claimed, e, err := l.take(done, free)
+		claimed, e, asked, err := l.take(done, free)
 		done = nil
 		for range free - len(claimed) {
 			l.giveBack()
@@ -402,10 +403,11 @@ func (l *lane) run() {
 			go func() { l.ended <- l.d.attempt(l.d.life, e, c) }()
 		}
 		if l.flying == 0 {
-			if l.leave(err != nil || l.d.stopping()) {
+			over := err != nil || l.d.stopping()
+			if (asked || over) && l.leave(over) {
 				return
 			}
-			continue
+			continue // nobody has asked whether there is more
 		}
 		select {
 		case o := <-l.ended:
@@ -483,10 +485,10 @@ func (l *lane) giveBack() { <-l.d.slots; <-l.slots }
 // storeTries is how often results are tried to be stored. They are lost then: what they are about is sent again.
 const storeTries = 20
 
-// take stores results and claims what is due, and returns the endpoint as it was then.
-func (l *lane) take(done []outcome, want int) ([]Claimed, Endpoint, error) {
+// take stores results and claims what is due, and returns the endpoint as it was then, and whether it asked for deliveries.
+func (l *lane) take(done []outcome, want int) (claimed []Claimed, e Endpoint, asked bool, err error) {
 	if len(done) == 0 && want == 0 {
-		return nil, Endpoint{}, nil
+		return nil, Endpoint{}, false, nil
 	}
 	for tries := 1; ; tries++ {
 		claimed, e, err := l.takeOnce(done, want)
@@ -494,7 +496,7 @@ func (l *lane) take(done []outcome, want int) ([]Claimed, Endpoint, error) {
 			if err != nil && !fault.Is(err, fault.NotFound) {
 				l.d.Log.Warn("deliveries not claimed", "code", fault.CodeOf(err))
 			}
-			return claimed, e, err
+			return claimed, e, want > 0, err
 		}
 		want = 0 // what is not stored now must not be delayed by more
 		pause := time.NewTimer(250 * time.Millisecond)
@@ -508,10 +510,8 @@ func (l *lane) take(done []outcome, want int) ([]Claimed, Endpoint, error) {
 }
 
 func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.d.life), lastWords)
-	defer cancel()
 	now := l.d.moment()
-	step := Step{Claim: l.d.claim(), Now: now, Lease: now.Add(2 * l.d.Timeout)}
+	step := Step{Endpoint: l.id, Claim: l.d.claim(), Now: now, Lease: now.Add(2 * l.d.Timeout)}
 	owed := step.Lease
 	for _, o := range done {
 		step.Results = append(step.Results, o.Result)
@@ -519,9 +519,9 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 			owed = o.Due
 		}
 	}
-	l.part.Owe(ctx, owed)
+	l.part.Owe(context.WithoutCancel(l.d.life), owed)
 	var e Endpoint
-	claimed, err := l.store.Take(ctx, l.id, step, func(was Endpoint) (Endpoint, int, event.Change) {
+	step.Decide = func(was Endpoint) (Endpoint, int, event.Change) {
 		after, ch := judge(was, done, now)
 		e = after
 		claim := want
@@ -532,8 +532,74 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 			claim = 0
 		}
 		return after, claim, ch
-	})
-	return claimed, e, err
+	}
+	taken := l.do(step)
+	return taken.Claimed, e, taken.Err
+}
+
+// request is a step that waits for the clerk.
+type request struct {
+	Step
+	done chan Taken
+}
+
+// atOnce is how many steps are one transaction at most.
+const atOnce = 64
+
+// do has a step done. The steps of all lanes that come while a transaction is under way are the next one: a tenant with many
+// endpoints commits once for all of them.
+func (s *Service) do(step Step) Taken {
+	r := request{step, make(chan Taken, 1)}
+	s.mu.Lock()
+	s.queue = append(s.queue, r)
+	if !s.clerk {
+		s.clerk = true
+		go s.write() // it ends with the queue, for whose lanes the dispatcher waits
+	}
+	s.mu.Unlock()
+	return <-r.done
+}
+
+func (s *Service) write() {
+	for {
+		s.mu.Lock()
+		n := min(len(s.queue), atOnce)
+		batch := slices.Clone(s.queue[:n])
+		s.queue = s.queue[n:]
+		if n == 0 {
+			s.queue, s.clerk = nil, false
+		}
+		s.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		if err := s.together(batch); err == nil {
+			continue
+		}
+		for i := range batch { // whoever is in the way is not in the others'
+			if err := s.together(batch[i : i+1]); err != nil {
+				batch[i].done <- Taken{Err: err}
+			}
+		}
+	}
+}
+
+// together does steps in one transaction and answers those who wait, unless that fails.
+func (s *Service) together(batch []request) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.d.life), lastWords)
+	defer cancel()
+	steps := make([]Step, len(batch))
+	for i, r := range batch {
+		steps[i] = r.Step
+	}
+	taken, err := s.store.Take(ctx, steps)
+	if err != nil {
+		return err
+	}
+	for i, r := range batch {
+		r.done <- taken[i]
+	}
+	return nil
 }
 
 // judge returns an endpoint as it is after attempts, and what is to be told of that.

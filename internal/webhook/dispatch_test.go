@@ -298,6 +298,20 @@ func TestOneThatHangsDelaysNobody(t *testing.T) {
 	}
 }
 
+// TestFewPlaces: whoever had to give its place to another endpoint comes back for the rest.
+func TestFewPlaces(t *testing.T) {
+	w := newWorld(t, func(c *webhook.Config) { c.PerTenant = 1 })
+	s := newSink(t, nil)
+	for range 3 {
+		w.hook(s.URL)
+	}
+	w.happen(20, "")
+	w.part.settled()
+	if n := len(s.got); n != 60 {
+		t.Errorf("%d of 60 came", n)
+	}
+}
+
 // TestANameThatFlips: what is dialled is what was decided about, each time.
 func TestANameThatFlips(t *testing.T) {
 	w := newWorld(t)
@@ -413,7 +427,7 @@ func TestALeaseRunsOut(t *testing.T) {
 	i := w.hook(s.URL)
 	w.stop() // nobody sends
 	w.happen(1, "")
-	list, err := w.store.Take(t.Context(), i.Endpoint.ID, webhook.Step{Claim: "dead", Now: w.clock.Now(), Lease: w.clock.Now().Add(30 * time.Second)},
+	list, err := w.take(i, webhook.Step{Claim: "dead", Now: w.clock.Now(), Lease: w.clock.Now().Add(30 * time.Second)},
 		func(e webhook.Endpoint) (webhook.Endpoint, int, event.Change) { return e, 1, event.Change{} })
 	if err != nil || len(list) != 1 {
 		t.Fatal(list, err)
@@ -440,7 +454,7 @@ func TestAServerAloneNeedNotWait(t *testing.T) {
 	w.stop()
 	w.happen(2, "")
 	for _, claim := range []string{"first.1", "second.1"} {
-		if _, err := w.store.Take(t.Context(), i.Endpoint.ID, webhook.Step{Claim: claim, Now: w.clock.Now(), Lease: w.clock.Now().Add(30 * time.Second)},
+		if _, err := w.take(i, webhook.Step{Claim: claim, Now: w.clock.Now(), Lease: w.clock.Now().Add(30 * time.Second)},
 			func(e webhook.Endpoint) (webhook.Endpoint, int, event.Change) { return e, 1, event.Change{} }); err != nil {
 			t.Fatal(err)
 		}

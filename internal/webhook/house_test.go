@@ -235,6 +235,16 @@ func (w *world) endpoint(i webhook.Issued) webhook.Endpoint {
 	return e
 }
 
+// take does one step, as somebody else.
+func (w *world) take(i webhook.Issued, s webhook.Step, decide func(webhook.Endpoint) (webhook.Endpoint, int, event.Change)) ([]webhook.Claimed, error) {
+	s.Endpoint, s.Decide = i.Endpoint.ID, decide
+	out, err := w.store.Take(w.Context(), []webhook.Step{s})
+	if err != nil {
+		return nil, err
+	}
+	return out[0].Claimed, out[0].Err
+}
+
 // got is one request that a sink saw.
 type got struct {
 	http.Header

@@ -39,6 +39,8 @@ type Service struct {
 	looking bool // somebody looks for what is due
 	again   bool // and has to once more
 	lanes   map[ident.WebhookID]*lane
+	queue   []request // steps of lanes that wait for the clerk
+	clerk   bool      // there is one
 	cleaned time.Time
 	alone   bool // what others had claimed was disowned
 }
@@ -350,8 +352,8 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	}
 	got := s.d.attempt(ctx, e, c) // its last try
 	store := context.WithoutCancel(ctx)
-	if _, err := s.store.Take(store, id, Step{Results: []Result{got.Result}, Now: s.d.moment()},
-		func(e Endpoint) (Endpoint, int, event.Change) { return e, 0, event.Change{} }); err != nil {
+	if _, err := s.store.Take(store, []Step{{Endpoint: id, Results: []Result{got.Result}, Now: s.d.moment(),
+		Decide: func(e Endpoint) (Endpoint, int, event.Change) { return e, 0, event.Change{} }}}); err != nil {
 		return Delivery{}, fault.Wrap(op, err)
 	}
 	out, err := s.store.FindDelivery(store, id, c.ID)

@@ -91,22 +91,31 @@ type Claimed struct {
 	Body     []byte // instead of the event: a test's
 }
 
-// Step is what a worker does to the deliveries of one endpoint in one transaction.
+// Step is what a lane does to the deliveries of its endpoint in one transaction.
 type Step struct {
-	Results []Result // stored where the claim still stands
-	Claim   string   // names what is claimed now; never used before
-	Now     time.Time
-	Lease   time.Time // until when the claim stands
+	Endpoint ident.WebhookID
+	Results  []Result // stored where the claim still stands
+	Claim    string   // names what is claimed now; never used before
+	Now      time.Time
+	Lease    time.Time // until when the claim stands
+	// Decide sees the endpoint under its lock and returns its health, state, reason and notice after the results, how many
+	// deliveries to claim, and what is to be told of that. It may be called again.
+	Decide func(Endpoint) (after Endpoint, claim int, ch event.Change)
+}
+
+// Taken is what came of a step. Err is fault.NotFound when there is no such endpoint any more.
+type Taken struct {
+	Claimed []Claimed
+	Err     error
 }
 
 // Queue is what is to be sent.
 type Queue interface {
 	// Due returns all active endpoints, and those whose owner is to be told something.
 	Due(ctx context.Context) ([]Due, error)
-	// Take stores results and claims what is due, under the lock of the endpoint: decide sees it as it is and returns its
-	// health, state, reason and notice after the results, how many deliveries to claim, and what is to be told of that. A
-	// claim is one statement, so no delivery is claimed twice.
-	Take(ctx context.Context, id ident.WebhookID, s Step, decide func(Endpoint) (after Endpoint, claim int, ch event.Change)) ([]Claimed, error)
+	// Take does the steps of several endpoints, of each one at most, in one transaction: it stores results and claims what is
+	// due, under the locks of the endpoints. A claim is one statement, so no delivery is claimed twice.
+	Take(ctx context.Context, steps []Step) ([]Taken, error)
 	// Backlog is how many deliveries are pending, and since when the oldest of their events; nil: none.
 	Backlog(ctx context.Context) (n int64, since *time.Time, err error)
 	// Disown makes what others than this node have claimed due now: for a server that works alone, whose others are dead.
