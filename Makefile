@@ -65,6 +65,10 @@ ROUNDS ?= 50
 crash: $(PG) ## kill -9 the server under load, ROUNDS=50 times, and count what was lost
 	$(PG) env CRASH_ROUNDS=$(ROUNDS) go test -count=1 -v -timeout 2h -run Crash ./...
 
+.PHONY: hooks
+hooks: $(PG) ## kill -9 the server while it tells webhooks of events, ROUNDS=50 times on each engine; none may be lost or made up
+	$(PG) env HOOK_ROUNDS=$(ROUNDS) go test -count=1 -v -timeout 2h -run WebhookKills ./cmd/memoryd
+
 .PHONY: cover
 cover: $(PG) ## all tests with coverage over all packages; report in coverage.html
 	$(PG) go test -vet=off -coverpkg=./... -coverprofile=coverage.out ./...
@@ -82,6 +86,10 @@ bench-tenants: ## 20,000 tenants against 10, and what a busy one costs its neigh
 .PHONY: bench-live
 bench-live: ## WebSockets: readers that stall, deliveries and memory beside a bare hub, 10,000 idle; some eight minutes. ARGS="-only idle"
 	go run ./bench/live $(ARGS)
+
+.PHONY: bench-webhooks
+bench-webhooks: ## 10,000 deliveries over 100 endpoints, on SQLite files; a minute. ARGS="-postgres URL" for another engine
+	go run ./bench/webhooks $(ARGS)
 
 .PHONY: bench-migrate
 bench-migrate: ## 2,000 tenants to the next version of the schema and back; some minutes. TENANTS=200 to see that it works

@@ -8,6 +8,7 @@ import (
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/natsbus"
 	"claude-memory-backend/internal/spool"
+	"claude-memory-backend/internal/webhook"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -19,6 +20,8 @@ type counters struct {
 	took   *prometheus.HistogramVec
 	first  *prometheus.HistogramVec
 	opened *prometheus.HistogramVec
+	called *prometheus.HistogramVec
+	late   prometheus.Histogram
 }
 
 func newCounters() *counters {
@@ -36,6 +39,18 @@ func newCounters() *counters {
 		opened: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "memoryd_tenant_open_seconds",
 			Help:    "Opening a tenant's database, which the first request to it waits for.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}, []string{"outcome"}),
+		called: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "memoryd_webhook_attempt_seconds",
+			Help: "Attempts at webhook deliveries, by what came of them.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 13)}, []string{"outcome"}),
+		late: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "memoryd_webhook_delivery_seconds",
+			Help: "From an event to its delivery.", Buckets: prometheus.ExponentialBuckets(0.005, 4, 14)}),
+	}
+}
+
+// attempted is told of every attempt at a delivery.
+func (c *counters) attempted(outcome string, took, since time.Duration) {
+	c.called.WithLabelValues(outcome).Observe(took.Seconds())
+	if since > 0 {
+		c.late.Observe(since.Seconds())
 	}
 }
 
@@ -63,11 +78,20 @@ func (c *counters) observe(provider string, t conversation.Turn, m conversation.
 }
 
 // collectors are these counters and gauges of what runs and what is open.
-func (c *counters) collectors(engine *conversation.Engine, pool *workspace.Pool, kept *spool.Spool) []prometheus.Collector {
+func (c *counters) collectors(engine *conversation.Engine, pool *workspace.Pool, kept *spool.Spool, hooks *webhook.Dispatcher) []prometheus.Collector {
 	gauge := func(name, help string, read func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(read()) })
 	}
-	return []prometheus.Collector{c.ended, c.tokens, c.cost, c.took, c.first, c.opened,
+	return []prometheus.Collector{c.ended, c.tokens, c.cost, c.took, c.first, c.opened, c.called, c.late,
+		gauge("memoryd_webhook_sending", "Attempts at webhook deliveries that this process is making.", func() int { return hooks.Stats().Sending }),
+		gauge("memoryd_webhook_pending", "Webhook deliveries that are pending in the tenants that this process looks after.",
+			func() int { return int(hooks.Stats().Pending) }),
+		gauge("memoryd_webhook_oldest_seconds", "Age of the oldest event among these; 0 when there are none.", func() int {
+			if since := hooks.Stats().Since; !since.IsZero() {
+				return int(time.Since(since).Seconds())
+			}
+			return 0
+		}),
 		gauge("memoryd_turns_running", "Turns that this process runs.", engine.Count),
 		gauge("memoryd_tenants_open", "Tenant databases that are open.", func() int { return pool.Stats().Open }),
 		gauge("memoryd_tenants_leased", "Tenant databases in use.", func() int { return pool.Stats().Leased }),

@@ -17,12 +17,14 @@ import (
 	"claude-memory-backend/internal/relocate"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/spool"
+	"claude-memory-backend/internal/webhook"
 	"claude-memory-backend/internal/workspace"
 )
 
 // newDoor builds the HTTP door over the services.
 func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
-	tenants *relocate.Service, engine *conversation.Engine, n8n *claude.N8N, kept *spool.Spool, meters *counters, nodes *natsbus.Bus,
+	tenants *relocate.Service, engine *conversation.Engine, n8n *claude.N8N, kept *spool.Spool, hooks *webhook.Dispatcher, meters *counters,
+	nodes *natsbus.Bus,
 	feeds *workspace.Feeds, hub *live.Hub, stopped <-chan struct{},
 ) (*httpapi.Server, error) {
 	once := onceSecret(in)
@@ -36,6 +38,9 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 			out.While = ws.While
 		} else {
 			out.Audit, out.Usage = ws.Audit, ws.Usage
+			if ws.Webhooks != nil {
+				out.Webhooks = ws.Webhooks
+			}
 		}
 		return out, nil
 	}
@@ -49,7 +54,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		OnceSecret: once, DrainTime: drainTime(s), Linger: stopped, QueryToken: s.queryToken(),
 	}, httpapi.Deps{
 		Accounts: accounts, Log: log,
-		Collectors: slices.Concat(meters.collectors(engine, pool, kept), busCollectors(nodes), hub.Collectors()),
+		Collectors: slices.Concat(meters.collectors(engine, pool, kept, hooks), busCollectors(nodes), hub.Collectors()),
 		Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 			return opened(pool.Acquire(ctx, actor, id))
 		},

@@ -60,6 +60,8 @@ var rooms = map[string]room{
 	"internal/project":      {floor: 2, note: "rules of projects"},
 	"internal/conversation": {floor: 2, note: "rules of conversations and turns"},
 
+	"internal/webhook": {floor: 2, note: "who is told of events: endpoints, deliveries, attempts"},
+
 	"internal/claude": {floor: 3, note: "the model's adapters"},
 
 	"internal/sqlstore": {floor: 4, note: "SQL and nothing but SQL"},
@@ -83,6 +85,7 @@ var rooms = map[string]room{
 	"bench/fleet":                   {floor: 8, tests: true, note: "makes installations of many tenants, for experiments"},
 	"bench/tenants":                 {floor: 9, tests: true, note: "the command that measures many tenants"},
 	"bench/live":                    {floor: 9, tests: true, note: "the command that measures WebSockets"},
+	"bench/webhooks":                {floor: 9, tests: true, note: "the command that measures webhooks"},
 	"bench/migrate":                 {floor: 9, tests: true, note: "the command that measures fleet migrations"},
 	"bench":                         {floor: 9, tests: true, note: "the command that measures"},
 	"bench/locomo":                  {floor: 9, tests: true, note: "the command that replays a long conversation and searches it"},

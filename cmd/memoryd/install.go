@@ -37,6 +37,7 @@ type install struct {
 	placements *workspace.Placements
 	hosts      map[string]*sqlstore.LazyHost
 	externals  *sqlstore.Externals
+	dialer     *outbound.Dialer    // for addresses that users give
 	snapshots  *relocate.Snapshots // what tenants held before their schemas were changed
 	sole       bool                // this process alone works on these databases
 	where      string
@@ -215,6 +216,7 @@ func (in *install) openExternals(s *settings, own []netip.AddrPort) {
 		own = s.listeners() // of the server that may run beside this command
 	}
 	dialer := outbound.NewDialer(outbound.Config{Allow: s.networks("OUTBOUND_ALLOW"), Own: own})
+	in.dialer = dialer
 	in.externals = sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed, Judge: dialer.Judge})
 	in.onClose(func() error { in.externals.Close(); return nil })
 }

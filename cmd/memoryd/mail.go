@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/mail"
 	"claude-memory-backend/internal/member"
+	"claude-memory-backend/internal/webhook"
 )
 
 // newOutbox builds the way out for mails: a server, or in development a folder.
@@ -49,5 +51,23 @@ func invitations(s *settings, outbox *mail.Outbox) member.Notice {
 	return func(inviter ident.Actor, m member.Member) (*mail.Entry, error) {
 		return outbox.Seal("member.invited "+strings.ToLower(m.Email), mail.Invited(mail.Invitation{To: m.Email, By: inviter.Account,
 			Inviter: inviter.Name, Role: string(m.Role), Site: site, Open: s.text("REGISTRATION") == "open"}))
+	}
+}
+
+// pauses tells owners of webhooks that nothing is sent to one any more; once, however often it is asked to.
+func pauses(outbox *mail.Outbox) func(context.Context, ident.AccountID, webhook.Endpoint) error {
+	resume := "To have it sent again, make the webhook active: PATCH /api/v1/webhooks/ID with {\"state\": \"active\"}."
+	return func(ctx context.Context, owner ident.AccountID, e webhook.Endpoint) error {
+		p := mail.Pause{Owner: owner, Endpoint: e.Name, Since: e.UpdatedAt, Resume: strings.Replace(resume, "ID", string(e.ID), 1)}
+		if e.FailingSince != nil {
+			p.Since = *e.FailingSince
+		}
+		switch e.Reason {
+		case webhook.Gone:
+			p.Last = "410, which says that it is gone for good"
+		case webhook.SecretLost:
+			p.Last = "its secret cannot be read any more; give it a new one first"
+		}
+		return outbox.Enqueue(ctx, fmt.Sprint("webhook.paused ", e.ID, " ", e.Version), mail.EndpointPaused(p))
 	}
 }

@@ -119,11 +119,12 @@ type story struct {
 	t       testing.TB
 	dir     string
 	servers map[string]*server
+	sinks   map[string]*storySink
 	*browser
 }
 
 func newStory(t testing.TB, dir string) *story {
-	return &story{t: t, dir: dir, servers: make(map[string]*server), browser: newBrowser()}
+	return &story{t: t, dir: dir, servers: make(map[string]*server), sinks: make(map[string]*storySink), browser: newBrowser()}
 }
 
 func storyOf(ts *testscript.TestScript) *story {

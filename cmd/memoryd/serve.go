@@ -19,12 +19,16 @@ import (
 	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/event/catalogue"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
+	"claude-memory-backend/internal/mail"
 	"claude-memory-backend/internal/natsbus"
+	"claude-memory-backend/internal/outbound"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/spool"
+	"claude-memory-backend/internal/webhook"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -95,10 +99,11 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
+	hooks := newWebhooks(s, log, in, meters, node, outbox)
 	open, _ := maxOpen(s)
 	pool := workspace.NewPool(workspace.Config{
 		Directory: in.store, Notes: in.store, Master: in.store, News: in.store, Grants: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus,
-		Limits: defaultLimits(s), Notice: invitations(s, outbox),
+		Limits: defaultLimits(s), Notice: invitations(s, outbox), Webhooks: hooks,
 		Sealer: in.keys, Providers: models.known, Log: log, MaxOpen: open, Sole: in.sole,
 		Opened: meters.tenantOpened, Spool: kept, CallbackURL: models.callbackURL(s, listener.Addr()),
 	})
@@ -114,7 +119,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	}
 	stopped := make(chan struct{})
 	feeds, hub := newLive(s, in, log, bus, accounts, pool, tenants, node)
-	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, models.n8n, kept, meters, nodes, feeds, hub, stopped)
+	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, models.n8n, kept, hooks, meters, nodes, feeds, hub, stopped)
 	if err != nil {
 		return err
 	}
@@ -128,8 +133,8 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	// Stopping: readiness goes first; streams of turns that another node runs end at once, so that their readers go there;
 	// requests and turns of this one get the drain time to end, and connections are taken as long; turns that need longer are
 	// marked interrupted, which ends their streams too. WebSockets stay until then, so that they hear how their turns ended;
-	// they are told to come back. Then background work stops (jobs go on after the next start), tenants close, other nodes are
-	// told the last words, and the master closes last.
+	// they are told to come back. Then background work stops (jobs go on after the next start), deliveries that are on their way
+	// end or are cut off, tenants close, other nodes are told the last words, and the master closes last.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	drain := time.Duration(s.number("SHUTDOWN_TIMEOUT")) * time.Second
@@ -158,6 +163,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	stopWork()
 	warn(log, "background work", background.Wait())
 	feeds.Close()
+	hooks.Close(closing)
 	warn(log, "tenants", pool.Close(closing))
 	fmt.Fprintln(p.stdout, "memoryd has stopped")
 	return err
@@ -186,6 +192,16 @@ func openSpool(s *settings, log *slog.Logger, keys *seal.Keyring) *spool.Spool {
 		log.Info("the spool has answers whose databases were away", "turns", n)
 	}
 	return kept
+}
+
+// newWebhooks builds what tells others of events. Secrets are sealed with keys that outlast the master key.
+func newWebhooks(s *settings, log *slog.Logger, in *install, meters *counters, node string, outbox *mail.Outbox) *webhook.Dispatcher {
+	return webhook.NewDispatcher(webhook.Config{
+		Client: outbound.NewClient(in.dialer, nil), Guard: in.dialer, Inside: len(s.networks("OUTBOUND_ALLOW")) > 0, Sealer: in.lasting,
+		Known: catalogue.Known, Tell: pauses(outbox), Observe: meters.attempted, Log: log, MaxEndpoints: s.number("TENANT_MAX_WEBHOOKS"),
+		Timeout: time.Duration(s.number("WEBHOOK_TIMEOUT")) * time.Second,
+		Keep:    time.Duration(s.number("WEBHOOK_KEEP_DAYS")) * 24 * time.Hour, Node: node, Sole: in.sole,
+	})
 }
 
 // ownAddress is where the server can be reached.

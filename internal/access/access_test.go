@@ -24,6 +24,7 @@ func TestMatrix(t *testing.T) {
 		access.EditConversation:   "yes yes no no no",
 		access.DeleteConversation: "yes yes no no no",
 		access.MoveConversation:   "yes no no no no",
+		access.ManageWebhooks:     "yes unseen unseen unseen unseen",
 		"something new":           "no no no no no",
 	} {
 		got := ""

@@ -34,6 +34,7 @@ const (
 	EditConversation   Action = "edit conversations"            //
 	DeleteConversation Action = "delete conversations"          //
 	MoveConversation   Action = "move conversations"            // into another project, or out of this one
+	ManageWebhooks     Action = "manage webhooks"               // of the tenant or of a project, with their deliveries
 )
 
 // The matrix: what each role may do. An owner may do everything, so there is no row for it to be forgotten in.
@@ -50,7 +51,8 @@ var matrix = map[Action][]Role{
 	EditConversation:   {Editor},
 	DeleteConversation: {Editor},
 	MoveConversation:   {},
+	ManageWebhooks:     {},
 }
 
 // unseen are the actions whose object a member does not know of: they answer as if there were nothing.
-var unseen = []Action{CreateProject, ListProjects}
+var unseen = []Action{CreateProject, ListProjects, ManageWebhooks}

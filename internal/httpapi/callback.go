@@ -54,7 +54,7 @@ type delivery struct {
 	Body      answerBody
 }
 
-type deliveryAnswer struct {
+type callbackAnswer struct {
 	Body struct {
 		TurnID    string `json:"turn_id" example:"turn_06f4k3z9c8tqv5m2yb7n1x0d4e"`
 		State     string `json:"state" enum:"completed,failed" doc:"What has become of the turn"`
@@ -63,7 +63,7 @@ type deliveryAnswer struct {
 }
 
 // deliver takes an answer that a workflow promised for later.
-func (s *Server) deliver(x *exchange, in *delivery) (*deliveryAnswer, error) {
+func (s *Server) deliver(x *exchange, in *delivery) (*callbackAnswer, error) {
 	const op = "httpapi.deliver"
 	unknown := fault.New(fault.NotFound, op, codeCallbackUnknown, "there is no turn of this address, or not any more")
 	if s.deps.Deliverer == nil || s.deps.Callback == nil {
@@ -97,7 +97,7 @@ func (s *Server) deliver(x *exchange, in *delivery) (*deliveryAnswer, error) {
 	case conversation.Late:
 		return nil, newProblem(http.StatusGone, codeCallbackLate, "the turn has ended without this answer: it is "+string(turn.State), x.requestID)
 	}
-	out := &deliveryAnswer{}
+	out := &callbackAnswer{}
 	out.Body.TurnID, out.Body.State, out.Body.Duplicate = string(turn.ID), string(turn.State), reception == conversation.Repeated
 	return out, nil
 }

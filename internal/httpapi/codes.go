@@ -154,6 +154,10 @@ func Codes() []Explanation {
 		{"move_overtaken", "Something else moved the data meanwhile", "Read the databases again."},
 		{"too_many_connections", "Too many connections to databases are in use", "Repeat after `Retry-After` seconds."},
 
+		// Webhooks.
+		{"too_many_webhooks", "The account has as many webhooks as it may have", "Delete one that is not needed, or let one take more types of events."},
+		{"webhook_not_active", "Nothing is sent to this webhook", "Make it active first: `PATCH` it with `state`."},
+
 		// The server.
 		{"internal", "Something went wrong on the server", "A defect. The request id finds it in the server's log."},
 		{"unavailable", "Not available at the moment", "Repeat after `Retry-After` seconds."},

@@ -20,6 +20,7 @@ import (
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/webhook"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -140,6 +141,7 @@ type Workspace struct {
 	Members       Members
 	Conversations Conversations
 	Turns         Turns
+	Webhooks      Webhooks         // nil for guests
 	Audit         Trail            // nil for guests
 	Events        event.ProjectLog // a guest's shows the one project
 	Tenant        ident.TenantID   // whose workspace it is
@@ -202,6 +204,21 @@ type Turns interface {
 		d conversation.Delivery) (conversation.Turn, conversation.Reception, error)
 	// Here reports whether this very server runs the turn.
 	Here(turn ident.TurnID) bool
+}
+
+// Webhooks is webhook.Service as the door sees it.
+type Webhooks interface {
+	Create(ctx context.Context, actor ident.Actor, in webhook.CreateInput) (webhook.Issued, error)
+	List(ctx context.Context, actor ident.Actor, project ident.ProjectID, cursor string, limit int) ([]webhook.Endpoint, string, error)
+	Find(ctx context.Context, actor ident.Actor, id ident.WebhookID) (webhook.Endpoint, error)
+	Edit(ctx context.Context, actor ident.Actor, id ident.WebhookID, ifVersion *int64, change func(*webhook.Edit) error) (webhook.Endpoint, error)
+	Delete(ctx context.Context, actor ident.Actor, id ident.WebhookID, ifVersion *int64) error
+	Rotate(ctx context.Context, actor ident.Actor, id ident.WebhookID, once *event.Once) (webhook.Issued, error)
+	Test(ctx context.Context, actor ident.Actor, id ident.WebhookID, once *event.Once) (webhook.Delivery, error)
+	Deliveries(ctx context.Context, actor ident.Actor, id ident.WebhookID, q webhook.DeliveryQuery) ([]webhook.Delivery, string, error)
+	Delivery(ctx context.Context, actor ident.Actor, id ident.WebhookID, d ident.DeliveryID) (webhook.Delivery, error)
+	Redeliver(ctx context.Context, actor ident.Actor, id ident.WebhookID, d ident.DeliveryID, once *event.Once) (webhook.Delivery, error)
+	RedeliverMany(ctx context.Context, actor ident.Actor, id ident.WebhookID, r webhook.Range, once *event.Once) (webhook.Redelivered, error)
 }
 
 // Databases is the part of relocate.Service that decides where a tenant's data lives.

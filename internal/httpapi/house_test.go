@@ -26,6 +26,7 @@ import (
 	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/event/catalogue"
 	"claude-memory-backend/internal/event/catalogue/cataloguetest"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -35,6 +36,7 @@ import (
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/webhook"
 	"claude-memory-backend/internal/workspace"
 )
 
@@ -123,7 +125,9 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 	}
 	engine := conversation.NewEngine(conversation.Config{Node: "test", Sole: true, Bus: bus, Default: "scripted",
 		Known: []string{"anthropic", "n8n", "other", "scripted"}, FlushAge: 10 * time.Millisecond, Models: models})
-	pool := workspace.NewPool(workspace.Config{Directory: store, Notes: store, News: store, Grants: store, Hints: store, Trail: store.Trail(),
+	hooks := webhook.NewDispatcher(webhook.Config{Client: outbound.NewClient(dialer, nil), Guard: dialer, Inside: true, Sealer: keys,
+		Known: catalogue.Known})
+	pool := workspace.NewPool(workspace.Config{Webhooks: hooks, Directory: store, Notes: store, News: store, Grants: store, Hints: store, Trail: store.Trail(),
 		Placements: places, Engine: engine, Bus: bus, Sealer: keys, Providers: []string{"anthropic", "n8n", "scripted"}, Sole: true,
 		CallbackURL: "https://memory.example/api/v1/n8n/callback/"})
 	var used sync.Map // tenants
@@ -133,6 +137,7 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 		if err := engine.Close(ended); err != nil {
 			t.Error(err)
 		}
+		hooks.Close(ended)
 		used.Range(func(id, _ any) bool {
 			checkEvents(t, pool, id.(ident.TenantID))
 			return true
@@ -203,6 +208,9 @@ func opened(ws *workspace.Workspace, err error) (Workspace, error) {
 		out.While = ws.While
 	} else {
 		out.Audit, out.Usage = ws.Audit, ws.Usage
+		if ws.Webhooks != nil {
+			out.Webhooks = ws.Webhooks
+		}
 	}
 	return out, nil
 }

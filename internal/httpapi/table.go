@@ -16,6 +16,7 @@ const (
 	tagJobs          = "Jobs"
 	tagUsage         = "Usage"
 	tagLive          = "Live"
+	tagWebhooks      = "Webhooks"
 	tagAudit         = "Audit"
 	tagHealth        = "Health"
 	tagDocs          = "Docs"
@@ -25,7 +26,7 @@ const (
 func operations() []operation {
 	var table []operation
 	for _, part := range [][]operation{authRows(), projectRows(), conversationRows(), turnRows(), callbackRows(), databaseRows(), jobRows(),
-		socketRows(), eventRows(), otherRows()} {
+		socketRows(), eventRows(), webhookRows(), otherRows()} {
 		table = append(table, part...)
 	}
 	return table

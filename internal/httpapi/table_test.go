@@ -25,6 +25,7 @@ func concrete(template string) string {
 	kind := ident.New[ident.ProjectID]
 	p := strings.Replace(template, "{turn_id}", string(ident.New[ident.TurnID]()), 1)
 	p = strings.Replace(p, "{token}", "cmcb_none", 1)
+	p = strings.Replace(p, "{delivery_id}", string(ident.New[ident.DeliveryID]()), 1)
 	p = strings.Replace(p, "{user_id}", string(ident.New[ident.AccountID]()), 1)
 	switch {
 	case strings.Contains(p, "/conversations/"):
@@ -33,6 +34,8 @@ func concrete(template string) string {
 		p = strings.Replace(p, "{id}", string(ident.New[ident.SessionID]()), 1)
 	case strings.Contains(p, "/database/"):
 		p = strings.Replace(p, "{id}", string(ident.New[ident.DatabaseID]()), 1)
+	case strings.Contains(p, "/webhooks/"):
+		p = strings.Replace(p, "{id}", string(ident.New[ident.WebhookID]()), 1)
 	case strings.Contains(p, "/jobs/"):
 		p = strings.Replace(p, "{id}", string(ident.New[ident.JobID]()), 1)
 	}
@@ -57,6 +60,10 @@ func sample(o OperationInfo) string {
 		return `{"url":"postgres://ada:secret@db.example.org/ada"}`
 	case "send-message":
 		return `{"content":"hello"}`
+	case "create-webhook":
+		return `{"name":"W","url":"https://hooks.example.org/","events":["*"]}`
+	case "redeliver-many":
+		return `{"from":"2026-01-01T00:00:00Z","to":"2026-01-02T00:00:00Z"}`
 	case "add-member":
 		return `{"email":"eve@example.org","role":"viewer"}`
 	case "change-member":
@@ -129,6 +136,9 @@ func TestSomebodyElsesIdentifierLooksLikeNone(t *testing.T) {
 		body: `{"content":"a secret harbour"}`}).is(http.StatusCreated).text("turn", "id")
 	own := h.make("ada", "/api/v1/database", `{"name":"Ada's","url":"postgres://ada@127.0.0.1:1/ada?sslmode=disable"}`)
 	moving := h.do(call{as: "ada", method: "POST", path: "/api/v1/database/" + own + "/activate"}).is(http.StatusAccepted).text("id")
+	hook := h.make("ada", "/api/v1/webhooks", `{"name":"Ada's","url":"http://127.0.0.1:1/","events":["conversation.*"]}`)
+	h.make("ada", "/api/v1/conversations", `{}`)
+	delivery := h.do(call{as: "ada", method: "GET", path: "/api/v1/webhooks/" + hook + "/deliveries"}).is(http.StatusOK).text("data", "0", "id")
 	bobs := h.make("bob", "/api/v1/conversations", `{}`)
 	anonymous := func(a answer) string {
 		return strings.ReplaceAll(a.Text, a.Header.Get("X-Request-Id"), "")
@@ -145,12 +155,14 @@ func TestSomebodyElsesIdentifierLooksLikeNone(t *testing.T) {
 			foreign = project
 		case strings.Contains(o.Path, "/database/"):
 			foreign = own
+		case strings.Contains(o.Path, "/webhooks/"):
+			foreign = hook
 		case strings.Contains(o.Path, "/jobs/"):
 			foreign = moving
 		}
 		body := sample(o)
 		fill := func(id, turn string) string {
-			return strings.NewReplacer("{id}", id, "{turn_id}", turn).Replace(o.Path)
+			return strings.NewReplacer("{id}", id, "{turn_id}", turn, "{delivery_id}", delivery).Replace(o.Path)
 		}
 		never := h.do(call{as: "bob", method: o.Method, path: concrete(o.Path), body: body}).is(http.StatusNotFound, "not_found")
 		for name, path := range map[string]string{
@@ -174,14 +186,14 @@ func TestSomebodyElsesIdentifierLooksLikeNone(t *testing.T) {
 	if theirs, none := asked(own), asked(string(ident.New[ident.DatabaseID]())); anonymous(theirs) != anonymous(none) {
 		t.Errorf("%s, want %s", theirs.Text, none.Text)
 	}
-	if probed < 21 {
+	if probed < 30 {
 		t.Errorf("only %d operations probed", probed)
 	}
 	// What is spread over all of somebody's things shows none of Ada's.
 	for _, path := range []string{"/api/v1/projects", "/api/v1/conversations", "/api/v1/conversations/search?q=harbour", "/api/v1/audit",
-		"/api/v1/database", "/api/v1/jobs"} {
+		"/api/v1/database", "/api/v1/jobs", "/api/v1/webhooks"} {
 		if a := h.do(call{as: "bob", method: "GET", path: path}).is(http.StatusOK); strings.Contains(a.Text, conv) ||
-			strings.Contains(a.Text, project) || strings.Contains(a.Text, own) || strings.Contains(a.Text, moving) || strings.Contains(a.Text, "Ada") {
+			strings.Contains(a.Text, project) || strings.Contains(a.Text, own) || strings.Contains(a.Text, moving) || strings.Contains(a.Text, hook) || strings.Contains(a.Text, "Ada") {
 			t.Errorf("%s shows Ada's: %s", path, a.Text)
 		}
 	}
@@ -262,6 +274,8 @@ var inward = map[string]string{
 	"schema_changed":        "only backups",
 	"tenant_erased":         "only restores",
 	"tenant_emptied":        "only restores",
+
+	"bad_answer": "a word of an attempt at a webhook delivery",
 
 	"smtp_address_malformed": "the server does not start",
 	"smtp_needs_tls":         "the server does not start",

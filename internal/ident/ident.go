@@ -24,6 +24,8 @@ type (
 	DatabaseID     string // db_
 	JobID          string // job_
 	InvitationID   string // inv_
+	WebhookID      string // whk_
+	DeliveryID     string // dlv_
 )
 
 // prefixed is every identifier type; Prefix is part of the grammar.
@@ -45,6 +47,8 @@ func (EntryID) Prefix() string        { return "aud_" }
 func (DatabaseID) Prefix() string     { return "db_" }
 func (JobID) Prefix() string          { return "job_" }
 func (InvitationID) Prefix() string   { return "inv_" }
+func (WebhookID) Prefix() string      { return "whk_" }
+func (DeliveryID) Prefix() string     { return "dlv_" }
 
 // bodyLen is the length of 128 bits in base32 without padding.
 const bodyLen = 26

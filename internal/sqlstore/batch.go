@@ -24,7 +24,8 @@ import (
 type Batch struct {
 	dialect Dialect
 	list    []statement
-	err     error // the first thing wrong with an argument
+	err     error     // the first thing wrong with an argument
+	queued  *Affected // how many deliveries the outbox got; nil: nothing was asked
 }
 
 // Dialect is the engine that the batch goes to.

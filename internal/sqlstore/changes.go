@@ -65,6 +65,7 @@ func (s *TenantStore) appendChange(b *Batch, ch event.Change, head *event.Seq) {
 		ch.Actor.Address, ch.Actor.Session = "", ""
 	}
 	appendChange(b, ch, head)
+	appendOutbox(b, ch)
 }
 
 // appendEvents queues the events of a change alone; for appendChange, and for what another database's trail has.

@@ -94,7 +94,7 @@ func stores(db *DB) storetest.Stores {
 		defer mu.Unlock()
 		commits = append(commits, head)
 	})
-	return storetest.Stores{Projects: s, Talk: s, Events: s, Trail: s.Trail(), SweepOnces: s.SweepOnces,
+	return storetest.Stores{Projects: s, Talk: s, Events: s, Trail: s.Trail(), Webhooks: s, SweepOnces: s.SweepOnces,
 		RoundTrips: db.RoundTrips, Commits: func() []event.Seq {
 			mu.Lock()
 			defer mu.Unlock()

@@ -136,6 +136,7 @@ type Tx struct {
 	session   session
 	failed    error // the first failure; the transaction is over
 	committed bool
+	queued    *Affected // how many deliveries the outbox got; nil: nothing was asked
 }
 
 // Dialect is the engine under this transaction.
@@ -169,6 +170,9 @@ func (t *Tx) send(fill func(b *Batch), commit bool) error {
 	t.db.trips.Add(1)
 	t.failed = t.session.run(t.ctx, b, commit)
 	t.committed = commit && t.failed == nil
+	if b.queued != nil {
+		t.queued = b.queued
+	}
 	return t.failed
 }
 

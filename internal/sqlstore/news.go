@@ -122,6 +122,7 @@ func (s *TenantStore) Tell(ctx context.Context, e event.Event, owner ident.Accou
 			if entry, ok := audit.Derive(ch); ok && e.Actor.ID != owner {
 				appendAudit(b, entry)
 			}
+			appendOutbox(b, ch)
 		})
 	})
 	if violates(err, "events_id_key") {

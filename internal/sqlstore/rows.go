@@ -48,7 +48,7 @@ var (
 	masterTables = [...]string{"accounts", "tenants", "databases", "sessions", "spent_tokens", "sign_in_failures", "hints", "facts",
 		"log_head", "events", "audit", "idempotency", "jobs", "erasures", "news", "grants", "invitations", "routes", "shortcuts_due"}
 	tenantTables = [...]string{"projects", "conversations", "branches", "messages", "turns", "systems", "log_head", "events",
-		"audit", "idempotency", "usage", "shortcuts"}
+		"audit", "idempotency", "usage", "shortcuts", "webhooks", "deliveries", "attempts"}
 )
 
 // unlisted are the tables of ours that are in no list: what is derived, what belongs to the place and not to the

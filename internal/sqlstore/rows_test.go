@@ -26,8 +26,20 @@ import (
 // populate makes a tenant with everything that a tenant can have.
 func populate(t *testing.T, db *DB) {
 	t.Helper()
-	storetest.Script(t, stores(db)) // branches, turns, events, trail
-	newLibrary().shelve(t, db)      // every script
+	put(t, db, func(b *Batch) {
+		for i, events := range []string{`["*"]`, `["message.*","turn.completed"]`} {
+			b.Exec(`INSERT INTO webhooks (id, suffix, name, description, url, events, ordered, state, reason, secret, slowed, hold_until,
+				version, created_at, updated_at) VALUES (?, ?, 'ü 🧵', '', 'https://example.org/', ?, ?, 'active', '', ?, 0, ?, 1, 2, 3)`,
+				fmt.Sprint("whk_", i), fmt.Sprint(i, "0"), events, i, []byte{0, 255, byte(i)}, int64(1)<<60)
+		}
+	})
+	storetest.Script(t, stores(db)) // branches, turns, events, trail, deliveries
+	put(t, db, func(b *Batch) {
+		b.Exec(`INSERT INTO attempts (delivery_id, number, started_at, latency_ms, status, error, answer)
+			SELECT id, 1, 5, 6, 500, 'status', 'nö 🧵' FROM deliveries`)
+		b.Exec(`UPDATE deliveries SET state = 'failed', finished_at = 7, body = '{}' WHERE seq < 20`)
+	})
+	newLibrary().shelve(t, db) // every script
 	big := strings.Repeat("Ein langer Satz über nichts. 🧵\n", 60_000)
 	put(t, db, func(b *Batch) {
 		for i, text := range []string{big, "", "\x01\x1b\u0085\u2028\ufeff", "👩🏽‍🚀 🏳️‍🌈", "\uffff\U0010ffff", `'"; -- \ $1 ?1`} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -22,8 +23,11 @@ import (
 type TenantStore struct {
 	db       *DB
 	onCommit func(event.Seq)
-	limits   func() tenant.Limits // what may be kept at the moment; nil: everything
-	only     ident.ProjectID      // the project that the store is about; empty: everything, see Only
+	limits   func() tenant.Limits  // what may be kept at the moment; nil: everything
+	only     ident.ProjectID       // the project that the store is about; empty: everything, see Only
+	promise  func(context.Context) // hears of transactions that may add deliveries, before them; nil: nobody does
+	queued   func()                // and of those that did, afterwards
+	watched  *atomic.Bool          // there were endpoints when RunningTurns last looked
 }
 
 var (
@@ -36,7 +40,7 @@ var (
 // NewTenantStore speaks to a migrated database of the tenant line. onCommit, which may be nil, hears the log's new end
 // after each commit that appended events; it is called by whoever committed and must not block.
 func NewTenantStore(db *DB, onCommit func(event.Seq)) *TenantStore {
-	return &TenantStore{db: db, onCommit: onCommit}
+	return &TenantStore{db: db, onCommit: onCommit, watched: new(atomic.Bool)}
 }
 
 // Within bounds what people may add, by the limits of the moment, and returns s. What there is no room for is
@@ -58,7 +62,18 @@ func (s *TenantStore) SweepOnces(ctx context.Context, now time.Time) (int64, err
 }
 
 func (s *TenantStore) change(ctx context.Context, fn func(tx *Tx, head *event.Seq) error) error {
-	return s.full(ctx, s.db.change(ctx, s.onCommit, fn))
+	if s.promise != nil {
+		s.promise(ctx)
+	}
+	var last *Tx
+	err := s.db.change(ctx, s.onCommit, func(tx *Tx, head *event.Seq) error {
+		last = tx
+		return fn(tx, head)
+	})
+	if s.queued != nil && last != nil && last.queued != nil && last.queued.N > 0 {
+		s.queued() // also when nobody knows whether it committed
+	}
+	return s.full(ctx, err)
 }
 
 // folded is the form in which names and titles are compared and sorted. Go folds, not the engine: SQLite knows the case

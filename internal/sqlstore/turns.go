@@ -167,15 +167,31 @@ func updateMessage(b *Batch, id ident.MessageID, m conversation.Message) {
 		ident.Micros(m.UpdatedAt), id)
 }
 
-// RunningTurns implements conversation.Store.
+// RunningTurns implements conversation.Store. Whoever looks after a tenant asks this first, so that Watched costs no round
+// trip of its own.
 func (s *TenantStore) RunningTurns(ctx context.Context, limit int) ([]conversation.Turn, error) {
 	var list []conversation.Turn
-	err := s.db.Read(ctx, func(b *Batch) {
-		b.Query(collectTurns(&list), `SELECT `+turnRead+` FROM turns WHERE state IN ('streaming', 'waiting')
-			ORDER BY lease_until, started_at, id LIMIT ?`, limit)
-	})
+	read := func(webhooks bool) error {
+		var some bool
+		err := s.db.Read(ctx, func(b *Batch) {
+			b.Query(collectTurns(&list), `SELECT `+turnRead+` FROM turns WHERE state IN ('streaming', 'waiting')
+				ORDER BY lease_until, started_at, id LIMIT ?`, limit)
+			if webhooks {
+				b.One([]any{&some}, `SELECT count(*) > 0 FROM webhooks WHERE state = 'active' OR notice_due IS NOT NULL`)
+			}
+		})
+		s.watched.Store(some)
+		return err
+	}
+	err := read(true)
+	if fault.Is(err, fault.Internal) {
+		err = read(false) // the schema of a version before has no such table
+	}
 	return list, err
 }
+
+// Watched reports whether there was something to do about webhooks when RunningTurns last looked.
+func (s *TenantStore) Watched() bool { return s.watched.Load() }
 
 // System implements conversation.Store.
 func (s *TenantStore) System(ctx context.Context, hash string) (string, error) {

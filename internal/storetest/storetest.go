@@ -15,6 +15,7 @@ import (
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/webhook"
 )
 
 // Stores is one tenant's database, seen through all that the nouns need of it. What the index of words promises is
@@ -24,6 +25,7 @@ type Stores struct {
 	Talk     Talk
 	Events   event.Log
 	Trail    audit.Store
+	Webhooks webhook.Store
 
 	SweepOnces func(ctx context.Context, now time.Time) (int64, error)
 	RoundTrips func() int64       // statements sent, in batches
@@ -51,7 +53,7 @@ func Run(t *testing.T, h Harness) {
 	}{
 		{"projects", projects}, {"conversations", conversations}, {"listing", listing}, {"messages", messages},
 		{"paging", paging}, {"turns", turns}, {"changes", changes}, {"trail", trail}, {"text", text},
-		{"writers", writers}, {"contexts", contexts}, {"tenants", tenants}, {"round trips", roundTrips},
+		{"webhooks", webhooks}, {"deliveries", deliveries}, {"writers", writers}, {"contexts", contexts}, {"tenants", tenants}, {"round trips", roundTrips},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, h) })
 	}

@@ -121,6 +121,13 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 	}
 	defer ws.Release()
 	next, err := ws.Conversations.Sweep(look)
+	if err == nil && ws.entry.webhooks() && ws.entry.refuses(ws.Tenant) == nil {
+		var due time.Time
+		due, err = ws.Webhooks.Sweep(look)
+		if !due.IsZero() && (next.IsZero() || due.Before(next)) {
+			next = due
+		}
+	}
 	switch {
 	case err != nil && ws.entry.refuses(ws.Tenant) != nil:
 		next = p.Now().Add(mendPause) // nothing may be changed there; readers are shown how it is

@@ -20,6 +20,7 @@ import (
 	"claude-memory-backend/internal/spool"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
+	"claude-memory-backend/internal/webhook"
 )
 
 // Config is what a Pool needs.
@@ -35,8 +36,9 @@ type Config struct {
 	Engine     *conversation.Engine
 	Bus        event.Bus
 	Sealer     event.Sealer
-	Spool      *spool.Spool // keeps what databases do not take; nil: nothing does
-	Providers  []string     // provider names that projects may ask for
+	Spool      *spool.Spool        // keeps what databases do not take; nil: nothing does
+	Webhooks   *webhook.Dispatcher // tells others of events; nil: nobody does
+	Providers  []string            // provider names that projects may ask for
 	// CallbackURL is where answers may be delivered, up to the token that follows it; empty: nowhere.
 	CallbackURL string
 	Log         *slog.Logger
@@ -73,6 +75,7 @@ type Workspace struct {
 	Projects      *project.Service
 	Members       *member.Service
 	Conversations *conversation.Service
+	Webhooks      *webhook.Service // nil for a guest
 	Audit         *audit.Service   // nil for a guest
 	Events        event.ProjectLog // for a guest that of the project
 	Waited        time.Duration    // for the database to be opened; 0 when it was open
@@ -108,6 +111,7 @@ type entry struct {
 	hintMu   sync.Mutex
 	hinted   time.Time // the earliest hint this process knows to be stored
 	promised time.Time // the latest time that it stands for
+	owed     time.Time // the earliest hint about deliveries that this process knows to be stored
 }
 
 const (
@@ -161,7 +165,7 @@ func (p *Pool) Acquire(ctx context.Context, actor ident.Actor, id ident.TenantID
 		return nil, fault.New(fault.Forbidden, op, "tenant_suspended", "this account's data is suspended: ask the operator")
 	}
 	ws := &Workspace{Tenant: t, Pass: access.Owning(t.Account), Projects: e.ws.Projects, Members: e.ws.Members,
-		Conversations: e.ws.Conversations, Audit: e.ws.Audit, Events: e.ws.Events, Waited: waited, entry: e}
+		Conversations: e.ws.Conversations, Webhooks: e.ws.Webhooks, Audit: e.ws.Audit, Events: e.ws.Events, Waited: waited, entry: e}
 	return ws, nil
 }
 
@@ -376,6 +380,10 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			Audit:         audit.New(e.store.Trail(), p.Trail, t.Account),
 			Events:        e.store,
 		}
+		if p.Webhooks != nil {
+			e.ws.Webhooks = p.Webhooks.Service(e.store, t.Account, e)
+			e.store.Outbox(e.ws.Webhooks.Promise, e.ws.Webhooks.Queued)
+		}
 		if p.Grants != nil {
 			e.ws.Projects.WithSharing(sharing{e, t.Account})
 			e.ws.Conversations.WithSharing(sharing{e, t.Account})
@@ -394,6 +402,10 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			if err := e.Hint(ctx, next); err != nil {
 				p.Log.Warn("hint not stored", "code", fault.CodeOf(err))
 			}
+		}
+		// What is to be sent is sent beside: nobody who opens a tenant waits for that.
+		if err == nil && e.webhooks() && e.refuses(e.tenant) == nil {
+			e.ws.Webhooks.Wake()
 		}
 		if p := e.tenant.Schema.Problem; p != "" && p != tenant.SchemaHeld {
 			e.until = e.pool.Now().Add(mendPause)
@@ -509,12 +521,38 @@ func (e *entry) Hint(ctx context.Context, due time.Time) error {
 	return nil
 }
 
+// oweMargin is how long before a hint comes it is not relied upon any more: what is committed after the look is not seen.
+const oweMargin = 2 * time.Second
+
+// oweTime bounds what a hint about deliveries may cost those who wait for it: it may be lost.
+const oweTime = time.Second
+
+// Owe implements webhook.TenantPart. Somebody looks when an earlier hint comes, and finds then what is due later: a tenant
+// that is busy costs the master a row in some seconds.
+func (e *entry) Owe(ctx context.Context, due time.Time) {
+	e.hintMu.Lock()
+	defer e.hintMu.Unlock()
+	if e.owed.After(e.pool.Now().Add(oweMargin)) && !due.Before(e.owed) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, oweTime)
+	defer cancel()
+	if err := e.pool.Hints.Hint(ctx, e.id, due, due.Add(hintAhead)); err != nil {
+		e.pool.Log.Warn("hint not stored", "code", fault.CodeOf(err))
+		return
+	}
+	e.owed = due
+}
+
+// webhooks reports whether the tenant had endpoints when its turns were last looked at.
+func (e *entry) webhooks() bool { return e.ws.Webhooks != nil && e.store.Watched() }
+
 // settle replaces the hint that had come by now. No other hint is noted meanwhile: what this process believes to be stored
 // must be stored.
 func (e *entry) settle(ctx context.Context, now, next time.Time) error {
 	e.hintMu.Lock()
 	defer e.hintMu.Unlock()
-	e.hinted = time.Time{}
+	e.hinted, e.owed = time.Time{}, time.Time{}
 	return e.pool.Hints.Settle(ctx, e.id, now, next)
 }
 

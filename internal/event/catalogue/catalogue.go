@@ -55,11 +55,12 @@ const (
 	database     ID = "db_"
 	job          ID = "job_"
 	invitation   ID = "inv_"
+	webhook      ID = "whk_"
 )
 
 // All returns every entry, in the order in which people read it: from a project to where everything is kept.
 func All() []Entry {
-	return slices.Concat(projects(), conversations(), turns(), members(), databases())
+	return slices.Concat(projects(), conversations(), turns(), members(), webhooks(), databases())
 }
 
 // Find returns the entry of a type.
@@ -195,6 +196,26 @@ func members() []Entry {
 			[]Field{where, role, who, optional(invited)}},
 		{"member.changed", "A member, or somebody who is invited, has another role.", project, either},
 		{"member.removed", "A membership ended, or an invitation was taken back.", project, either},
+	}
+}
+
+func webhooks() []Entry {
+	state := func(now string) Field {
+		return Field{Name: "state", About: "its state since then", Kind: Choice{"active", "paused", "disabled"}, Example: now}
+	}
+	of := Field{Name: "project_id", About: "the project that it is about, if it is about one", Kind: project, Nullable: true, Example: nil}
+	edited := []Field{state("active"), version("webhook"), of}
+	return []Entry{
+		{"webhook.created", "A webhook was registered.", webhook, edited},
+		{"webhook.updated", "A webhook was edited, paused by its owner, or made active again.", webhook, edited},
+		{"webhook.secret_rotated", "A webhook got a new secret.", webhook, edited},
+		{"webhook.tested", "A webhook was sent an event that never happened.", webhook, nil},
+		{"webhook.redelivered", "Deliveries of a webhook are sent again.", webhook, []Field{
+			{Name: "deliveries", About: "how many", Kind: Count{}, Example: 12}}},
+		{"webhook.paused", "Nothing is sent to a webhook any more, because of its answers or for want of them.", webhook, []Field{
+			state("paused"), version("webhook"), of, {Name: "reason", About: "why: 72 hours of nothing but failures, an answer 410, or a secret that cannot be read any more",
+				Kind: Choice{"failing", "gone", "secret_lost"}, Example: "failing"}}},
+		{"webhook.deleted", "A webhook was deleted with its deliveries.", webhook, edited},
 	}
 }
 

@@ -1,0 +1,206 @@
+package sqlstore
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/webhook"
+)
+
+// The outbox: a delivery is a row that the transaction of its event adds, and that whoever sends it claims (decision 0061).
+
+// outbox makes a delivery of each event v that the condition lets through, for each endpoint that wants it. Further
+// conditions may follow.
+func outbox(d Dialect, which string) string {
+	conversation := d.Pick(`json_extract(v.data, '$.conversation_id')`, `CAST(v.data AS jsonb) ->> 'conversation_id'`)
+	return `INSERT INTO deliveries (id, webhook_id, seq, event_id, event_type, conversation_id, state, attempts, tries, due_at, claim,
+		created_at) SELECT 'dlv_' || substr(v.id, 5, 24) || w.suffix, w.id, v.seq, v.id, v.type,
+		coalesce(` + conversation + `, CASE WHEN substr(v.subject, 1, 5) = 'conv_' THEN v.subject END, ''),
+		'pending', 0, 0, v.created_at, '', v.created_at
+		FROM webhooks w JOIN events v ON ` + which + matched(d) + ` WHERE w.state = 'active'`
+}
+
+// appendOutbox queues the deliveries of a change's events, which the batch has added before. One statement, whether there
+// are endpoints or not: only the database knows.
+func appendOutbox(b *Batch, ch event.Change) {
+	if n := len(ch.Events); n > 0 {
+		const those = `v.seq > (SELECT seq FROM log_head WHERE one = 1) - ?`
+		b.queued = b.Exec(outbox(b.Dialect(), those)+` ORDER BY v.seq, w.n`, n)
+	}
+}
+
+// Outbox tells of deliveries: promise is called before a transaction that may add some, and queued after one that did, by
+// whoever commits. Neither may wait long. It returns s.
+func (s *TenantStore) Outbox(promise func(context.Context), queued func()) *TenantStore {
+	s.promise, s.queued = promise, queued
+	return s
+}
+
+// unblocked is the condition that a pending delivery d of an endpoint w waits for no other one.
+const unblocked = `(w.ordered = 0 OR d.conversation_id = '' OR NOT EXISTS (SELECT 1 FROM deliveries o WHERE o.webhook_id = d.webhook_id
+	AND o.conversation_id = d.conversation_id AND o.state = 'pending' AND o.seq < d.seq))`
+
+// Due implements webhook.Queue.
+func (s *TenantStore) Due(ctx context.Context) ([]webhook.Due, error) {
+	var list []webhook.Due
+	err := s.db.Read(ctx, func(b *Batch) {
+		list = nil
+		b.Query(func(s Scanner) error {
+			var r endpointRow
+			var due *int64
+			if err := s.Scan(append(r.dest(), &due)...); err != nil {
+				return err
+			}
+			e, err := r.done()
+			list = append(list, webhook.Due{Endpoint: e, At: timeOf(due)})
+			return err
+		}, `SELECT `+endpointColumns+`, (SELECT d.due_at FROM deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending' AND `+unblocked+`
+			ORDER BY d.due_at, d.n LIMIT 1) FROM webhooks w WHERE w.state = 'active' OR w.notice_due IS NOT NULL`)
+	})
+	return list, err
+}
+
+// Take implements webhook.Queue.
+func (s *TenantStore) Take(ctx context.Context, steps []webhook.Step) ([]webhook.Taken, error) {
+	// In one order, so that two who take the same ones never wait for each other.
+	order := make([]int, len(steps))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(string(steps[a].Endpoint), string(steps[b].Endpoint)) })
+	var out []webhook.Taken
+	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		out = make([]webhook.Taken, len(steps))
+		found := make([][]webhook.Endpoint, len(steps))
+		if err := tx.Run(func(b *Batch) {
+			for _, i := range order {
+				selectEndpoint(b, &found[i], steps[i].Endpoint, tx.Dialect().ForUpdate())
+			}
+		}); err != nil {
+			return err
+		}
+		return tx.Commit(func(b *Batch) {
+			var told []event.Change
+			for i, step := range steps {
+				if len(found[i]) == 0 {
+					out[i].Err = fault.Missing("sqlstore.Take")
+					continue
+				}
+				after, claim, ch := step.Decide(found[i][0])
+				take(b, step, found[i][0], after, claim, &out[i].Claimed)
+				told = append(told, ch)
+			}
+			for _, ch := range told {
+				s.appendChange(b, ch, head)
+			}
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// take queues one step.
+func take(b *Batch, step webhook.Step, before, after webhook.Endpoint, claim int, list *[]webhook.Claimed) {
+	id := step.Endpoint
+	for _, r := range step.Results {
+		b.Exec(`INSERT INTO attempts (delivery_id, number, started_at, latency_ms, status, error, answer)
+			SELECT id, ?, ?, ?, ?, ?, ? FROM deliveries WHERE id = ? AND claim = ?`,
+			r.Attempt.Number, ident.Micros(r.Attempt.StartedAt), r.Attempt.Latency.Milliseconds(), r.Attempt.Status, r.Attempt.Error,
+			r.Attempt.Answer, r.Delivery, r.Claim)
+		tried, finished := 0, (*int64)(nil)
+		if r.Failed {
+			tried = 1
+		}
+		if r.State != webhook.Pending {
+			at := ident.Micros(step.Now)
+			finished = &at
+		}
+		b.Exec(`UPDATE deliveries SET state = ?, due_at = ?, tries = tries + ?, claim = '', finished_at = ?
+			WHERE id = ? AND claim = ?`, r.State, ident.Micros(r.Due), tried, finished, r.Delivery, r.Claim)
+	}
+	if !sameHealth(before, after) {
+		b.Exec(`UPDATE webhooks SET state = ?, reason = ?, failing_since = ?, slowed = ?, hold_until = ?, notice_due = ?,
+			version = ?, updated_at = ? WHERE id = ?`, after.State, after.Reason, moment(after.FailingSince), after.Slowed,
+			moment(after.HoldUntil), moment(after.NoticeDue), after.Version, ident.Micros(after.UpdatedAt), id)
+	}
+	if claim <= 0 {
+		return
+	}
+	now, lease := ident.Micros(step.Now), ident.Micros(step.Lease)
+	b.Exec(`UPDATE deliveries SET claim = ?, due_at = ?, attempts = attempts + 1 WHERE n IN (SELECT d.n FROM deliveries d
+		JOIN webhooks w ON w.id = d.webhook_id WHERE d.webhook_id = ? AND d.state = 'pending' AND d.due_at <= ? AND `+unblocked+`
+		ORDER BY d.due_at, d.n LIMIT ?)`, step.Claim, lease, id, now, claim)
+	*list = nil
+	b.Query(takeClaimed(list), `SELECT `+deliveryColumns+`, d.body, v.id, v.seq, v.type, v.subject, v.actor_id, v.actor_name, v.created_at, v.data
+		FROM deliveries d LEFT JOIN events v ON v.seq = d.seq WHERE d.webhook_id = ? AND d.state = 'pending' AND d.due_at = ?
+		AND d.claim = ? ORDER BY d.n`, id, lease, step.Claim)
+}
+
+func takeClaimed(list *[]webhook.Claimed) func(Scanner) error {
+	return func(s Scanner) error {
+		var r deliveryRow
+		var c webhook.Claimed
+		var at int64
+		v := &c.Happened
+		if err := s.Scan(append(r.dest(), &c.Body, &v.ID, &v.Seq, &v.Type, &v.Subject, &v.Actor.ID, &v.Actor.Name, &at, &v.Data)...); err != nil {
+			return err
+		}
+		c.Delivery, v.CreatedAt = r.done(), ident.Time(at)
+		*list = append(*list, c)
+		return nil
+	}
+}
+
+func sameHealth(a, b webhook.Endpoint) bool {
+	at := func(a, b *time.Time) bool { return a == b || a != nil && b != nil && a.Equal(*b) }
+	return a.State == b.State && a.Reason == b.Reason && a.Slowed == b.Slowed && a.Version == b.Version && at(a.FailingSince, b.FailingSince) &&
+		at(a.HoldUntil, b.HoldUntil) && at(a.NoticeDue, b.NoticeDue)
+}
+
+// Backlog implements webhook.Queue.
+func (s *TenantStore) Backlog(ctx context.Context) (n int64, since *time.Time, err error) {
+	var at *int64
+	err = s.db.Read(ctx, func(b *Batch) {
+		b.One([]any{&n, &at}, `SELECT count(*), min(created_at) FROM deliveries WHERE state = 'pending'`)
+	})
+	return n, timeOf(at), err
+}
+
+// Disown implements webhook.Queue.
+func (s *TenantStore) Disown(ctx context.Context, node string, now time.Time) error {
+	return s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) {
+			b.Exec(`UPDATE deliveries SET claim = '', due_at = ? WHERE state = 'pending' AND claim <> '' AND substr(claim, 1, ?) <> ?`,
+				ident.Micros(now), len(node)+1, node+".")
+		})
+	})
+}
+
+// Noticed implements webhook.Queue.
+func (s *TenantStore) Noticed(ctx context.Context, id ident.WebhookID) error {
+	return s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) { b.Exec(`UPDATE webhooks SET notice_due = NULL WHERE id = ?`, id) })
+	})
+}
+
+// Clean implements webhook.Queue.
+func (s *TenantStore) Clean(ctx context.Context, before time.Time, limit int) (int64, error) {
+	var gone *Affected
+	err := s.db.Write(ctx, func(tx *Tx) error {
+		return tx.Commit(func(b *Batch) {
+			gone = b.Exec(`DELETE FROM deliveries WHERE n IN (SELECT n FROM deliveries WHERE state <> 'pending' AND finished_at < ?
+				ORDER BY finished_at LIMIT ?)`, ident.Micros(before), max(1, limit))
+		})
+	})
+	if err != nil {
+		return 0, fault.Wrap("sqlstore.Clean", err)
+	}
+	return gone.N, nil
+}
