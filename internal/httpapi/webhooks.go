@@ -332,7 +332,7 @@ type DeliveryView struct {
 	NextAttemptAt *time.Time   `json:"next_attempt_at"`
 	CreatedAt     time.Time    `json:"created_at"`
 	FinishedAt    *time.Time   `json:"finished_at"`
-	LastAttempt   *attemptView `json:"last_attempt"`
+	LastAttempt   *attemptView `json:"last_attempt,omitempty" doc:"Missing until there was one"`
 }
 
 func viewDelivery(now time.Time) func(webhook.Delivery) DeliveryView {

@@ -85,3 +85,65 @@ func TestWebhooksComeSigned(t *testing.T) {
 		t.Error("the secret is shown again")
 	}
 }
+
+// TestWebhookCalls goes through all calls; the house holds each answer against the document.
+func TestWebhookCalls(t *testing.T) {
+	h := newHouse(t)
+	s, broken := newSink(t, nil), newSink(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not today", 500) })
+	do := func(method, path, body string) answer {
+		t.Helper()
+		return h.do(call{as: "ada", method: method, path: "/api/v1/webhooks" + path, body: body})
+	}
+	project := h.make("ada", "/api/v1/projects", `{"name":"P"}`)
+	do("POST", "", `{"name":"W","url":"`+s.URL+`","events":["nothing"]}`).is(400, "invalid_input")
+	do("POST", "", `{"name":"W","url":"`+s.URL+`","events":["*"],"project_id":"prj_nonsense"}`).is(400, "invalid_input")
+	do("POST", "", `{"name":"W","url":"http://10.0.0.1/","events":["*"]}`).is(400, "invalid_input")
+	once := call{as: "ada", method: "POST", path: "/api/v1/webhooks", header: map[string]string{"Idempotency-Key": "k"},
+		body: `{"name":"W","url":"` + broken.URL + `","events":["conversation.*"],"project_id":"` + project + `","ordered":true}`}
+	made := h.do(once).is(201)
+	if again := h.do(once).is(201); again.Text != made.Text || again.Header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("a repeat: %s", again.Text)
+	}
+	id := made.text("id")
+	do("GET", "/"+id, "").is(200)
+	if a := do("GET", "?project_id="+project, "").is(200); a.text("data", "0", "id") != id {
+		t.Errorf("%s", a.Text)
+	}
+	h.do(call{as: "ada", method: "PATCH", path: "/api/v1/webhooks/" + id, body: `{"name":"V"}`, header: map[string]string{"If-Match": `"9"`}}).is(412)
+	if a := do("PATCH", "/"+id, `{"name":"V","description":"d","project_id":null}`).is(200); a.text("name") != "V" || a.at("project_id") != nil {
+		t.Errorf("%s", a.Text)
+	}
+	do("PATCH", "/"+id, `{"state":"disabled"}`).is(400)
+	h.make("ada", "/api/v1/conversations", `{"title":"T"}`)
+	<-broken.got
+	list := do("GET", "/"+id+"/deliveries?state=pending&type=conversation.created", "").is(200)
+	delivery := list.text("data", "0", "id")
+	do("GET", "/"+id+"/deliveries/"+delivery, "").is(200)
+	do("GET", "/"+id+"/deliveries?cursor=nonsense", "").is(400)
+	if a := do("POST", "/"+id+"/test", "").is(200); a.text("state") != "failed" || a.text("attempt_list", "0", "answer") != "not today\n" {
+		t.Errorf("%s", a.Text)
+	}
+	if a := do("POST", "/"+id+"/rotate-secret", "").is(200); a.text("secret") == made.text("secret") || a.text("previous_secret_until") == "" {
+		t.Errorf("%s", a.Text)
+	}
+	do("POST", "/"+id+"/deliveries/"+delivery+"/redeliver", "").is(202)
+	do("POST", "/"+id+"/redeliver", `{"from":"2020-01-01T00:00:00Z","to":"2120-01-01T00:00:00Z"}`).is(202)
+	do("POST", "/"+id+"/redeliver", `{"from":"2020-01-01T00:00:00Z","to":"2120-01-01T00:00:00Z","state":"missed"}`).is(202)
+	do("POST", "/"+id+"/redeliver", `{"from":"2120-01-01T00:00:00Z","to":"2020-01-01T00:00:00Z"}`).is(400)
+	do("PATCH", "/"+id, `{"state":"paused"}`).is(200)
+	do("POST", "/"+id+"/deliveries/"+delivery+"/redeliver", "").is(409, "webhook_not_active")
+	do("DELETE", "/"+id, "").is(204)
+	do("GET", "/"+id+"/deliveries", "").is(404)
+	// Every call that changes something left its line.
+	trail := h.do(call{as: "ada", method: "GET", path: "/api/v1/audit?action=webhook.*"}).is(200)
+	for _, action := range []string{"webhook.created", "webhook.updated", "webhook.tested", "webhook.secret_rotated", "webhook.redelivered", "webhook.deleted"} {
+		if !strings.Contains(trail.Text, action) {
+			t.Errorf("the trail has no %s", action)
+		}
+	}
+	for _, secret := range []string{made.text("secret"), broken.URL} {
+		if strings.Contains(trail.Text, secret) || strings.Contains(h.log.String(), secret) {
+			t.Error("the trail or the log has what it must not")
+		}
+	}
+}
