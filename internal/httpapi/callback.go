@@ -59,7 +59,7 @@ type callbackAnswer struct {
 		TurnID    string `json:"turn_id" example:"turn_06f4k3z9c8tqv5m2yb7n1x0d4e"`
 		State     string `json:"state" enum:"completed,failed" doc:"What has become of the turn"`
 		Duplicate bool   `json:"duplicate" doc:"The very same had been delivered before; nothing has changed"`
-	} `nameHint:"Delivery"`
+	} `nameHint:"DeliveredAnswer"`
 }
 
 // deliver takes an answer that a workflow promised for later.
