@@ -177,8 +177,8 @@ func (s *TenantStore) Backlog(ctx context.Context) (n int64, since *time.Time, e
 func (s *TenantStore) Disown(ctx context.Context, node string, now time.Time) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) {
-			b.Exec(`UPDATE deliveries SET claim = '', due_at = ? WHERE state = 'pending' AND claim <> '' AND substr(claim, 1, ?) <> ?`,
-				ident.Micros(now), len(node)+1, node+".")
+			b.Exec(`UPDATE deliveries SET claim = '', due_at = ? WHERE state = 'pending' AND claim <> '' AND `+
+				b.Dialect().Pick("instr", "strpos")+`(claim, ?) <> 1`, ident.Micros(now), node+".")
 		})
 	})
 }

@@ -145,6 +145,21 @@ func deliveries(t *testing.T, h Harness) {
 		same(t, "deliveries", r.pending(e.ID, ""), before)
 	})
 	t.Run("what is claimed is nobody else's until its lease is over", func(t *testing.T) { claims(t, h) })
+	t.Run("what others claimed is taken from them", func(t *testing.T) {
+		r := newRoom(t, h)
+		e := r.hook(plainEndpoint(0, "conversation.*"))
+		r.open("a", 1)
+		r.open("b", 1)
+		for _, claim := range []string{"mine.1", "others.mine.1"} {
+			_, err := r.take(e.ID, webhook.Step{Claim: claim, Now: at(2), Lease: at(9)}, same3(e, 1))
+			must(t, err)
+		}
+		must(t, r.Webhooks.Disown(t.Context(), "mine", at(3)))
+		list, err := r.take(e.ID, webhook.Step{Claim: "mine.2", Now: at(3), Lease: at(9)}, same3(e, 9))
+		must(t, err)
+		same(t, "claimed again", len(list), 1)
+		same(t, "attempts", list[0].Attempts, 2)
+	})
 	t.Run("results count where the claim stands", func(t *testing.T) { results(t, h) })
 	t.Run("order waits within a conversation", func(t *testing.T) { ordered(t, h) })
 	t.Run("sent again", func(t *testing.T) { redelivered(t, h) })
