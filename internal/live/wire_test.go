@@ -22,12 +22,12 @@ func (g given) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 // The library's answer to a close frame does not get into the middle of a frame that found room for its beginning only.
 func TestNothingComesBetweenTheHalvesOfAFrame(t *testing.T) {
-	door, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it is there at once
+	door, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = door.Close() }()
-	client, err := net.Dial("tcp", door.Addr().String()) //nolint:noctx // the same
+	client, err := net.Dial("tcp", door.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
