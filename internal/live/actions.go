@@ -22,6 +22,9 @@ const maxStops = 4
 
 // act does what a frame asks for. What it returns is answered with an error frame.
 func (c *conn) act(ctx context.Context, f frame) error {
+	if !f.plain() {
+		return fault.BadInput("live.act", "data", "has a field that no frame has: all are written in lower case")
+	}
 	switch f.Type {
 	case "ping":
 		c.put(encode("pong", f.ID, nothing{}))

@@ -22,9 +22,11 @@ const maxID = 200
 
 // parse reads a frame. It is ok only for a JSON object with a type; check refuses what two readers would read differently.
 func parse(raw []byte, check func([]byte) error) (f frame, ok bool) {
-	if check(raw) != nil || json.Unmarshal(raw, &f) != nil || f.Type == "" {
+	var fields map[string]json.RawMessage // not a struct, which takes names in any case
+	if check(raw) != nil || json.Unmarshal(raw, &fields) != nil || json.Unmarshal(fields["type"], &f.Type) != nil || f.Type == "" {
 		return frame{}, false
 	}
+	f.ID, f.Data = fields["id"], fields["data"]
 	if bytes.Equal(f.ID, []byte("null")) {
 		f.ID = nil
 	}
@@ -32,6 +34,21 @@ func parse(raw []byte, check func([]byte) error) (f frame, ok bool) {
 		return frame{}, false
 	}
 	return f, true
+}
+
+// plain reports whether the names in the data are written as all are: the decoder would take them in another case, too, and of
+// two that differ in nothing else the last.
+func (f frame) plain() bool {
+	var fields map[string]json.RawMessage
+	_ = json.Unmarshal(f.Data, &fields) // what is no object is refused when it is read
+	for name := range fields {
+		for _, c := range []byte(name) {
+			if c != '_' && (c < 'a' || c > 'z') {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // read decodes the data of a frame; fields that it does not have are refused.

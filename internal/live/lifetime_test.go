@@ -6,12 +6,14 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/live"
@@ -364,6 +366,49 @@ func TestEventStream(t *testing.T) {
 		for kind := "x"; kind != ""; {
 			_, kind, _ = s()
 		}
+	}
+}
+
+// evasive cannot say for a while whether sessions are alive, and then says that they are not.
+type evasive struct {
+	live.Accounts
+	away, asked atomic.Int32
+}
+
+func (f *evasive) Alive(ctx context.Context, a ident.Actor) error {
+	switch f.asked.Add(1); {
+	case f.away.Load() == 0:
+		return f.Accounts.Alive(ctx, a)
+	case f.away.Add(-1) > 0:
+		return fault.New(fault.Unavailable, "test", "", "away")
+	}
+	f.away.Store(1)
+	return fault.New(fault.Unauthenticated, "test", "", "ended")
+}
+
+// A look that could not find out what somebody may see is made again in a moment, not with the next round of all looks.
+func TestALookInVainIsMadeAgain(t *testing.T) {
+	f := &evasive{}
+	h := newHouse(t, func(c *live.Config) { f.Accounts, c.Accounts = c.Accounts, f })
+	ada := h.user("ada")
+	inVain := func(begin func()) {
+		f.asked.Store(0)
+		f.away.Store(2)
+		begin()
+		until(t, "asked", func() bool { return f.asked.Load() > 0 })
+		h.pass(2 * time.Second)
+	}
+	s := ada.connect()
+	inVain(func() {
+		h.bus.Publish(t.Context(), event.Signal{Topic: event.AccessTopic(ident.AccountID(ada.id)), Kind: event.Access})
+	})
+	if code := s.ends(); code != live.CloseSignedOut {
+		t.Errorf("the socket: %d", code)
+	}
+	var next func() (id, kind, data string)
+	inVain(func() { next = ada.stream(t.Context(), "/api/v1/events/stream", "") })
+	for kind := "x"; kind != ""; {
+		_, kind, _ = next()
 	}
 }
 

@@ -185,10 +185,14 @@ func (c *conn) judge() {
 	ctx, cancel := context.WithTimeout(c.life, c.hub.ActionTime)
 	defer cancel()
 	if err := c.hub.Accounts.Alive(ctx, actor); err != nil {
-		if now, _ := c.who(); fault.Is(err, fault.Unauthenticated) && now.Session == actor.Session {
+		now, _ := c.who()
+		switch {
+		case !fault.Is(err, fault.Unauthenticated):
+			c.soon()
+		case now.Session == actor.Session:
 			c.over(signedOut)
 		}
-		return // or the master is away: the next look tells
+		return
 	}
 	c.mu.Lock()
 	seats, own := slices.Clone(c.seats), c.tenant
@@ -200,12 +204,20 @@ func (c *conn) judge() {
 			continue
 		}
 		c.deny(id, err)
-		if fault.Is(err, fault.Unavailable) { // who may see it is not known: asked again soon
-			c.mu.Lock()
-			c.check = c.hub.Now().Add(watchAgain)
-			c.mu.Unlock()
+		if !refuses(err) {
+			c.soon()
 		}
 	}
+}
+
+// refuses reports whether an error says that something may not be seen, not only that this could not be found out.
+func refuses(err error) bool { return fault.Is(err, fault.NotFound) || fault.Is(err, fault.Forbidden) }
+
+// soon has the connection looked at again in a moment, since it could not be found out what it may see.
+func (c *conn) soon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.check = c.hub.Now().Add(watchAgain)
 }
 
 // watchAgain is how soon somebody is looked at again of whom it could not be found out what they may see.

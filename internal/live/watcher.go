@@ -101,9 +101,14 @@ func (h *Hub) lookAt(w *watcher) {
 		if err == nil && w.subject != "" {
 			err = h.allowed(ctx, w.who.Actor, w.who.Tenant, w.in, w.subject)
 		}
-		switch fault.ClassOf(err) {
-		case fault.Unauthenticated, fault.NotFound, fault.Forbidden:
+		switch {
+		case err == nil:
+		case refuses(err) || fault.Is(err, fault.Unauthenticated):
 			w.end()
+		default: // it could not be found out
+			h.mu.Lock()
+			w.check = h.Now().Add(watchAgain)
+			h.mu.Unlock()
 		}
 	})
 }

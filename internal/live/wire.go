@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -23,6 +24,7 @@ type wire struct {
 
 	mu     sync.Mutex // held for writing
 	closed bool       // a close frame went out
+	rest   []byte     // of a frame that has begun to go out: nothing else may come before it
 	// What the write under way, which does not wait, has to do and has done; kept so that none has to be allocated.
 	now  func(fd uintptr) bool
 	data []byte
@@ -99,7 +101,8 @@ func (w *wire) Read(p []byte) (int, error) {
 	return w.Conn.Read(p)
 }
 
-// Write implements net.Conn for the library, which writes whole control frames.
+// Write implements net.Conn for the library, which writes whole control frames: the answer to a close frame, after what is left
+// of a frame that has begun.
 func (w *wire) Write(b []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -107,7 +110,10 @@ func (w *wire) Write(b []byte) (int, error) {
 		return len(b), nil // the answer to a close frame that was sent already
 	}
 	w.closed = b[0] == opClose
-	return w.Conn.Write(b)
+	before := len(w.rest)
+	n, err := w.Conn.Write(slices.Concat(w.rest, b))
+	w.rest = w.rest[min(n, before):]
+	return max(n-before, 0), err
 }
 
 // try writes as much of a frame as goes out without waiting for anybody.
@@ -122,10 +128,14 @@ func (w *wire) try(b []byte) (sent int) {
 	w.data, w.sent = b, 0
 	_ = w.raw.Write(w.now) // an error comes again when somebody waits for room
 	w.data = nil
+	if w.sent > 0 && w.sent < len(b) {
+		w.rest = b[w.sent:]
+	}
 	return w.sent
 }
 
-// write writes a frame, or the rest of one, before a moment in time. It says how much went out. Nothing follows the last.
+// write writes a frame, or the rest of the one that has begun, before a moment in time. It says how much went out. Nothing
+// follows the last.
 func (w *wire) write(b []byte, until time.Time, last bool) (sent int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -136,7 +146,12 @@ func (w *wire) write(b []byte, until time.Time, last bool) (sent int, err error)
 	if err := w.SetWriteDeadline(until); err != nil {
 		return 0, err
 	}
-	return w.Conn.Write(b)
+	begun := len(w.rest) > 0
+	sent, err = w.Conn.Write(b)
+	if w.rest = nil; sent < len(b) && (begun || sent > 0) {
+		w.rest = b[sent:]
+	}
+	return sent, err
 }
 
 // What a frame begins with.
