@@ -237,8 +237,12 @@ func (s *Service) Wake() {
 func (s *Service) Sweep(ctx context.Context) (time.Time, error) {
 	const op = "webhook.Sweep"
 	next, err := s.look(ctx)
-	if err != nil || next.IsZero() {
+	if err != nil {
 		return next, fault.Wrap(op, err)
+	}
+	if next.IsZero() {
+		s.d.swept(s.owner, 0, nil) // what waits for an endpoint that is not active is nobody's backlog
+		return next, nil
 	}
 	n, since, err := s.store.Backlog(ctx)
 	if err != nil {
@@ -613,6 +617,8 @@ func judge(e Endpoint, done []outcome, now time.Time) (Endpoint, event.Change) {
 	was := e.State
 	for _, o := range done {
 		switch {
+		case o.State == Succeeded && e.HoldUntil != nil && e.HoldUntil.After(now):
+			e.FailingSince = nil // it began before the endpoint asked for less: nothing does until then
 		case o.State == Succeeded:
 			e.Health = Health{}
 		case o.lost:

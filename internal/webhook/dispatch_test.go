@@ -312,6 +312,63 @@ func TestFewPlaces(t *testing.T) {
 	}
 }
 
+// TestAnEndpointThatAskedForLess: an answer that was on its way when it did so does not speak for more.
+func TestAnEndpointThatAskedForLess(t *testing.T) {
+	release := make(chan struct{})
+	w := newWorld(t, func(c *webhook.Config) {
+		c.Observe = func(outcome string, _, _ time.Duration) {
+			if outcome == webhook.FailedStatus {
+				close(release)
+			}
+		}
+	})
+	first := make(chan bool, 1)
+	first <- true
+	s := newSink(t, func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-first:
+			w.Header().Set("Retry-After", "600")
+			w.WriteHeader(http.StatusTooManyRequests)
+		default:
+			<-release
+		}
+	})
+	i := w.hook(s.URL)
+	w.happen(2, "")
+	if e := w.endpoint(i); e.HoldUntil == nil || e.Slowed != 1 || len(s.got) != 2 {
+		t.Errorf("%+v after %d calls", e, len(s.got))
+	}
+}
+
+// TestNobodysBacklog: what waits for an endpoint that is not active is not counted as late.
+func TestNobodysBacklog(t *testing.T) {
+	w := newWorld(t)
+	i := w.hook(newSink(t, status(500)).URL)
+	w.happen(1, "")
+	w.later(0)
+	if s := w.d.Stats(); s.Pending != 1 {
+		t.Errorf("%+v", s)
+	}
+	if _, err := w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.State = webhook.Paused; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	w.later(0)
+	if s := w.d.Stats(); s.Pending != 0 || !s.Since.IsZero() {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestWhoeverLeavesATest: the test goes on, and is not sent once more.
+func TestWhoeverLeavesATest(t *testing.T) {
+	w := newWorld(t)
+	ctx, leave := context.WithCancel(t.Context())
+	s := newSink(t, func(http.ResponseWriter, *http.Request) { leave() })
+	d, err := w.Test(ctx, ada, w.hook(s.URL).Endpoint.ID, nil)
+	if err != nil || d.State != webhook.Succeeded || len(d.Tried) != 1 {
+		t.Errorf("%+v %v", d, err)
+	}
+}
+
 // TestANameThatFlips: what is dialled is what was decided about, each time.
 func TestANameThatFlips(t *testing.T) {
 	w := newWorld(t)

@@ -350,7 +350,8 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	if err != nil {
 		return Delivery{}, fault.Wrap(op, err)
 	}
-	got := s.d.attempt(ctx, e, c) // its last try
+	// Whoever asked may leave: the attempt goes on, or it would be sent once more.
+	got := s.d.attempt(s.d.life, e, c) // its last try
 	store := context.WithoutCancel(ctx)
 	if _, err := s.store.Take(store, []Step{{Endpoint: id, Results: []Result{got.Result}, Now: s.d.moment(),
 		Decide: func(e Endpoint) (Endpoint, int, event.Change) { return e, 0, event.Change{} }}}); err != nil {
