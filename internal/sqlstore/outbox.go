@@ -171,7 +171,8 @@ func sameHealth(a, b webhook.Endpoint) bool {
 func (s *TenantStore) Backlog(ctx context.Context) (n int64, since *time.Time, err error) {
 	var at *int64
 	err = s.db.Read(ctx, func(b *Batch) {
-		b.One([]any{&n, &at}, `SELECT count(*), min(created_at) FROM deliveries WHERE state = 'pending'`)
+		b.One([]any{&n, &at}, `SELECT count(*), min(d.created_at) FROM webhooks w
+			JOIN deliveries d ON d.webhook_id = w.id AND d.state = 'pending' WHERE w.state = 'active'`)
 	})
 	return n, timeOf(at), err
 }

@@ -350,7 +350,8 @@ type lane struct {
 	id     ident.WebhookID
 	wake   chan struct{} // there may be more
 	ended  chan outcome
-	flying int // attempts that are being made
+	flying int  // attempts that are being made
+	slow   bool // the last answer did not end in time: as long as that is so, its attempts are made one at a time
 }
 
 // start has an endpoint's deliveries sent.
@@ -441,6 +442,7 @@ func (l *lane) gather(done []outcome) []outcome {
 
 func (l *lane) landed(done []outcome, o outcome) []outcome {
 	l.flying--
+	l.slow = o.slow
 	l.giveBack()
 	return append(done, o)
 }
@@ -529,7 +531,7 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 		after, ch := judge(was, done, now)
 		e = after
 		claim := want
-		if after.FailingSince != nil {
+		if after.FailingSince != nil || l.slow {
 			claim = min(claim, max(0, 1-l.flying)) // one at a time shows whether it is back
 		}
 		if after.State != Active || after.HoldUntil != nil && after.HoldUntil.After(now) {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -337,6 +338,36 @@ func TestAnEndpointThatAskedForLess(t *testing.T) {
 	w.happen(2, "")
 	if e := w.endpoint(i); e.HoldUntil == nil || e.Slowed != 1 || len(s.got) != 2 {
 		t.Errorf("%+v after %d calls", e, len(s.got))
+	}
+}
+
+// TestAnswersThatNeverEnd: one that says 200 and goes on takes no more places than one that says nothing.
+func TestAnswersThatNeverEnd(t *testing.T) {
+	w := newWorld(t, func(c *webhook.Config) { c.Timeout, c.PerEndpoint = 100*time.Millisecond, 3 })
+	var mu sync.Mutex
+	calls, at, most := 0, 0, 0
+	s := newSink(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		calls, at = calls+1, at+1
+		if calls > 3 {
+			most = max(most, at)
+		}
+		mu.Unlock()
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		mu.Lock()
+		at--
+		mu.Unlock()
+	})
+	i := w.hook(s.URL)
+	w.happen(8, "")
+	w.part.settled()
+	if most > 2 || calls != 8 { // the server may hear of the end of one after the beginning of the next
+		t.Errorf("%d of %d calls at once", most, calls)
+	}
+	if d := w.last(i); d.State != webhook.Succeeded || d.Tried[0].Status != 200 {
+		t.Errorf("%+v", d)
 	}
 }
 
