@@ -20,6 +20,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/outbound"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/webhook"
 )
@@ -386,6 +387,23 @@ func TestNobodysBacklog(t *testing.T) {
 	w.later(0)
 	if s := w.d.Stats(); s.Pending != 0 || !s.Since.IsZero() {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestAnAddressThatIsNotAllowedAnyMore: its webhook can be paused, but nothing else about it changed.
+func TestAnAddressThatIsNotAllowedAnyMore(t *testing.T) {
+	w := newWorld(t)
+	i := w.hook(newSink(t, nil).URL)
+	w.stop()
+	w.config.Guard, w.config.Inside = outbound.NewDialer(outbound.Config{}), false
+	w.start()
+	e, err := w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.State = webhook.Paused; return nil })
+	if err != nil || e.State != webhook.Paused {
+		t.Errorf("%+v %v", e, err)
+	}
+	_, err = w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.Name = "another"; return nil })
+	if f := field(err); f != "body.url" {
+		t.Errorf("%q: %v", f, err)
 	}
 }
 
