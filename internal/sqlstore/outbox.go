@@ -14,12 +14,15 @@ import (
 
 // The outbox: a delivery is a row that the transaction of its event adds, and that whoever sends it claims (decision 0061).
 
+// deliveryID is the identifier of the delivery of an event v for an endpoint w: an event makes one for each, and no more.
+const deliveryID = `'dlv_' || substr(v.id, 5, 24) || w.suffix`
+
 // outbox makes a delivery of each event v that the condition lets through, for each endpoint that wants it. Further
 // conditions may follow.
 func outbox(d Dialect, which string) string {
 	conversation := d.Pick(`json_extract(v.data, '$.conversation_id')`, `CAST(v.data AS jsonb) ->> 'conversation_id'`)
 	return `INSERT INTO deliveries (id, webhook_id, seq, event_id, event_type, conversation_id, state, attempts, tries, due_at, claim,
-		created_at) SELECT 'dlv_' || substr(v.id, 5, 24) || w.suffix, w.id, v.seq, v.id, v.type,
+		created_at) SELECT ` + deliveryID + `, w.id, v.seq, v.id, v.type,
 		coalesce(` + conversation + `, CASE WHEN substr(v.subject, 1, 5) = 'conv_' THEN v.subject END, ''),
 		'pending', 0, 0, v.created_at, '', v.created_at
 		FROM webhooks w JOIN events v ON ` + which + matched(d) + ` WHERE w.state = 'active'`
@@ -168,7 +171,8 @@ func sameHealth(a, b webhook.Endpoint) bool {
 func (s *TenantStore) Backlog(ctx context.Context) (n int64, since *time.Time, err error) {
 	var at *int64
 	err = s.db.Read(ctx, func(b *Batch) {
-		b.One([]any{&n, &at}, `SELECT count(*), min(created_at) FROM deliveries WHERE state = 'pending'`)
+		b.One([]any{&n, &at}, `SELECT count(*), min(d.created_at) FROM webhooks w
+			JOIN deliveries d ON d.webhook_id = w.id AND d.state = 'pending' WHERE w.state = 'active'`)
 	})
 	return n, timeOf(at), err
 }

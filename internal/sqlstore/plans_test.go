@@ -133,6 +133,15 @@ func TestPagesCostThePage(t *testing.T) {
 	})
 }
 
+// TestMissedEventsAreFound: whether an event made a delivery is looked up, not searched for among all deliveries.
+func TestMissedEventsAreFound(t *testing.T) {
+	db := tenantFiles(t)(t)
+	plan := queryPlan(t, db, reading{sql: `SELECT v.seq FROM webhooks w JOIN events v ON v.seq > ? WHERE ` + undelivered, args: []any{0}})
+	if text := strings.Join(plan, "\n"); !strings.Contains(text, "SEARCH d USING COVERING INDEX sqlite_autoindex_deliveries_1 (id=?)") {
+		t.Error(text)
+	}
+}
+
 // steps runs a reading and counts what SQLite's machine did for it.
 func steps(t *testing.T, db *DB, q reading) int {
 	t.Helper()

@@ -399,6 +399,10 @@ func (s *TenantStore) Redeliver(ctx context.Context, id ident.WebhookID, d ident
 	return list[0], nil
 }
 
+// undelivered is the condition that an event v made no delivery for an endpoint w. It looks for the identifier that the
+// delivery would have, since no index leads from an event to finished deliveries.
+const undelivered = `NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = ` + deliveryID + `)`
+
 // RedeliverMany implements webhook.Deliveries.
 func (s *TenantStore) RedeliverMany(ctx context.Context, id ident.WebhookID, r webhook.Range,
 	change func(webhook.Redelivered) (event.Change, error)) (webhook.Redelivered, error) {
@@ -418,7 +422,7 @@ func (s *TenantStore) RedeliverMany(ctx context.Context, id ident.WebhookID, r w
 		args := []any{id, ident.Micros(r.From), to, limit}
 		if r.Missed {
 			matching = `SELECT v.created_at AS at FROM webhooks w JOIN events v ON v.created_at >= ?2 AND v.created_at < ?3` +
-				matched(tx.Dialect()) + ` WHERE w.id = ?1 AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.webhook_id = w.id AND d.seq = v.seq)`
+				matched(tx.Dialect()) + ` WHERE w.id = ?1 AND ` + undelivered
 		} else {
 			matching = `SELECT d.created_at AS at FROM deliveries d WHERE d.webhook_id = ?1 AND d.created_at >= ?2 AND d.created_at < ?3
 				AND d.state <> 'pending'`
@@ -443,8 +447,7 @@ func (s *TenantStore) RedeliverMany(ctx context.Context, id ident.WebhookID, r w
 		var did *Affected
 		if err := tx.Run(func(b *Batch) {
 			if r.Missed {
-				did = b.Exec(outbox(tx.Dialect(), `v.created_at >= ?2 AND v.created_at < ?3`)+` AND w.id = ?1
-					AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.webhook_id = w.id AND d.seq = v.seq) ORDER BY v.seq`,
+				did = b.Exec(outbox(tx.Dialect(), `v.created_at >= ?2 AND v.created_at < ?3`)+` AND w.id = ?1 AND `+undelivered+` ORDER BY v.seq`,
 					id, ident.Micros(r.From), to)
 				return
 			}

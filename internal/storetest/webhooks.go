@@ -310,6 +310,16 @@ func claims(t *testing.T, h Harness) {
 	if len(due) != 1 || due[0].Endpoint.ID != e.ID || due[0].At == nil || !due[0].At.Equal(at(13)) {
 		t.Errorf("%s", show(due))
 	}
+	_, err = r.Webhooks.UpdateEndpoint(t.Context(), e.ID, func(e webhook.Endpoint) (webhook.Endpoint, event.Change, error) {
+		e.State = webhook.Paused
+		return e, happens(14, "webhook.updated", string(e.ID)), nil
+	})
+	must(t, err)
+	n, since, err = r.Webhooks.Backlog(t.Context())
+	must(t, err)
+	if n != 0 || since != nil {
+		t.Errorf("of a paused endpoint: %d since %v", n, since)
+	}
 }
 
 func results(t *testing.T, h Harness) {

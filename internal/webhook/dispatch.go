@@ -237,8 +237,12 @@ func (s *Service) Wake() {
 func (s *Service) Sweep(ctx context.Context) (time.Time, error) {
 	const op = "webhook.Sweep"
 	next, err := s.look(ctx)
-	if err != nil || next.IsZero() {
+	if err != nil {
 		return next, fault.Wrap(op, err)
+	}
+	if next.IsZero() {
+		s.d.swept(s.owner, 0, nil) // what waits for an endpoint that is not active is nobody's backlog
+		return next, nil
 	}
 	n, since, err := s.store.Backlog(ctx)
 	if err != nil {
@@ -346,7 +350,8 @@ type lane struct {
 	id     ident.WebhookID
 	wake   chan struct{} // there may be more
 	ended  chan outcome
-	flying int // attempts that are being made
+	flying int  // attempts that are being made
+	slow   bool // the last answer did not end in time: as long as that is so, its attempts are made one at a time
 }
 
 // start has an endpoint's deliveries sent.
@@ -437,6 +442,7 @@ func (l *lane) gather(done []outcome) []outcome {
 
 func (l *lane) landed(done []outcome, o outcome) []outcome {
 	l.flying--
+	l.slow = o.slow
 	l.giveBack()
 	return append(done, o)
 }
@@ -525,7 +531,7 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 		after, ch := judge(was, done, now)
 		e = after
 		claim := want
-		if after.FailingSince != nil {
+		if after.FailingSince != nil || l.slow {
 			claim = min(claim, max(0, 1-l.flying)) // one at a time shows whether it is back
 		}
 		if after.State != Active || after.HoldUntil != nil && after.HoldUntil.After(now) {
@@ -613,6 +619,8 @@ func judge(e Endpoint, done []outcome, now time.Time) (Endpoint, event.Change) {
 	was := e.State
 	for _, o := range done {
 		switch {
+		case o.State == Succeeded && e.HoldUntil != nil && e.HoldUntil.After(now):
+			e.FailingSince = nil // it began before the endpoint asked for less: nothing does until then
 		case o.State == Succeeded:
 			e.Health = Health{}
 		case o.lost:

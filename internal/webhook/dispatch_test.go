@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/outbound"
 	"claude-memory-backend/internal/seal"
 	"claude-memory-backend/internal/webhook"
 )
@@ -309,6 +311,110 @@ func TestFewPlaces(t *testing.T) {
 	w.part.settled()
 	if n := len(s.got); n != 60 {
 		t.Errorf("%d of 60 came", n)
+	}
+}
+
+// TestAnEndpointThatAskedForLess: an answer that was on its way when it did so does not speak for more.
+func TestAnEndpointThatAskedForLess(t *testing.T) {
+	release := make(chan struct{})
+	w := newWorld(t, func(c *webhook.Config) {
+		c.Observe = func(outcome string, _, _ time.Duration) {
+			if outcome == webhook.FailedStatus {
+				close(release)
+			}
+		}
+	})
+	first := make(chan bool, 1)
+	first <- true
+	s := newSink(t, func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-first:
+			w.Header().Set("Retry-After", "600")
+			w.WriteHeader(http.StatusTooManyRequests)
+		default:
+			<-release
+		}
+	})
+	i := w.hook(s.URL)
+	w.happen(2, "")
+	if e := w.endpoint(i); e.HoldUntil == nil || e.Slowed != 1 || len(s.got) != 2 {
+		t.Errorf("%+v after %d calls", e, len(s.got))
+	}
+}
+
+// TestAnswersThatNeverEnd: one that says 200 and goes on takes no more places than one that says nothing.
+func TestAnswersThatNeverEnd(t *testing.T) {
+	w := newWorld(t, func(c *webhook.Config) { c.Timeout, c.PerEndpoint = 100*time.Millisecond, 3 })
+	var mu sync.Mutex
+	calls, at, most := 0, 0, 0
+	s := newSink(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		calls, at = calls+1, at+1
+		if calls > 3 {
+			most = max(most, at)
+		}
+		mu.Unlock()
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		mu.Lock()
+		at--
+		mu.Unlock()
+	})
+	i := w.hook(s.URL)
+	w.happen(8, "")
+	w.part.settled()
+	if most > 2 || calls != 8 { // the server may hear of the end of one after the beginning of the next
+		t.Errorf("%d of %d calls at once", most, calls)
+	}
+	if d := w.last(i); d.State != webhook.Succeeded || d.Tried[0].Status != 200 {
+		t.Errorf("%+v", d)
+	}
+}
+
+// TestNobodysBacklog: what waits for an endpoint that is not active is not counted as late.
+func TestNobodysBacklog(t *testing.T) {
+	w := newWorld(t)
+	i := w.hook(newSink(t, status(500)).URL)
+	w.happen(1, "")
+	w.later(0)
+	if s := w.d.Stats(); s.Pending != 1 {
+		t.Errorf("%+v", s)
+	}
+	if _, err := w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.State = webhook.Paused; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	w.later(0)
+	if s := w.d.Stats(); s.Pending != 0 || !s.Since.IsZero() {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestAnAddressThatIsNotAllowedAnyMore: its webhook can be paused, but nothing else about it changed.
+func TestAnAddressThatIsNotAllowedAnyMore(t *testing.T) {
+	w := newWorld(t)
+	i := w.hook(newSink(t, nil).URL)
+	w.stop()
+	w.config.Guard, w.config.Inside = outbound.NewDialer(outbound.Config{}), false
+	w.start()
+	e, err := w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.State = webhook.Paused; return nil })
+	if err != nil || e.State != webhook.Paused {
+		t.Errorf("%+v %v", e, err)
+	}
+	_, err = w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.Name = "another"; return nil })
+	if f := field(err); f != "body.url" {
+		t.Errorf("%q: %v", f, err)
+	}
+}
+
+// TestWhoeverLeavesATest: the test goes on, and is not sent once more.
+func TestWhoeverLeavesATest(t *testing.T) {
+	w := newWorld(t)
+	ctx, leave := context.WithCancel(t.Context())
+	s := newSink(t, func(http.ResponseWriter, *http.Request) { leave() })
+	d, err := w.Test(ctx, ada, w.hook(s.URL).Endpoint.ID, nil)
+	if err != nil || d.State != webhook.Succeeded || len(d.Tried) != 1 {
+		t.Errorf("%+v %v", d, err)
 	}
 }
 

@@ -21,6 +21,7 @@ type outcome struct {
 	asked time.Duration // what the endpoint asked for with Retry-After
 	gone  bool          // 410
 	lost  bool          // the secret cannot be read
+	slow  bool          // its answer did not end in time, whatever it said
 }
 
 // attempt sends a delivery to an endpoint, once.
@@ -59,6 +60,7 @@ func (d *Dispatcher) attempt(ctx context.Context, e Endpoint, c Claimed) outcome
 	o.Attempt.Latency = d.Now().Sub(began)
 	o.Attempt.Status, o.Attempt.Answer = answer.Status, clipped(answer.Body)
 	if answer.Status != 0 {
+		o.slow = err != nil
 		err = nil // it has been said, whatever became of the rest
 	}
 	switch {

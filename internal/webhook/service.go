@@ -153,13 +153,17 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.WebhookI
 		if err := change(&edit); err != nil {
 			return e, event.Change{}, err
 		}
-		if err := s.d.check(op, edit.Details); err != nil {
-			return e, event.Change{}, err
+		// What was allowed once may not be any more: nobody is kept from pausing it.
+		same := reflect.DeepEqual(edit.Details, e.Details)
+		if !same {
+			if err := s.d.check(op, edit.Details); err != nil {
+				return e, event.Change{}, err
+			}
 		}
 		if edit.State != e.State && edit.State != Active && edit.State != Paused {
 			return e, event.Change{}, fault.BadInput(op, "body.state", "must be active or paused")
 		}
-		if reflect.DeepEqual(edit.Details, e.Details) && edit.State == e.State {
+		if same && edit.State == e.State {
 			return e, event.Change{}, nil
 		}
 		ch := event.NewChange(actor, s.d.moment())
@@ -350,7 +354,8 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	if err != nil {
 		return Delivery{}, fault.Wrap(op, err)
 	}
-	got := s.d.attempt(ctx, e, c) // its last try
+	// Whoever asked may leave: the attempt goes on, or it would be sent once more.
+	got := s.d.attempt(s.d.life, e, c) // its last try
 	store := context.WithoutCancel(ctx)
 	if _, err := s.store.Take(store, []Step{{Endpoint: id, Results: []Result{got.Result}, Now: s.d.moment(),
 		Decide: func(e Endpoint) (Endpoint, int, event.Change) { return e, 0, event.Change{} }}}); err != nil {

@@ -116,7 +116,7 @@ type Queue interface {
 	// Take does the steps of several endpoints, of each one at most, in one transaction: it stores results and claims what is
 	// due, under the locks of the endpoints. A claim is one statement, so no delivery is claimed twice.
 	Take(ctx context.Context, steps []Step) ([]Taken, error)
-	// Backlog is how many deliveries are pending, and since when the oldest of their events; nil: none.
+	// Backlog is how many deliveries of active endpoints are pending, and since when the oldest of their events; nil: none.
 	Backlog(ctx context.Context) (n int64, since *time.Time, err error)
 	// Disown makes what others than this node have claimed due now: for a server that works alone, whose others are dead.
 	Disown(ctx context.Context, node string, now time.Time) error
