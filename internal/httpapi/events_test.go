@@ -232,7 +232,7 @@ func (s *shared) fill(id ident.TenantID, events int) {
 	for ; events > 0; events -= 500 {
 		ch := event.NewChange(ident.System(""), time.Now())
 		for range min(events, 500) {
-			ch.Add("conversation.updated", string(ident.New[ident.ConversationID]()), map[string]any{"project_id": nil})
+			ch.Add("conversation.updated", string(ident.New[ident.ConversationID]()), map[string]any{"project_id": nil, "version": 2, "status": "active"})
 		}
 		if err := log.Note(s.t.Context(), ch); err != nil {
 			s.t.Fatal(err)
