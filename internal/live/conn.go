@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -308,10 +309,12 @@ func (c *conn) read() {
 	for {
 		kind, r, err := c.ws.Reader(context.Background())
 		if err != nil {
+			c.unread(err)
 			return
 		}
 		raw, err := io.ReadAll(io.LimitReader(r, int64(c.hub.MaxFrame)+1))
 		if err != nil {
+			c.unread(err)
 			return
 		}
 		c.hub.meters.in.Inc()
@@ -334,6 +337,17 @@ func (c *conn) read() {
 		}
 		return
 	}
+}
+
+// unread tells a client what the library did not: that what it sent is no frame. Who has left is told nothing.
+func (c *conn) unread(err error) {
+	var lost *net.OpError
+	if websocket.CloseStatus(err) != -1 || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.As(err, &lost) {
+		return
+	}
+	c.over(badFrame)
+	_, _ = io.Copy(io.Discard, c.wire) // a connection that is closed with unread bytes loses what was sent last
 }
 
 // take works on one frame.

@@ -133,13 +133,23 @@ func rest(in io.Reader) string {
 	return b.String()
 }
 
-// Bytes that no proper client sends end the connection, and leave nothing behind (the house looks at its end, and goleak
+// said is the code of the close frame that ends it, 0 without one.
+func said(got string) websocket.StatusCode {
+	for i := len(got) - 4; i >= 0; i-- {
+		if got[i] == 0x88 && i+2+int(got[i+1]) == len(got) {
+			return websocket.StatusCode(got[i+2])<<8 | websocket.StatusCode(got[i+3])
+		}
+	}
+	return 0
+}
+
+// Bytes that no proper client sends end the connection with a code, and leave nothing behind (the house looks at its end, and goleak
 // at that of the package).
 func TestBytesThatAreNoFrames(t *testing.T) {
 	h := newHouse(t, nil)
 	ada := h.user("ada")
-	const said = `{"type":"ping","id":"early"}`
-	_, in := ada.raw(append(masked(0x81, byte(len(said)), said), masked(0x88, 0, "")...))
+	const early = `{"type":"ping","id":"early"}`
+	_, in := ada.raw(append(masked(0x81, byte(len(early)), early), masked(0x88, 0, "")...))
 	if got := rest(in); !strings.Contains(got, `"pong"`) || !strings.Contains(got, `"early"`) {
 		t.Errorf("what came with the handshake: %q", got)
 	}
@@ -158,8 +168,9 @@ func TestBytesThatAreNoFrames(t *testing.T) {
 			house := *h
 			at.h, house.t = &house, t
 			_, in := at.raw(b)
-			if got := rest(in); strings.Contains(got, `"pong"`) {
-				t.Errorf("%q", got)
+			got := rest(in)
+			if code := said(got); strings.Contains(got, `"pong"`) || code != websocket.StatusProtocolError && code != live.CloseBadFrame {
+				t.Errorf("%d after %q", code, got)
 			}
 		})
 	}
