@@ -181,6 +181,9 @@ func (p *Pool) acquire(ctx context.Context, id ident.TenantID) (_ *entry, waited
 	}
 	select {
 	case <-e.ready:
+		if opener { // the opening was over before this goroutine went on
+			waited = time.Since(asked)
+		}
 	default:
 		select {
 		case <-e.ready:
