@@ -20,14 +20,15 @@ const (
 	holdLongest = 10 * time.Minute
 )
 
-// pauseAfter is how long a delivery waits after so many failed tries, between 90 and 110 % of what is planned; more is
-// false after the last one. dice is from 0 to 1.
+// pauseAfter is how long a delivery waits after so many failed tries, between 96 and 110 % of what is planned; more is
+// false after the last one. dice is from 0 to 1. With any less, the last try could come before failingFor is over: then
+// a delivery would be given up, and its endpoint not paused.
 func pauseAfter(tries int, asked time.Duration, dice float64) (pause time.Duration, more bool) {
 	if tries > len(pauses) {
 		return 0, false
 	}
 	planned := pauses[max(tries, 1)-1]
-	pause = time.Duration(float64(planned) * (0.9 + 0.2*dice))
+	pause = time.Duration(float64(planned) * (0.96 + 0.14*dice))
 	return max(pause, min(asked, longestWait)), true
 }
 
