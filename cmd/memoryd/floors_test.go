@@ -36,6 +36,7 @@ var rooms = map[string]room{
 	"internal/blob":                  {floor: 0, note: "files by name: a folder, or a bucket"},
 	"internal/words":                 {floor: 0, note: "how text becomes search terms; touches no database"},
 	"internal/outbound":              {floor: 0, note: "the one dialer for addresses that users give"},
+	"internal/clocktest":             {floor: 0, tests: true, note: "the time of tests, moved by hand"},
 	"internal/outbound/outboundtest": {floor: 1, tests: true, note: "spellings of forbidden addresses, and traps"},
 
 	"internal/access": {floor: 1, note: "roles, actions, and the one matrix of both"},

@@ -9,6 +9,7 @@ import (
 
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/audit"
+	"claude-memory-backend/internal/clocktest"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -33,24 +34,7 @@ type house struct {
 	keys   *seal.Keyring
 	hasher *account.Hasher
 	places *places
-	clock  *clock
-}
-
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) pass(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
+	clock  *clocktest.Clock
 }
 
 // places makes nothing, and counts.
@@ -115,7 +99,7 @@ func houseOn(t *testing.T, db *sqlstore.DB, change func(*account.Config)) *house
 		t.Fatal(err)
 	}
 	h := &house{t: t, store: sqlstore.NewMasterStore(db, nil), keys: keys, hasher: account.NewHasher(cheap()),
-		places: &places{made: map[ident.TenantID]bool{}}, clock: &clock{now: time.Now().UTC().Truncate(time.Second)}}
+		places: &places{made: map[ident.TenantID]bool{}}, clock: clocktest.New(time.Now().UTC().Truncate(time.Second))}
 	h.Service = h.another(change)
 	return h
 }

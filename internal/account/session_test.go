@@ -31,7 +31,7 @@ func TestRefresh(t *testing.T) {
 	onBoth(t, nil, func(t *testing.T, h *house) {
 		g := h.register("ada@example.com")
 		head := h.head()
-		h.clock.pass(9 * time.Minute)
+		h.clock.Pass(9 * time.Minute)
 		next := h.refresh(g.RefreshToken)
 		if next.RefreshToken == g.RefreshToken || next.AccessToken == g.AccessToken || next.Session != g.Session || next.Account.ID != g.Account.ID {
 			t.Fatalf("%+v", next)
@@ -48,11 +48,11 @@ func TestRefresh(t *testing.T) {
 				if again := h.refresh(g.RefreshToken); again.RefreshToken != next.RefreshToken {
 					t.Fatal("another successor")
 				}
-				h.clock.pass(3 * time.Second)
+				h.clock.Pass(3 * time.Second)
 			}
 		})
 		t.Run("and after that ends the session", func(t *testing.T) {
-			h.clock.pass(2 * time.Second)
+			h.clock.Pass(2 * time.Second)
 			_, err := h.Refresh(t.Context(), g.RefreshToken, home)
 			refused(t, err, "refresh_refused")
 			h.dead(next)
@@ -113,7 +113,7 @@ func TestRefreshRaces(t *testing.T) {
 				}
 			}
 			g = grants[0]
-			h.clock.pass(time.Second)
+			h.clock.Pass(time.Second)
 		}
 		h.actor(g)
 		if n := len(h.trail(g.Account.ID, "session.reused")); n != 0 {
@@ -126,9 +126,9 @@ func TestSessionsEndByThemselves(t *testing.T) {
 	t.Run("unused", func(t *testing.T) {
 		h := newHouse(t, nil)
 		g := h.register("ada@example.com")
-		h.clock.pass(14*24*time.Hour - time.Second)
+		h.clock.Pass(14*24*time.Hour - time.Second)
 		g = h.refresh(g.RefreshToken)
-		h.clock.pass(14 * 24 * time.Hour)
+		h.clock.Pass(14 * 24 * time.Hour)
 		_, err := h.Refresh(t.Context(), g.RefreshToken, home)
 		refused(t, err, "refresh_refused")
 	})
@@ -136,13 +136,13 @@ func TestSessionsEndByThemselves(t *testing.T) {
 		h := newHouse(t, nil)
 		g := h.register("ada@example.com")
 		for range 8 {
-			h.clock.pass(11 * 24 * time.Hour)
+			h.clock.Pass(11 * 24 * time.Hour)
 			g = h.refresh(g.RefreshToken)
 		}
 		if left := g.RefreshUntil.Sub(h.clock.Now()); left != 2*24*time.Hour {
 			t.Fatalf("%s left of 90 days after 88", left)
 		}
-		h.clock.pass(2 * 24 * time.Hour)
+		h.clock.Pass(2 * 24 * time.Hour)
 		_, err := h.Refresh(t.Context(), g.RefreshToken, home)
 		refused(t, err, "refresh_refused")
 	})
@@ -214,7 +214,7 @@ func TestAnotherNodeNoticesWithinASecond(t *testing.T) {
 	}
 	must(t, verify())
 	must(t, h.Logout(t.Context(), h.actor(g)))
-	h.clock.pass(time.Second)
+	h.clock.Pass(time.Second)
 	refused(t, verify(), "session_ended")
 }
 
@@ -257,7 +257,7 @@ func TestARevocationOvertakesALookup(t *testing.T) {
 func TestRunNotesUsesAndSweeps(t *testing.T) {
 	h := newHouse(t, nil)
 	g := h.register("ada@example.com")
-	h.clock.pass(2 * time.Minute)
+	h.clock.Pass(2 * time.Minute)
 	_, err := h.Verify(t.Context(), g.AccessToken, from("203.0.113.5"))
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -270,7 +270,7 @@ func TestRunNotesUsesAndSweeps(t *testing.T) {
 	}
 	_, err = h.Login(t.Context(), "ada@example.com", "a wrong guess", home)
 	refused(t, err, account.CodeWrong)
-	h.clock.pass(15 * 24 * time.Hour)
+	h.clock.Pass(15 * 24 * time.Hour)
 	h.Sweep(t.Context())
 	try, err := h.store.FindAttempt(t.Context(), "ada@example.com", nil, h.clock.Now())
 	must(t, err)

@@ -126,7 +126,7 @@ func TestThrottle(t *testing.T) {
 		// The account elsewhere, and the address for another account, are as free as before.
 		h.login("ada@example.com")
 		refused(t, guess(t, h, "bob@example.com", "198.51.100.1"), account.CodeWrong)
-		h.clock.pass(f.After)
+		h.clock.Pass(f.After)
 		_, err = h.Login(t.Context(), "ada@example.com", password, from("198.51.100.1"))
 		must(t, err)
 		// Signing in forgets the pair's failures.

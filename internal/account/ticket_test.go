@@ -68,7 +68,7 @@ func TestTicketsWorkOnce(t *testing.T) {
 		}
 
 		late := ticket()
-		h.clock.pass(account.TicketLife)
+		h.clock.Pass(account.TicketLife)
 		_, err = h.Redeem(t.Context(), late, home)
 		refused(t, err, "ticket_invalid")
 
@@ -81,7 +81,7 @@ func TestTicketsWorkOnce(t *testing.T) {
 		refused(t, other.Alive(t.Context(), actor), "session_ended")
 
 		// What was noted of used tickets goes when nobody could use them any more.
-		h.clock.pass(time.Hour)
+		h.clock.Pass(time.Hour)
 		if n, err := h.store.SweepOnces(t.Context(), h.clock.Now()); err != nil || n < 2 {
 			t.Errorf("%d swept, %v", n, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"claude-memory-backend/internal/clocktest"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
@@ -40,25 +41,7 @@ func (p *promiser) Answer(ctx context.Context, q conversation.Prompt, _ func(str
 	}
 }
 
-// clock is a time that a test moves.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) pass(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-func newClock() *clock { return &clock{now: time.Now().UTC().Truncate(time.Second)} }
+func newClock() *clocktest.Clock { return clocktest.New(time.Now().UTC().Truncate(time.Second)) }
 
 const teal = `{"content":"Teal."}`
 
@@ -112,11 +95,13 @@ func TestAnAnswerIsDeliveredLater(t *testing.T) {
 	p, now := newPromiser(), newClock()
 	b := open(t, p, func(c *conversation.Config) { c.Now, c.CallbackTime = now.Now, time.Minute })
 	x := b.send(b.conversation().ID, "Which colour?")
-	told := make(chan []conversation.Moment, 1)
+	told, waiting := make(chan []conversation.Moment, 1), make(chan struct{})
 	go func() {
 		var all []conversation.Moment
 		_ = b.s.Follow(context.Background(), b.actor, x.Turn.Conversation, x.Turn.ID, "", func(m conversation.Moment) error {
-			all = append(all, m)
+			if all = append(all, m); m.Type == conversation.MomentWaiting {
+				close(waiting)
+			}
 			return nil
 		})
 		told <- all
@@ -143,7 +128,8 @@ func TestAnAnswerIsDeliveredLater(t *testing.T) {
 	d := delivery("Teal.", teal)
 	d.Answer.Blocks = []json.RawMessage{json.RawMessage(`{"type":"thinking","thinking":"hm","signature":"s"}`),
 		json.RawMessage(`{"type":"text","text":"Teal."}`)}
-	now.pass(20 * time.Second)
+	<-waiting
+	now.Pass(20 * time.Second)
 	if turn, got := b.deliver(x, d); got != conversation.Taken || turn.State != conversation.Completed {
 		t.Fatalf("%s %+v", got, turn)
 	}
@@ -190,7 +176,7 @@ func TestAnAnswerIsDeliveredLater(t *testing.T) {
 		if _, err := b.s.Stop(t.Context(), b.actor, x.Turn.Conversation, x.Turn.ID); err != nil {
 			t.Error(err)
 		}
-		now.pass(time.Hour)
+		now.Pass(time.Hour)
 		if _, err := b.s.Sweep(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -288,11 +274,11 @@ func TestAWaitingTurnEndsWithoutItsAnswer(t *testing.T) {
 			b := open(t, newPromiser(), func(c *conversation.Config) { c.Now, c.CallbackTime = now.Now, time.Minute })
 			x := b.send(b.conversation().ID, "Go")
 			deadline := b.waits(x).Lease
-			now.pass(time.Minute - time.Microsecond)
+			now.Pass(time.Minute - time.Microsecond)
 			if next, err := b.s.Sweep(t.Context()); err != nil || !next.Equal(deadline) {
 				t.Fatalf("look again at %v, %v", next, err)
 			}
-			now.pass(time.Microsecond)
+			now.Pass(time.Microsecond)
 			if err := look(b, x); err != nil {
 				t.Fatal(err)
 			}

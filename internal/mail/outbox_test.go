@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"claude-memory-backend/internal/clocktest"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/seal"
@@ -94,29 +95,11 @@ func (s *shelf) first() Entry {
 
 func (s *shelf) SweepMails(context.Context, time.Time) error { return nil }
 
-// clock is moved by hand.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) add(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
 // bureau is an outbox with everything around it.
 type bureau struct {
 	*Outbox
 	store *shelf
-	clock *clock
+	clock *clocktest.Clock
 	log   *bytes.Buffer
 	halt  func() // stops it, and waits
 }
@@ -127,7 +110,7 @@ func newBureau(t *testing.T, store *shelf, transport Transport) *bureau {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bureau{store: store, clock: &clock{now: time.Date(2026, 11, 26, 9, 30, 0, 0, time.UTC)}, log: &bytes.Buffer{}}
+	b := &bureau{store: store, clock: clocktest.New(time.Date(2026, 11, 26, 9, 30, 0, 0, time.UTC)), log: &bytes.Buffer{}}
 	b.Outbox = NewOutbox(Config{Store: store, Sealer: keys, Key: seal.Key{1}, Transport: transport, From: ours, Now: b.clock.Now, Grace: 20 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(b.log, nil)),
 		Address: func(_ context.Context, id ident.AccountID) (string, error) {
@@ -202,7 +185,7 @@ func TestOutboxTriesAgain(t *testing.T) {
 			t.Errorf("%v after %v", pause, last)
 		}
 		last = pause * 5 / 6 // as much as chance may take
-		b.clock.add(pause)
+		b.clock.Pass(pause)
 		b.Wake()
 	}
 	got := <-p.came
@@ -248,7 +231,7 @@ func TestOutboxGivesUp(t *testing.T) {
 				tries++
 				pause := due.Sub(b.clock.Now())
 				longest = max(longest, pause)
-				b.clock.add(pause)
+				b.clock.Pass(pause)
 				b.Wake()
 			case <-b.store.settled:
 				over = true

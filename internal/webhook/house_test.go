@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"claude-memory-backend/internal/clocktest"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/event/catalogue"
 	"claude-memory-backend/internal/ident"
@@ -27,24 +28,6 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var ada = ident.Actor{Account: "usr_ada", Name: "Ada"}
-
-// clock is moved by hand.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) move(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
 
 // part counts who keeps the tenant open, and remembers what was owed.
 type part struct {
@@ -115,7 +98,7 @@ type world struct {
 	d      *webhook.Dispatcher
 	store  *sqlstore.TenantStore
 	part   *part
-	clock  *clock
+	clock  *clocktest.Clock
 	names  *names
 	keys   *seal.Keyring
 	config webhook.Config
@@ -132,7 +115,7 @@ func newWorld(t testing.TB, changes ...func(*webhook.Config)) *world {
 		t.Fatal(err)
 	}
 	w := &world{TB: t, store: sqlstore.NewTenantStore(db, nil), part: newPart(), names: &names{known: map[string][]string{}},
-		clock: &clock{now: time.Now().UTC().Truncate(time.Microsecond)}}
+		clock: clocktest.New(time.Now().UTC().Truncate(time.Microsecond))}
 	if w.keys, err = seal.NewKeyring("an entirely unguessable phrase, 0123456789"); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +186,7 @@ func (w *world) happen(n int, conversation string) {
 func (w *world) later(d time.Duration) {
 	w.Helper()
 	w.part.settled()
-	w.clock.move(d)
+	w.clock.Pass(d)
 	if _, err := w.Sweep(w.Context()); err != nil {
 		w.Fatal(err)
 	}

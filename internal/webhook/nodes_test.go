@@ -55,7 +55,7 @@ func TestTwoNodesShareTheWork(t *testing.T) {
 		}
 		w.stop()
 		w.store = sqlstore.NewTenantStore(host.Open(id), nil)
-		w.clock.now = first.clock.now
+		w.clock.Pass(first.clock.Now().Sub(w.clock.Now()))
 		w.start()
 		worlds[i] = w
 	}

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"claude-memory-backend/internal/claude/emulator"
+	"claude-memory-backend/internal/clocktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,24 +32,7 @@ func start(t *testing.T, o emulator.Options) (*emulator.Server, anthropic.Client
 		option.WithAPIKey("sk-ant-test"), option.WithMaxRetries(0), option.WithHTTPClient(c))
 }
 
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func newClock() *clock { return &clock{now: time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)} }
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) pass(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
+func newClock() *clocktest.Clock { return clocktest.New(time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)) }
 
 func user(text string) anthropic.MessageParam {
 	return anthropic.NewUserMessage(anthropic.NewTextBlock(text))
@@ -379,15 +362,15 @@ func TestCache(t *testing.T) {
 		if one.CacheCreationInputTokens != 2000 || one.CacheReadInputTokens != 0 || one.CacheCreation.Ephemeral5mInputTokens != 2000 {
 			t.Fatalf("%+v", one)
 		}
-		clk.pass(4 * time.Minute)
+		clk.Pass(4 * time.Minute)
 		if two := ask(t, c, system, user("other")); two.CacheReadInputTokens != 2000 || two.CacheCreationInputTokens != 0 {
 			t.Fatalf("%+v", two)
 		}
-		clk.pass(4 * time.Minute) // refreshed by use
+		clk.Pass(4 * time.Minute) // refreshed by use
 		if three := ask(t, c, system, user("q")); three.CacheReadInputTokens != 2000 {
 			t.Fatalf("%+v", three)
 		}
-		clk.pass(6 * time.Minute)
+		clk.Pass(6 * time.Minute)
 		if four := ask(t, c, system, user("q")); four.CacheReadInputTokens != 0 || four.CacheCreationInputTokens != 2000 {
 			t.Fatalf("%+v", four)
 		}
@@ -471,7 +454,7 @@ func TestLimits(t *testing.T) {
 	if e.StatusCode != 429 || e.Response.Header.Get("retry-after") != "37" {
 		t.Fatalf("%d, retry-after %q", e.StatusCode, e.Response.Header.Get("retry-after"))
 	}
-	clk.pass(37 * time.Second)
+	clk.Pass(37 * time.Second)
 	if _, err := ask(); err != nil {
 		t.Fatal(err)
 	}
