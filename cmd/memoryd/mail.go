@@ -64,9 +64,9 @@ func pauses(outbox *mail.Outbox) func(context.Context, ident.AccountID, webhook.
 		}
 		switch e.Reason {
 		case webhook.Gone:
-			p.Last = "410, which says that it is gone for good"
+			p.Why = "Its last answer was 410, which says that it is gone for good."
 		case webhook.SecretLost:
-			p.Last = "its secret cannot be read any more; give it a new one first"
+			p.Why = "Its secret cannot be read any more: give it a new one first."
 		}
 		return outbox.Enqueue(ctx, fmt.Sprint("webhook.paused ", e.ID, " ", e.Version), mail.EndpointPaused(p))
 	}

@@ -14,23 +14,25 @@ type Pause struct {
 	Owner    ident.AccountID
 	Endpoint string    // its name
 	Since    time.Time // since when every attempt has failed
-	Last     string    // what came of the last attempt: "500", "no answer within 15 s"
+	Why      string    // another reason, as a sentence; empty: that every attempt has failed
 	Resume   string    // what to do once it works again, as a sentence
 }
 
-// EndpointPaused tells of a pause.
+// EndpointPaused tells of a pause, or of an end.
 func EndpointPaused(p Pause) Message {
 	var b strings.Builder
-	fmt.Fprintf(&b, "The webhook %q is paused: nothing is sent to it any more.\n\n", line(p.Endpoint))
-	fmt.Fprintf(&b, "Every attempt has failed since %s.\n", moment(p.Since))
-	if p.Last != "" {
-		fmt.Fprintf(&b, "The last one: %s.\n", strings.TrimSuffix(line(p.Last), "."))
+	subject := fmt.Sprintf("Nothing is sent to the webhook %q any more", line(p.Endpoint))
+	b.WriteString(subject + ".\n\n")
+	if p.Why != "" {
+		b.WriteString(line(p.Why) + "\n")
+	} else {
+		fmt.Fprintf(&b, "Every attempt has failed since %s.\n", moment(p.Since))
 	}
 	b.WriteString("\nWhat happened meanwhile is kept in the log of events and can be delivered later.\n")
 	if p.Resume != "" {
 		b.WriteString(strings.TrimSpace(p.Resume) + "\n")
 	}
-	return Message{Account: p.Owner, Subject: fmt.Sprintf("The webhook %q is paused", line(p.Endpoint)), Text: b.String()}
+	return Message{Account: p.Owner, Subject: subject, Text: b.String()}
 }
 
 // Invitation is what somebody without an account is told who is asked into a project.

@@ -343,12 +343,20 @@ func TestMalformed(t *testing.T) {
 
 // What a user called something cannot become a header or a line of its own.
 func TestNotices(t *testing.T) {
-	m := EndpointPaused(Pause{Owner: "usr_ada", Endpoint: "evil\r\nBcc: eve@example.com\n\n" + strings.Repeat("x", 500),
-		Since: time.Date(2026, 11, 26, 9, 30, 0, 0, time.UTC), Last: "500\nPay here: …", Resume: "Switch it on again."})
-	if err := m.check(); err != nil {
-		t.Fatal(err)
+	p := Pause{Owner: "usr_ada", Endpoint: "evil\r\nBcc: eve@example.com\n\n" + strings.Repeat("x", 500),
+		Since: time.Date(2026, 11, 26, 9, 30, 0, 0, time.UTC), Resume: "Switch it on again."}
+	m := EndpointPaused(p)
+	p.Why = "It is gone.\nPay here: …"
+	gone := EndpointPaused(p)
+	for _, m := range []Message{m, gone} {
+		if err := m.check(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if m.Account != "usr_ada" || strings.Contains(m.Subject, "\n") || len(m.Subject) > 150 || strings.Contains(m.Text, "\nBcc") || strings.Contains(m.Text, "\nPay") ||
+	if strings.Contains(gone.Text, "has failed") || !strings.Contains(gone.Text, "It is gone.") || strings.Contains(gone.Text, "\nPay") {
+		t.Errorf("%s", gone.Text)
+	}
+	if m.Account != "usr_ada" || strings.Contains(m.Subject, "\n") || len(m.Subject) > 150 || strings.Contains(m.Text, "\nBcc") ||
 		!strings.Contains(m.Text, "since 26 November 2026, 09:30 UTC") || !strings.HasSuffix(m.Text, "Switch it on again.\n") {
 		t.Errorf("%s\n%s", m.Subject, m.Text)
 	}
