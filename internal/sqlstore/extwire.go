@@ -49,7 +49,7 @@ const rowCost = 256
 
 var (
 	// Somebody waits: a server that stops answering fails within two seconds.
-	hasty = limits{silence: 1800 * time.Millisecond, total: 8 * time.Second, wire: 64 << 20, rows: 12 << 20}
+	hasty = limits{silence: 1800 * time.Millisecond, total: 8 * time.Second, wire: 64 << 20, rows: 11 << 20}
 	// Nobody does. Who reads whole tables bounds what it keeps.
 	patient = limits{silence: 2 * time.Minute, wire: 1 << 50, rows: 1 << 50}
 )
