@@ -17,13 +17,13 @@ import (
 	"testing"
 	"time"
 
+	"claude-memory-backend/bench/lab"
 	"claude-memory-backend/internal/claude/emulator"
 )
 
 const (
 	backendSecret = "secret-between-backend-and-n8n"
 	signingSecret = "signed-between-backend-and-n8n"
-	webhookSecret = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=" // bytes that no text has
 	anthropicKey  = "sk-ant-suite-key"
 	relayPath     = "/webhook/claude-chat"
 	streamingPath = "/webhook/claude-chat-streaming"
@@ -32,10 +32,13 @@ const (
 	seenPath      = "/webhook/memory-events-seen"
 )
 
-// counterpart is a running n8n with the shipped workflows, and the provider behind it.
+// counterpart is a running n8n with the shipped workflows, the provider behind it, and a server of ours that tells it of events.
 type counterpart struct {
 	base     string
+	binary   string // memoryd
 	provider *emulator.Server
+	teller   *product
+	hook     hook
 }
 
 // root is the top of the checkout, seen from this package's folder.
@@ -64,6 +67,12 @@ func start(t *testing.T) *counterpart {
 	home := t.TempDir()
 	port, broker := freePort(t), freePort(t)
 	c.base = fmt.Sprintf("http://127.0.0.1:%d", port)
+	if c.binary, err = lab.Build(t.Context(), t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	// The webhook comes first, as for an operator: its secret is shown once, and belongs into the workflow.
+	c.teller = c.product(t, relayPath, "OUTBOUND_ALLOW=127.0.0.0/8")
+	c.hook = c.teller.register(c.base + eventsPath)
 	env := []string{
 		"PATH=" + filepath.Join(cache, "node", "node_modules", ".bin") + ":" + os.Getenv("PATH"),
 		"HOME=" + home, "N8N_USER_FOLDER=" + home, "DB_TYPE=sqlite", "N8N_ENCRYPTION_KEY=fixed-key-of-the-suite",
@@ -76,12 +85,12 @@ func start(t *testing.T) *counterpart {
 	}
 
 	n8n := cli{t: t, binary: binary, env: env, dir: home}
-	n8n.run("import:credentials", "--input="+shipped(t, home, "credentials.example.json", server.URL))
+	n8n.run("import:credentials", "--input="+c.shipped(t, home, "credentials.example.json", server.URL))
 	workflows := []string{"claude-chat.json", "claude-chat-streaming.json", "claude-chat-later.json", "memory-events.json"}
 	// In one go: each command of n8n's takes some ten seconds.
 	var all []json.RawMessage
 	for _, file := range workflows {
-		raw, err := os.ReadFile(shipped(t, home, file, server.URL))
+		raw, err := os.ReadFile(c.shipped(t, home, file, server.URL))
 		var list []json.RawMessage
 		if err == nil {
 			err = json.Unmarshal(raw, &list)
@@ -113,14 +122,14 @@ func start(t *testing.T) *counterpart {
 }
 
 // shipped copies a file of deploy/n8n with the suite's secrets and the emulator's address in it.
-func shipped(t *testing.T, dir, name, provider string) string {
+func (c *counterpart) shipped(t *testing.T, dir, name, provider string) string {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(root, "deploy", "n8n", name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := strings.NewReplacer("REPLACE-WITH-N8N_API_KEY", backendSecret, "REPLACE-WITH-ANTHROPIC-KEY", anthropicKey,
-		"REPLACE-WITH-N8N_SIGNING_SECRET", signingSecret, "REPLACE-WITH-WEBHOOK-SECRET", webhookSecret,
+		"REPLACE-WITH-N8N_SIGNING_SECRET", signingSecret, "REPLACE-WITH-WEBHOOK-SECRET", c.hook.Secret,
 		"https://api.anthropic.com", provider).Replace(string(raw))
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

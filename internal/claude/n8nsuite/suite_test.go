@@ -129,7 +129,9 @@ func refuse(marker string, status int, retryAfter string) emulator.Script {
 func TestRealN8N(t *testing.T) {
 	c := start(t)
 	t.Run("later", func(t *testing.T) { answersLater(t, c) })
-	t.Run("events", func(t *testing.T) { reactsToEvents(t, c) })
+	t.Run("events signed by hand", func(t *testing.T) { reactsToSigned(t, c) })
+	t.Run("events of the product", func(t *testing.T) { reactsToEvents(t, c) })
+	t.Run("chats", func(t *testing.T) { chats(t, c) })
 
 	t.Run("relay/buffered answer with blocks and usage", func(t *testing.T) {
 		c.provider.Push(emulator.Script{User: "favourite", Thinking: "They ask for a colour.", Text: "Teal, since <ever> & “always”."})
