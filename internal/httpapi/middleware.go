@@ -3,13 +3,16 @@ package httpapi
 import (
 	"crypto/rand"
 	"encoding/base32"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"path"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"claude-memory-backend/internal/fault"
 )
@@ -32,10 +35,30 @@ func (s *Server) record(next http.Handler) http.Handler {
 		rec := &recorder{ResponseWriter: w, started: s.now(), client: clientOf(r, s.cfg.TrustedProxies),
 			requestID: requestID(r.Header.Get("X-Request-Id"))}
 		rec.Header().Set("X-Request-Id", rec.requestID)
+		rec.refuse = func() { s.takeRest(rec, r) }
 		// Whatever answers this request, a client that does not read must not hold the connection for ever.
 		setWriteDeadline(rec, s.now().Add(2*s.cfg.RequestTime))
 		next.ServeHTTP(rec, r)
 	})
+}
+
+// restMost is how much of a body is taken that nobody wants. Nothing of it is kept.
+const restMost = 64 << 20
+
+// takeRest takes what is still to come of the body of a request that is refused. Most clients read no answer before they have
+// sent everything: they would see a broken connection instead of the reason. It takes no longer than any body may, and nothing
+// from a client that asked first whether to send.
+func (s *Server) takeRest(rec *recorder, r *http.Request) {
+	if r.ContentLength == 0 || r.ContentLength > restMost || rec.Header().Get("Connection") == "close" || r.Header.Get("Expect") != "" {
+		return
+	}
+	rc := http.NewResponseController(rec.ResponseWriter)
+	_ = rc.SetReadDeadline(s.now().Add(s.cfg.BodyTime)) // not supported by test recorders
+	if _, err := io.CopyN(io.Discard, r.Body, restMost); !errors.Is(err, io.EOF) {
+		rec.Header().Set("Connection", "close") // the deadline stays: net/http would wait for the rest without one
+		return
+	}
+	_ = rc.SetReadDeadline(time.Time{})
 }
 
 // requestID takes a sane id from the client, so that it can follow its request, or makes one.

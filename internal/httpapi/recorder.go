@@ -14,12 +14,16 @@ type recorder struct {
 	status    int
 	bytes     int64
 	started   time.Time
+	refuse    func() // runs before the header of an answer that refuses; nil: nothing does
 }
 
 // WriteHeader notes the status.
 func (c *recorder) WriteHeader(status int) {
 	if c.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		c.status = status
+		if status >= 400 && c.refuse != nil {
+			c.refuse()
+		}
 	}
 	c.ResponseWriter.WriteHeader(status)
 }

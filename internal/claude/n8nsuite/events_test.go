@@ -117,7 +117,7 @@ func (p *product) settled(h hook) []delivered {
 // delivered it.
 func reactsToEvents(t *testing.T, c *counterpart) {
 	p := c.teller
-	talk := func(question string) {
+	talk := func(t *testing.T, question string) {
 		t.Helper()
 		c.provider.Push(emulator.Script{User: question, Text: "Teal."})
 		turn, _ := p.ask(question, nil)
@@ -126,7 +126,7 @@ func reactsToEvents(t *testing.T, c *counterpart) {
 		}
 	}
 	// check holds the log, the deliveries and what n8n has kept against one another, from a place in the log on.
-	check := func(from int) {
+	check := func(t *testing.T, from int) {
 		t.Helper()
 		deliveries, events, seen := p.settled(c.hook), p.logged(), c.seen(t)
 		if len(events) < from+4 {
@@ -147,8 +147,8 @@ func reactsToEvents(t *testing.T, c *counterpart) {
 			t.Logf("seq %d %s %s: delivery %s %s, n8n says %d %s after %d ms", e.Seq, e.Type, e.ID, d.ID, d.State, *d.Last.Status, d.Last.Answer, d.Last.Latency)
 		}
 	}
-	talk("Which colour is my favourite, as a real delivery?")
-	check(0)
+	talk(t, "Which colour is my favourite, as a real delivery?")
+	check(t, 0)
 
 	t.Run("the same once more", func(t *testing.T) {
 		first, before := p.settled(c.hook)[0], len(c.seen(t))
@@ -168,8 +168,8 @@ func reactsToEvents(t *testing.T, c *counterpart) {
 		if err := p.client.Do(t.Context(), http.MethodPost, "/webhooks/"+c.hook.ID+"/rotate-secret", nil).Into(nil, http.StatusOK); err != nil {
 			t.Fatal(err)
 		}
-		talk("And after the secret was replaced?")
-		check(from)
+		talk(t, "And after the secret was replaced?")
+		check(t, from)
 	})
 	t.Run("with a secret that n8n does not know", func(t *testing.T) {
 		stranger := p.register(c.base + eventsPath)
