@@ -25,6 +25,7 @@ const signingSecret = "what memoryd and n8n have in common"
 type workflows struct {
 	*several
 	start []func() *lab.Server // of each node, once more
+	n8n   *n8nfake.Fake
 	calls chan n8nfake.Call
 }
 
@@ -43,8 +44,8 @@ func perEngine(t *testing.T, test func(t *testing.T, w *workflows), env ...strin
 func startWorkflows(t *testing.T, nodes int, env ...string) *workflows {
 	t.Helper()
 	w := &workflows{several: &several{t: t, ctx: t.Context()}, calls: make(chan n8nfake.Call, 10)}
-	fake := httptest.NewServer(n8nfake.New("X-Backend-Secret", "the header's",
-		n8nfake.Arrived(func(c n8nfake.Call) { w.calls <- c }, n8nfake.Accepted())))
+	w.n8n = n8nfake.New("X-Backend-Secret", "the header's", n8nfake.Arrived(func(c n8nfake.Call) { w.calls <- c }, n8nfake.Accepted()))
+	fake := httptest.NewServer(w.n8n)
 	t.Cleanup(fake.Close)
 	env = append([]string{"LOG_LEVEL=info", "AI_PROVIDER=n8n", "N8N_WEBHOOK_URL=" + fake.URL + "/webhook/later", "N8N_API_KEY=the header's",
 		"N8N_SIGNING_SECRET=" + signingSecret, "MASTER_KEY=Vt3Nw8Qz1Xc6Rb9Mj4Lk7Hp2Dg5Sy0Fa", "JWT_SECRET=8Jq2vWm4Zx7Lr1Tn9Yb3Hd6Kf5Gs0Pcx"}, env...)
@@ -300,4 +301,72 @@ func (w *workflows) noted(node int, action, subject string) bool {
 		w.t.Fatal(err)
 	}
 	return len(page.Data) == 1 && page.Data[0].Subject == subject
+}
+
+// Whoever asks while n8n is down is told so at once, and when to come back; who asks somebody else notices nothing.
+func TestN8NThatIsDownKeepsNobodyWaiting(t *testing.T) {
+	t.Parallel()
+	w := startWorkflows(t, 1)
+	w.n8n.Set(n8nfake.Hung())
+	conv, err := w.clients[0].NewConversation(w.ctx, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	say := func(provider string) (x struct {
+		Turn struct {
+			State string
+			Error *struct{ Code, Detail string }
+		}
+	}) {
+		t.Helper()
+		a := w.clients[0].Do(w.ctx, http.MethodPost, "/conversations/"+conv.ID+"/messages", map[string]any{"content": "Hello?", "provider": provider})
+		if err := a.Into(&x, http.StatusCreated); err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	health := func() (status, check, code, circuit string) {
+		t.Helper()
+		var h struct {
+			Status string
+			Checks []struct {
+				Name, Status, Code string
+				Facts              struct{ N8N struct{ Circuit string } }
+			}
+		}
+		if err := w.clients[0].Get(w.ctx, "/health/detailed", &h); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range h.Checks {
+			if c.Name == "providers" {
+				return h.Status, c.Status, c.Code, c.Facts.N8N.Circuit
+			}
+		}
+		t.Fatal("no check of providers")
+		return
+	}
+	if status, check, _, circuit := health(); status != "ok" || check != "ok" || circuit != "closed" {
+		t.Errorf("%s %s %s", status, check, circuit)
+	}
+	for range 5 {
+		if x := say("n8n"); x.Turn.State != "interrupted" || x.Turn.Error == nil || x.Turn.Error.Code != "provider_cut" {
+			t.Fatalf("%+v %+v", x, x.Turn.Error)
+		}
+	}
+	if x := say("n8n"); x.Turn.State != "failed" || x.Turn.Error == nil || x.Turn.Error.Code != "provider_unreachable" ||
+		!strings.Contains(x.Turn.Error.Detail, "left alone") || !strings.Contains(x.Turn.Error.Detail, "retry in") {
+		t.Errorf("%+v %+v", x, x.Turn.Error)
+	}
+	if n := len(w.n8n.Calls()); n != 5 {
+		t.Errorf("%d calls", n)
+	}
+	if status, check, code, circuit := health(); status != "degraded" || check != "failing" || code != "provider_unreachable" || circuit != "open" {
+		t.Errorf("%s %s %s %s", status, check, code, circuit)
+	}
+	if a := w.clients[0].Do(w.ctx, http.MethodGet, "/health/readiness", nil); a.Status != http.StatusOK {
+		t.Errorf("not ready for others: %d", a.Status)
+	}
+	if x := say("scripted"); x.Turn.State != "completed" {
+		t.Errorf("%+v", x)
+	}
 }

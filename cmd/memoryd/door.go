@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"claude-memory-backend/internal/account"
-	"claude-memory-backend/internal/claude"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/httpapi"
@@ -23,7 +22,7 @@ import (
 
 // newDoor builds the HTTP door over the services.
 func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Service, pool *workspace.Pool,
-	tenants *relocate.Service, engine *conversation.Engine, n8n *claude.N8N, kept *spool.Spool, hooks *webhook.Dispatcher, meters *counters,
+	tenants *relocate.Service, engine *conversation.Engine, who models, kept *spool.Spool, hooks *webhook.Dispatcher, meters *counters,
 	nodes *natsbus.Bus,
 	feeds *workspace.Feeds, hub *live.Hub, stopped <-chan struct{},
 ) (*httpapi.Server, error) {
@@ -45,8 +44,8 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		return out, nil
 	}
 	var deliverer httpapi.Deliverer
-	if n8n != nil { // not a nil pointer in an interface
-		deliverer = n8n
+	if who.n8n != nil { // not a nil pointer in an interface
+		deliverer = who.n8n
 	}
 	return httpapi.NewServer(httpapi.Config{
 		Production: s.production(), Version: version(), AllowedOrigins: s.list("ALLOWED_ORIGINS"), TrustedProxies: s.networks("TRUSTED_PROXIES"),
@@ -90,6 +89,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 				}
 				return facts, nil
 			}},
+			{Name: "providers", Look: who.look},
 			{Name: "bus", Look: func(context.Context) (map[string]any, error) { return lookAtBus(nodes) }},
 			{Name: "live", Look: func(context.Context) (map[string]any, error) {
 				st := hub.Stats()

@@ -119,7 +119,7 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	}
 	stopped := make(chan struct{})
 	feeds, hub := newLive(s, in, log, bus, accounts, pool, tenants, node)
-	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, models.n8n, kept, hooks, meters, nodes, feeds, hub, stopped)
+	door, err := newDoor(s, log, in, accounts, pool, tenants, engine, models, kept, hooks, meters, nodes, feeds, hub, stopped)
 	if err != nil {
 		return err
 	}
@@ -248,6 +248,25 @@ func reachable(addr net.Addr) string {
 	return addr.String()
 }
 
+// look shows whether providers are being called; one that is left alone after failures is an error (decision 0071).
+func (m models) look(context.Context) (map[string]any, error) {
+	facts, err := map[string]any{}, error(nil)
+	for name, model := range m.byName {
+		guarded, ok := model.(interface{ Circuit() claude.Circuit })
+		if !ok {
+			continue
+		}
+		c := guarded.Circuit()
+		fact := map[string]any{"circuit": c.State, "failures": c.Failed}
+		if c.State != "closed" {
+			fact["retry_after_seconds"] = int64((c.Wait + time.Second - 1) / time.Second)
+			err = fault.New(fault.Unavailable, "memoryd.providers", conversation.CodeProviderUnreachable, "a provider has been failing and is left alone")
+		}
+		facts[name] = fact
+	}
+	return facts, err
+}
+
 // newModels builds every provider that is configured. The scripted one is for development only.
 func newModels(s *settings, prices *claude.Prices) (models, error) {
 	m := models{byName: map[string]conversation.Model{}, known: []string{"anthropic", "n8n"}}
@@ -264,7 +283,7 @@ func newModels(s *settings, prices *claude.Prices) (models, error) {
 	}
 	if url := s.text("N8N_WEBHOOK_URL"); url != "" {
 		n8n, err := claude.NewN8N(claude.N8NConfig{URL: url, HeaderSecret: s.secret("N8N_API_KEY"), SigningSecret: s.secret("N8N_SIGNING_SECRET"),
-			Model: s.text("CLAUDE_MODEL"), MaxTokens: 8192, CostFunc: func(model string, raw json.RawMessage) int64 {
+			SigningBefore: s.secret("N8N_SIGNING_SECRET_PREVIOUS"), Model: s.text("CLAUDE_MODEL"), MaxTokens: 8192, CostFunc: func(model string, raw json.RawMessage) int64 {
 				cost, _ := prices.Cost(model, raw)
 				return cost
 			}})

@@ -148,7 +148,7 @@ func (d *Direct) Answer(ctx context.Context, p conversation.Prompt, sink func(te
 			return conversation.Answer{}, broken(wait).fault()
 		}
 		out, emitted, fail := d.attempt(whole, p, req, begin, sink)
-		d.breaker.tell(fail, ctx.Err() != nil, d.cfg.Now())
+		d.breaker.tell(fail.verdict(ctx), d.cfg.Now())
 		if fail == nil {
 			d.cfg.Budget.earn()
 			return out, nil
@@ -171,6 +171,9 @@ func (d *Direct) Answer(ctx context.Context, p conversation.Prompt, sink func(te
 		}
 	}
 }
+
+// Circuit tells whether the provider is being called.
+func (d *Direct) Circuit() Circuit { return d.breaker.look(d.cfg.Now()) }
 
 // attempt makes one call and reads its stream to the end.
 func (d *Direct) attempt(whole context.Context, p conversation.Prompt, req request, begin time.Time,

@@ -52,6 +52,17 @@ func (f *failure) fault() *fault.Error {
 	return e
 }
 
+// verdict says what the end of an attempt, which may have been a good one, tells of the provider.
+func (f *failure) verdict(caller context.Context) verdict {
+	switch {
+	case f == nil, !f.sick && caller.Err() == nil:
+		return well
+	case caller.Err() != nil:
+		return nothing
+	}
+	return sick
+}
+
 // kinds maps the provider's error types, which an error event carries without a status.
 var kinds = map[string]int{
 	"invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,

@@ -25,12 +25,16 @@ type N8NConfig struct {
 	// SigningSecret signs calls and checks deliveries: its bytes, or what follows "whsec_" in base64. Empty: the header
 	// secret does; neither: calls are not signed, and nothing can be delivered later.
 	SigningSecret seal.Secret
+	// SigningBefore is the one before, while it is being replaced: it signs and checks, too.
+	SigningBefore seal.Secret
 	Model         string        // model asked for when the prompt names none; empty leaves it to the workflow
 	MaxTokens     int           // bound asked for when the prompt has none; 0 leaves it to the workflow
 	Timeout       time.Duration // for the whole answer; 0 means 5 minutes
 	IdleTimeout   time.Duration // between two reads of an answer that has begun; 0 means 2 minutes
 	// MaxAnswerBytes bounds what is read of an answer; 0 means 8 MiB.
 	MaxAnswerBytes int64
+	BreakerAfter   int           // failures in a row of n8n itself after which it is left alone; 0 means 5, negative never
+	BreakerPause   time.Duration // for how long, until one call tries; 0 means 15 s
 	// HTTPClient makes the calls; nil means one of our own. Its redirect rule is replaced: none is followed.
 	HTTPClient *http.Client
 	// CostFunc prices the usage of an answer, when a workflow reports any; nil means no price.
@@ -40,11 +44,12 @@ type N8NConfig struct {
 // N8N is a conversation.Model that asks an n8n workflow by its webhook. The payload and the answers it understands
 // are described in deploy/n8n/README.md.
 type N8N struct {
-	c      N8NConfig
-	client *http.Client
-	key    []byte          // signs; empty: nothing does
-	dials  []time.Duration // pauses before further attempts to connect
-	now    func() time.Time
+	c       N8NConfig
+	client  *http.Client
+	keys    [][]byte        // sign, the current one first; empty: nothing is signed
+	dials   []time.Duration // pauses before further attempts to connect
+	breaker breaker
+	now     func() time.Time
 }
 
 var _ conversation.Model = (*N8N)(nil)
@@ -57,7 +62,7 @@ func NewN8N(c N8NConfig) (*N8N, error) {
 		// The parse error quotes the address, and addresses may hold passwords: it stays out.
 		return nil, fault.BadInput("claude.NewN8N", "url", "the webhook address must be an http or https URL")
 	}
-	key, err := signingKey(c)
+	keys, err := signingKeys(c)
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +78,12 @@ func NewN8N(c N8NConfig) (*N8N, error) {
 	if c.MaxAnswerBytes <= 0 {
 		c.MaxAnswerBytes = 8 << 20
 	}
+	if c.BreakerAfter == 0 {
+		c.BreakerAfter = 5
+	}
+	if c.BreakerPause <= 0 {
+		c.BreakerPause = 15 * time.Second
+	}
 	client := http.Client{Transport: &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 10 * time.Second,
@@ -82,7 +93,8 @@ func NewN8N(c N8NConfig) (*N8N, error) {
 		client = *c.HTTPClient
 	}
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &N8N{c: c, client: &client, key: key, dials: []time.Duration{100 * time.Millisecond, 400 * time.Millisecond}, now: time.Now}, nil
+	return &N8N{c: c, client: &client, keys: keys, dials: []time.Duration{100 * time.Millisecond, 400 * time.Millisecond},
+		breaker: breaker{after: c.BreakerAfter, pause: c.BreakerPause}, now: time.Now}, nil
 }
 
 // Format prints no fields: a secret in an unexported field cannot mask itself.
@@ -149,8 +161,22 @@ var (
 	errN8NIdle  = errors.New("nothing came for too long")
 )
 
-// Answer implements conversation.Model.
+// Answer implements conversation.Model. An n8n that has been failing is left alone for a while, so that nobody waits for it
+// (decision 0071).
 func (n *N8N) Answer(ctx context.Context, p conversation.Prompt, sink func(text string)) (conversation.Answer, error) {
+	if wait, open := n.breaker.ask(n.now()); open {
+		return conversation.Answer{}, leftAlone(wait)
+	}
+	a, err := n.answer(ctx, p, sink)
+	n.breaker.tell(n8nVerdict(ctx, a, err), n.now())
+	return a, err
+}
+
+// Circuit tells whether n8n is being called.
+func (n *N8N) Circuit() Circuit { return n.breaker.look(n.now()) }
+
+// answer makes the call.
+func (n *N8N) answer(ctx context.Context, p conversation.Prompt, sink func(text string)) (conversation.Answer, error) {
 	begun := n.now()
 	body, err := n.payload(p)
 	if err != nil {
@@ -190,7 +216,7 @@ func (n *N8N) Answer(ctx context.Context, p conversation.Prompt, sink func(text 
 }
 
 // mayAnswerLater reports whether the workflow can deliver its answer: there is an address, and a secret to sign with.
-func (n *N8N) mayAnswerLater(p conversation.Prompt) bool { return p.Callback != "" && len(n.key) > 0 }
+func (n *N8N) mayAnswerLater(p conversation.Prompt) bool { return p.Callback != "" && len(n.keys) > 0 }
 
 // complete fills in what the workflow did not say.
 func (n *N8N) complete(a *conversation.Answer, asked string, h http.Header) {
@@ -246,7 +272,7 @@ func (n *N8N) request(ctx context.Context, turn string, body []byte) (*http.Requ
 	if n.c.HeaderSecret != "" {
 		req.Header.Set(n.c.HeaderName, n.c.HeaderSecret.Reveal())
 	}
-	if len(n.key) > 0 {
+	if len(n.keys) > 0 {
 		n.sign(req, turn, body)
 	}
 	return req, nil

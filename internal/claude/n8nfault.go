@@ -29,6 +29,38 @@ func n8nFault(code, message string) *fault.Error {
 	return fault.New(class, n8nOp, code, message)
 }
 
+// leftAlone is the error of a call that was not made.
+func leftAlone(wait time.Duration) error {
+	seconds := int64((wait + time.Second - 1) / time.Second)
+	return n8nFault(conversation.CodeProviderUnreachable,
+		fmt.Sprintf("n8n has been failing and is left alone for a moment; retry in %d s", seconds)).RetryAfter(wait)
+}
+
+// ownFailure is the cause of a failure that n8n, or what stands before it, answers with itself. It makes the difference
+// between an n8n that fails and one that passes on how its provider does.
+type ownFailure int
+
+func (s ownFailure) Error() string { return fmt.Sprintf("n8n answered with status %d", int(s)) }
+
+// n8nVerdict says what an answer tells of n8n.
+func n8nVerdict(caller context.Context, a conversation.Answer, err error) verdict {
+	if caller.Err() != nil {
+		return nothing
+	}
+	if own, ok := errors.AsType[ownFailure](err); ok && own >= 500 {
+		return sick
+	}
+	switch fault.CodeOf(err) {
+	case conversation.CodeProviderUnreachable, conversation.CodeProviderCut:
+		return sick
+	case conversation.CodeProviderTimeout:
+		if errors.Is(err, errN8NIdle) || a.Text == "" { // else it was answering, if slowly
+			return sick
+		}
+	}
+	return well
+}
+
 // callFault classifies a call that brought no response.
 func (n *N8N) callFault(parent, call context.Context, err error) error {
 	if parent.Err() != nil {
@@ -88,11 +120,11 @@ func n8nStatus(status int) *fault.Error {
 	case status >= 300 && status < 400:
 		f = n8nFault(conversation.CodeProviderRejected, "the webhook address redirects, which is not followed; configure the address it leads to")
 	case status >= 400 && status < 500, status == 529:
-		return relayedFault(status, "", "")
+		return relayedFault(status, "", "") // a workflow that passes on no more than a status
 	default:
 		f = n8nFault(conversation.CodeProviderFailed, "the workflow failed; see its executions in n8n")
 	}
-	return f.With(fmt.Errorf("n8n answered with status %d", status))
+	return f.With(ownFailure(status))
 }
 
 // relayedFault classifies a failure of the provider that the workflow passed on, as Direct classifies it.

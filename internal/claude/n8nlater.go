@@ -13,6 +13,7 @@ import (
 
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/fault"
+	"claude-memory-backend/internal/seal"
 )
 
 // The headers of a signature, as Standard Webhooks names them.
@@ -25,48 +26,62 @@ const (
 // signatureLife is how far the time of a signature may be from now, either way.
 const signatureLife = 5 * time.Minute
 
-// signingKey is what calls are signed and deliveries are checked with. n8n's Crypto node takes a secret's characters as its
-// bytes, so that is the rule here; a secret of Standard Webhooks' form is what its libraries make of it.
-func signingKey(c N8NConfig) ([]byte, error) {
-	secret := c.SigningSecret
-	if secret == "" {
-		secret = c.HeaderSecret
+// signingKeys are what calls are signed and deliveries are checked with, the current one first. n8n's Crypto node takes a
+// secret's characters as its bytes, so that is the rule here; a secret of Standard Webhooks' form is what its libraries make of it.
+func signingKeys(c N8NConfig) ([][]byte, error) {
+	secrets := []seal.Secret{c.SigningSecret, c.SigningBefore}
+	if c.SigningSecret == "" {
+		secrets[0] = c.HeaderSecret
 	}
-	text, coded := strings.CutPrefix(secret.Reveal(), "whsec_")
-	if !coded {
-		return []byte(text), nil
+	if secrets[0] == "" && c.SigningBefore != "" {
+		return nil, fault.BadInput("claude.NewN8N", "signing_before", "N8N_SIGNING_SECRET_PREVIOUS needs N8N_SIGNING_SECRET or N8N_API_KEY")
 	}
-	key, err := base64.StdEncoding.DecodeString(text)
-	if err != nil || len(key) == 0 {
-		return nil, fault.BadInput("claude.NewN8N", "signing_secret", "what follows whsec_ must be base64")
+	var keys [][]byte
+	for _, secret := range secrets {
+		text, coded := strings.CutPrefix(secret.Reveal(), "whsec_")
+		key := []byte(text)
+		if coded {
+			var err error
+			if key, err = base64.StdEncoding.DecodeString(text); err != nil || len(key) == 0 {
+				return nil, fault.BadInput("claude.NewN8N", "signing_secret", "what follows whsec_ must be base64")
+			}
+		}
+		if len(key) > 0 {
+			keys = append(keys, key)
+		}
 	}
-	return key, nil
+	return keys, nil
 }
 
-// mac is the signature of a body that belongs to a turn, at a time.
-func (n *N8N) mac(turn, stamp string, body []byte) []byte {
-	m := hmac.New(sha256.New, n.key)
+// mac is the signature, with a key, of a body that belongs to a turn, at a time.
+func mac(key []byte, turn, stamp string, body []byte) []byte {
+	m := hmac.New(sha256.New, key)
 	m.Write([]byte(turn + "." + stamp + "."))
 	m.Write(body)
 	return m.Sum(nil)
 }
 
-// sign adds the Standard Webhooks headers. The header secret alone says only that the caller knows it: with the signature a
-// workflow can tell that this body belongs to this turn and is not an old one sent again.
+// sign adds the Standard Webhooks headers, with a signature for each key: whichever of them a workflow knows is enough. The header
+// secret alone says only that the caller knows it: with the signature a workflow can tell that this body belongs to this turn
+// and is not an old one sent again.
 func (n *N8N) sign(req *http.Request, turn string, body []byte) {
 	stamp := strconv.FormatInt(n.now().Unix(), 10)
+	signatures := make([]string, len(n.keys))
+	for i, key := range n.keys {
+		signatures[i] = "v1," + base64.StdEncoding.EncodeToString(mac(key, turn, stamp, body))
+	}
 	req.Header.Set(headerID, turn)
 	req.Header.Set(headerTimestamp, stamp)
-	req.Header.Set(headerSignature, "v1,"+base64.StdEncoding.EncodeToString(n.mac(turn, stamp, body)))
+	req.Header.Set(headerSignature, strings.Join(signatures, " "))
 }
 
-// Verify checks who delivers an answer of the turn: the same headers as those of the call, over the body that was received,
+// Verify checks who delivers an answer of the turn, with any of the keys: the same headers as those of the call, over the body that was received,
 // with the turn as the id. A workflow that mixes up its turns is refused like somebody who does not know the secret.
 func (n *N8N) Verify(h http.Header, turn string, body []byte) error {
 	refused := func(why string) error {
 		return fault.New(fault.Unauthenticated, "claude.N8N.Verify", "signature_invalid", why)
 	}
-	if len(n.key) == 0 {
+	if len(n.keys) == 0 {
 		return refused("there is no secret to sign with; set N8N_SIGNING_SECRET")
 	}
 	for _, name := range []string{headerID, headerTimestamp, headerSignature} {
@@ -79,12 +94,14 @@ func (n *N8N) Verify(h http.Header, turn string, body []byte) error {
 	if err != nil {
 		return refused("webhook-timestamp must be seconds since 1970")
 	}
-	want := n.mac(h.Get(headerID), stamp, body)
 	good := false
-	for given := range strings.FieldsSeq(h.Get(headerSignature)) {
-		text, v1 := strings.CutPrefix(given, "v1,")
-		sum, err := base64.StdEncoding.DecodeString(text)
-		good = v1 && err == nil && hmac.Equal(sum, want) || good
+	for _, key := range n.keys {
+		want := mac(key, h.Get(headerID), stamp, body)
+		for given := range strings.FieldsSeq(h.Get(headerSignature)) {
+			text, v1 := strings.CutPrefix(given, "v1,")
+			sum, err := base64.StdEncoding.DecodeString(text)
+			good = v1 && err == nil && hmac.Equal(sum, want) || good
+		}
 	}
 	switch age := n.now().Sub(time.Unix(seconds, 0)); {
 	case !good:

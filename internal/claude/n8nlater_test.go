@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -121,7 +122,7 @@ func TestN8NSignatures(t *testing.T) {
 		return func(h http.Header) {
 			stamp := strconv.FormatInt(sec, 10)
 			h.Set("Webhook-Timestamp", stamp)
-			h.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(m.mac(turn, stamp, []byte(body))))
+			h.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(mac(m.keys[0], turn, stamp, []byte(body))))
 		}
 	}
 	for name, h := range map[string]http.Header{
@@ -171,6 +172,50 @@ func TestN8NSignatures(t *testing.T) {
 	for _, bad := range []seal.Secret{"whsec_", "whsec_not base64"} {
 		if _, err := NewN8N(N8NConfig{URL: "http://n8n.example", SigningSecret: bad}); !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), "not base64 ") {
 			t.Errorf("%v", err)
+		}
+	}
+}
+
+// While a secret is replaced, both ends may have either, and nothing is refused.
+func TestN8NSecretsOverlap(t *testing.T) {
+	const before, after, turn, body = "the secret of last year, long", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "turn_1", `{"content":"Teal."}`
+	model := func(header, current, previous seal.Secret) *N8N {
+		t.Helper()
+		m, err := NewN8N(N8NConfig{URL: "http://n8n.example/webhook/x", HeaderSecret: header, SigningSecret: current, SigningBefore: previous})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.now = func() time.Time { return time.Unix(1_760_000_000, 0) }
+		return m
+	}
+	headers := func(m *N8N) http.Header {
+		req, err := m.request(t.Context(), turn, []byte(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return req.Header
+	}
+	old, rotating, done := model("", before, ""), model("", after, before), model("", after, "")
+	sent := strings.Split(headers(rotating).Get("Webhook-Signature"), " ")
+	if want := []string{headers(done).Get("Webhook-Signature"), headers(old).Get("Webhook-Signature")}; !slices.Equal(sent, want) {
+		t.Errorf("signed %v, want %v", sent, want)
+	}
+	for name, pair := range map[string][2]*N8N{"old to both": {old, rotating}, "both to old": {rotating, old}, "new to both": {done, rotating},
+		"both to new": {rotating, done}, "both to both": {rotating, rotating}, "from the header's secret": {model(before, "", ""), rotating},
+		"to a secret of its own": {rotating, model(before, "", "")}} {
+		if err := pair[1].Verify(headers(pair[0]), turn, []byte(body)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, pair := range map[string][2]*N8N{"old to new": {old, done}, "new to old": {done, old}, "a stranger": {model("", "another secret, long enough", ""), rotating}} {
+		if err := pair[1].Verify(headers(pair[0]), turn, []byte(body)); fault.CodeOf(err) != "signature_invalid" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, c := range map[string]N8NConfig{"one before none": {SigningBefore: before}, "no base64": {SigningSecret: after, SigningBefore: "whsec_not base64"}} {
+		c.URL = "http://n8n.example"
+		if _, err := NewN8N(c); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -79,51 +79,84 @@ func (b *RetryBudget) spend() bool {
 	return true
 }
 
-// breaker stops calling a provider that is down, and lets one call at a time find out whether it is back.
+// breaker stops calling a provider that is down, and lets a call now and then find out whether it is back.
 //
-//	closed ──failures in a row──▶ open ──pause over──▶ probing ──success──▶ closed
-//	                               ▲                      │
-//	                               └───────failure────────┘
+//	closed ──failures in a row──▶ open ──pause over──▶ half-open: one call ──success──▶ closed
+//	                               ▲                              │
+//	                               └──────────at once─────────────┘
+//
+// It is open again as soon as the one call has begun, not when that has failed: an answer takes minutes, and whether a provider
+// is back must not hang on one of them.
 type breaker struct {
-	after int
+	after int // failures; negative means never
 	pause time.Duration
 
-	mu      sync.Mutex
-	failed  int
-	until   time.Time
-	probing bool
+	mu     sync.Mutex
+	failed int
+	until  time.Time
 }
 
 // ask reports whether calls are refused now, and for how long still.
 func (b *breaker) ask(now time.Time) (wait time.Duration, open bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.after < 0 || b.failed < b.after {
+	if !b.tripped() {
 		return 0, false
 	}
 	if now.Before(b.until) {
 		return b.until.Sub(now), true
 	}
-	if b.probing {
-		return b.pause, true
-	}
-	b.probing = true
+	b.until = now.Add(b.pause)
 	return 0, false
 }
 
-// tell records how a call ended. Only failures that say something about the provider count; a refused prompt means
-// that it is well, a caller who left means nothing.
-func (b *breaker) tell(fail *failure, left bool, now time.Time) {
+func (b *breaker) tripped() bool { return b.after > 0 && b.failed >= b.after }
+
+// What a call that has ended says about the provider.
+type verdict int
+
+const (
+	well    verdict = iota // it answered; that may have been a refusal
+	sick                   // it is away, or fails by itself
+	nothing                // the caller left
+)
+
+// tell records how a call ended.
+func (b *breaker) tell(v verdict, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.probing = false
-	switch {
-	case fail != nil && left:
-	case fail != nil && fail.sick:
-		if b.failed++; b.failed >= b.after {
+	switch v {
+	case well:
+		b.failed = 0
+	case sick:
+		if b.failed++; b.tripped() {
 			b.until = now.Add(b.pause)
 		}
+	case nothing:
+		if b.tripped() {
+			b.until = now // it may have been the one that was to find out: the next one does
+		}
+	}
+}
+
+// Circuit is what a provider's breaker knows.
+type Circuit struct {
+	State  string        // "closed", "open", or "half_open": the next call finds out
+	Failed int           // in a row
+	Wait   time.Duration // until a call is let through
+}
+
+func (b *breaker) look(now time.Time) Circuit {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch c := (Circuit{State: "closed", Failed: b.failed}); {
+	case !b.tripped():
+		return c
+	case now.Before(b.until):
+		c.State, c.Wait = "open", b.until.Sub(now)
+		return c
 	default:
-		b.failed = 0
+		c.State = "half_open"
+		return c
 	}
 }

@@ -59,6 +59,14 @@ func answersLater(t *testing.T, c *counterpart) {
 			t.Errorf("%+v", s)
 		}
 	})
+	t.Run("while the secret is replaced", func(t *testing.T) { // n8n has the old one, and signs with it
+		p := c.product(t, laterPath, "N8N_SIGNING_SECRET=the one that n8n will get soon", "N8N_SIGNING_SECRET_PREVIOUS="+signingSecret)
+		c.provider.Push(emulator.Script{User: "With which secret", Text: "Either."})
+		turn, _ := p.ask("With which secret?", nil)
+		if s := p.look(turn); s.State != "completed" || s.Assistant.Content != "Either." {
+			t.Errorf("%+v", s)
+		}
+	})
 	t.Run("a caller that does not know the secret", func(t *testing.T) {
 		before := len(c.provider.Journal())
 		p := c.product(t, laterPath, "N8N_SIGNING_SECRET=something else, of good length")
