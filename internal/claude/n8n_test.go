@@ -76,6 +76,7 @@ func TestN8NAnswers(t *testing.T) {
 		{"ok with a text as message", n8nfake.Buffered(200, `{"ok":true,"message":"Green."}`), "Green.", 1, "end_turn"},
 		{"JSON string", n8nfake.Buffered(200, ` "Green."`), "Green.", 1, "end_turn"},
 		{"plain text", n8nfake.Buffered(200, "Green.\n"), "Green.", 1, "end_turn"},
+		{"plain text about pages", n8nfake.Buffered(200, "<b>Green</b>, as in <https://example.org>."), "<b>Green</b>, as in <https://example.org>.", 1, "end_turn"},
 		{"plain number", n8nfake.Buffered(200, "42"), "42", 1, "end_turn"},
 		{"byte order mark", n8nfake.Buffered(200, "\xef\xbb\xbf{\n  \"text\": \"Green.\"\n}\n"), "Green.", 1, "end_turn"},
 		{"null errors are none", n8nfake.Buffered(200, `{"error":null,"text":"Green."}`), "Green.", 1, "end_turn"},
@@ -220,6 +221,9 @@ func TestN8NFailures(t *testing.T) {
 		{"stream with a line that is no object", n8nfake.Buffered(200, `{"type":"begin"}`+"\n"+`{"type":"item","content":"half "}`+"\n[1]"), conversation.CodeProviderMalformed, "half "},
 		{"stream with nothing in it", n8nfake.Streamed(n8nfake.Pieces("A")...), conversation.CodeProviderMalformed, ""},
 		{"stream that never ends", n8nfake.Streamed(append([]n8nfake.Line{begin, item}, make([]n8nfake.Line, 2000)...)...), conversation.CodeProviderMalformed, "half "},
+		{"a page after a comment", n8nfake.Buffered(200, "<!-- proxy --> <!DOCTYPE HTML><title>Sign in</title>"), conversation.CodeProviderMalformed, ""},
+		{"a page without a beginning", n8nfake.Buffered(200, "<head><title>Sign in</title></head>"), conversation.CodeProviderMalformed, ""},
+		{"a page as XML", n8nfake.Buffered(200, `<?xml version="1.0"?><html xmlns="x">`), conversation.CodeProviderMalformed, ""},
 		{"no answer at all", n8nfake.Hung(), conversation.CodeProviderCut, ""},
 	}
 	for _, test := range tests {

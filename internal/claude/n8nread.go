@@ -284,11 +284,10 @@ func (r *n8nReader) plain(in io.Reader) (conversation.Answer, error) {
 		return conversation.Answer{}, err
 	}
 	text := strings.TrimSpace(string(raw))
-	lower := strings.ToLower(text[:min(len(text), 16)])
 	switch {
 	case !utf8.ValidString(text):
 		return conversation.Answer{}, malformed("the workflow's answer is not UTF-8")
-	case strings.HasPrefix(lower, "<!doctype"), strings.HasPrefix(lower, "<html"):
+	case isPage(text):
 		return conversation.Answer{}, malformed("a web page answered instead of the workflow; check the webhook address")
 	case text == "null":
 		return conversation.Answer{}, malformed("the workflow answered with nothing")
@@ -297,6 +296,16 @@ func (r *n8nReader) plain(in io.Reader) (conversation.Answer, error) {
 	a := r.said()
 	a.StopReason = "end_turn"
 	return a, nil
+}
+
+// isPage tells the page of somebody else, such as a proxy that asks to sign in, from an answer. Its content type does not: n8n
+// sends plain text as text/html, too.
+func isPage(text string) bool {
+	begin := strings.ToLower(text[:min(len(text), 1024)])
+	if !strings.HasPrefix(begin, "<") {
+		return false
+	}
+	return strings.HasPrefix(begin, "<head") || strings.Contains(begin, "<!doctype html") || strings.Contains(begin, "<html")
 }
 
 // buffered turns a whole JSON answer into an Answer.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/goleak"
 
@@ -87,6 +88,23 @@ func (echo) Answer(_ context.Context, q conversation.Prompt, sink func(string)) 
 	text := "echo " + string(last.Blocks[0])
 	sink(text)
 	return conversation.Answer{Text: text, StopReason: "end_turn"}, nil
+}
+
+// odd calls things by names that no database takes, and by long ones.
+type odd struct{}
+
+func (odd) Answer(_ context.Context, _ conversation.Prompt, sink func(string)) (conversation.Answer, error) {
+	sink("Teal.")
+	return conversation.Answer{Text: "Teal.", StopReason: "a\x00b", Model: "\xff" + strings.Repeat("ü", 150_000)}, nil
+}
+
+func TestNamesThatCannotBeStoredLoseNoAnswer(t *testing.T) {
+	b := open(t, odd{})
+	x := b.await(b.send(b.conversation().ID, "Which colour?"))
+	if m := x.Assistant; x.Turn.State != conversation.Completed || m.Content != "Teal." || m.StopReason != "a\uFFFDb" ||
+		!strings.HasPrefix(m.Model, "\uFFFDüüü") || len(m.Model) > 210 || !utf8.ValidString(m.Model) {
+		t.Errorf("%+v %+v", x.Turn, m)
+	}
 }
 
 type bench struct {

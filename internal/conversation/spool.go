@@ -85,13 +85,22 @@ func guessed(t Turn) bool {
 func (o *outcome) apply(t Turn, m Message, tokens func(string, json.RawMessage) int64) (Ending, event.Change) {
 	t.Omitted = o.Omitted
 	m.Content, m.Blocks = o.Text, o.Blocks
-	m.StopReason, m.Usage, m.RawUsage, m.CostMicroUSD = o.StopReason, o.Usage, o.RawUsage, o.CostMicroUSD
+	m.StopReason, m.Usage, m.RawUsage, m.CostMicroUSD = word(o.StopReason), o.Usage, o.RawUsage, o.CostMicroUSD
 	m.PrefixHash, m.FirstTokenMS = o.PrefixHash, o.FirstTokenMS
 	if o.Model != "" {
-		m.Model = o.Model
+		m.Model = word(o.Model)
 	}
 	m.Tokens, m.LatencyMS = 0, 0 // of the guess
 	return ending(ident.System(o.Request), t, m, o.State, o.Code, o.Detail, o.At, tokens)
+}
+
+// word makes a short name of what a provider calls something. An answer is not lost because of a name that cannot be stored.
+func word(name string) string {
+	const most = 200
+	if len(name) > most {
+		name = name[:most]
+	}
+	return clean(name)
 }
 
 // kept is what the spool has of one turn.

@@ -195,6 +195,22 @@ func TestCallbacks(t *testing.T) {
 		w.deliver(c, green, nil).is(http.StatusOK)
 	})
 
+	t.Run("whatever n8n makes of it", func(t *testing.T) {
+		w := w.in(t)
+		for name, body := range map[string]string{
+			"a list with one item": `[{"output":"Green."}]`, "under json": `[{"json":{"text":"Green."}}]`, "blocks alone": `[{"type":"text","text":"Green."}]`,
+			"a string": ` "Green."`, "names that cannot be stored": `{"text":"Green.","model":"a\u0000` + strings.Repeat("ü", 300) + `","stop_reason":"b\u0000"}`,
+		} {
+			turn, c := w.promised(w.make("ada", "/api/v1/conversations", `{}`))
+			w.deliver(c, body, nil).is(http.StatusOK)
+			path := "/api/v1/conversations/" + c.Payload().Conversation + "/turns/" + turn
+			seen := w.do(call{as: "ada", method: "GET", path: path}).is(http.StatusOK)
+			if seen.text("state") != "completed" || seen.text("assistant_message", "content") != "Green." || len(seen.text("assistant_message", "model")) > 210 {
+				t.Errorf("%s: %s", name, seen.Text)
+			}
+		}
+	})
+
 	t.Run("a body has its bounds", func(t *testing.T) {
 		w := newWorkflows(t, func(c *Config, _ *Deps) { c.MessageLimit = 1000 })
 		_, c := w.promised(w.make("ada", "/api/v1/conversations", `{}`))

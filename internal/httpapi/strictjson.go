@@ -32,7 +32,7 @@ func (b *bodySchema) check(x *exchange) error {
 		return nil
 	}
 	b.once.Do(func() { b.fields = x.s.fieldsOf(x.op) })
-	keys, err := scan(x.body)
+	keys, err := scan(x.body, x.op.free)
 	if err != nil || x.op.free {
 		return err
 	}
@@ -51,8 +51,8 @@ func (b *bodySchema) check(x *exchange) error {
 	return c.Err(op)
 }
 
-// scan walks a body and returns the keys of its outermost object in order.
-func scan(body []byte) ([]string, error) {
+// scan walks a body, which must be an object unless anything will do, and returns the keys of its outermost object in order.
+func scan(body []byte, anything bool) ([]string, error) {
 	malformed := func(message string) error {
 		return &fault.Error{Class: fault.Invalid, Op: "httpapi.scan", Code: codeMalformed,
 			Message: "the body is not proper JSON", Fields: []fault.Field{{Location: "body", Message: message}}}
@@ -80,7 +80,7 @@ func scan(body []byte) ([]string, error) {
 			return nil, malformed("ends too early")
 		}
 		if len(stack) == 0 {
-			if t != json.Delim('{') {
+			if t != json.Delim('{') && !anything {
 				return nil, malformed("must be a JSON object")
 			}
 		} else if l := &stack[len(stack)-1]; l.keys != nil && l.atKey {
