@@ -211,6 +211,8 @@ func TestCallbacks(t *testing.T) {
 		}
 	})
 
+	t.Run("who sends too much is told so", func(t *testing.T) { sendTooMuch(t, w.in(t)) })
+
 	t.Run("a body has its bounds", func(t *testing.T) {
 		w := newWorkflows(t, func(c *Config, _ *Deps) { c.MessageLimit = 1000 })
 		_, c := w.promised(w.make("ada", "/api/v1/conversations", `{}`))

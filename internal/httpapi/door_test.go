@@ -473,6 +473,7 @@ func TestSlowBodies(t *testing.T) {
 	if w.StatusCode != http.StatusRequestTimeout {
 		t.Errorf("status %d", w.StatusCode)
 	}
+	stopSending(t, server)
 }
 
 func TestServersNeedProperSettings(t *testing.T) {
