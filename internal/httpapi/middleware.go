@@ -47,9 +47,10 @@ const restMost = 64 << 20
 
 // takeRest takes what is still to come of the body of a request that is refused. Most clients read no answer before they have
 // sent everything: they would see a broken connection instead of the reason. It takes no longer than any body may, and nothing
-// from a client that asked first whether to send.
+// from a client that asked first whether to send and is refused because of what it announced.
 func (s *Server) takeRest(rec *recorder, r *http.Request) {
-	if r.ContentLength == 0 || r.ContentLength > restMost || rec.Header().Get("Connection") == "close" || r.Header.Get("Expect") != "" {
+	asked := r.Header.Get("Expect") != "" && r.ContentLength > 0
+	if r.ContentLength == 0 || r.ContentLength > restMost || asked || rec.Header().Get("Connection") == "close" {
 		return
 	}
 	rc := http.NewResponseController(rec.ResponseWriter)

@@ -43,6 +43,9 @@ func (w *wire) send(head, more, body string) {
 func (w *wire) is(status int, code string) *http.Response {
 	w.t.Helper()
 	resp, err := http.ReadResponse(w.in, nil)
+	if err == nil && resp.StatusCode == http.StatusContinue {
+		resp, err = http.ReadResponse(w.in, nil)
+	}
 	if err != nil {
 		w.t.Fatalf("no answer: %v", err)
 	}
@@ -74,6 +77,7 @@ func sendTooMuch(t *testing.T, w *workflows) {
 	}{
 		"an answer delivered later": {"POST " + callback + " HTTP/1.1\r\n", whole, body, 413, codeTooLarge},
 		"the same in chunks":        {"POST " + callback + " HTTP/1.1\r\n", "Transfer-Encoding: chunked\r\n", pieces, 413, codeTooLarge},
+		"and it had asked":          {"POST " + callback + " HTTP/1.1\r\n", "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n", pieces, 413, codeTooLarge},
 		"a message":                 {"POST /api/v1/conversations/" + conv + "/messages HTTP/1.1\r\n", asAda + whole, body, 413, codeTooLarge},
 		"anything else":             {"POST /api/v1/projects HTTP/1.1\r\n", asAda + whole, body, 413, codeTooLarge},
 		"a change":                  {"PATCH /api/v1/conversations/" + conv + " HTTP/1.1\r\n", asAda + whole, body, 413, codeTooLarge},
