@@ -17,14 +17,20 @@ func TestN8NThatFailsIsLeftAlone(t *testing.T) {
 	now := time.Unix(1760000000, 0)
 	model, fake := webhook(t, n8nfake.Buffered(http.StatusBadGateway, "<html>Bad Gateway</html>"), nil)
 	model.now = func() time.Time { return now }
-	fails := func(code string) *fault.Error {
+	failure := func() *fault.Error {
 		t.Helper()
 		_, _, err := hear(t, model, t.Context(), ask("?"))
 		f, ok := errors.AsType[*fault.Error](err)
-		if !ok || f.Code != code {
-			t.Fatalf("%v, want %s", err, code)
+		if !ok {
+			t.Fatalf("no failure: %v", err)
 		}
 		return f
+	}
+	fails := func(code string) {
+		t.Helper()
+		if f := failure(); f.Code != code {
+			t.Fatalf("%v, want %s", f, code)
+		}
 	}
 	circuit := func(state string, failed int, wait time.Duration) {
 		t.Helper()
@@ -46,8 +52,8 @@ func TestN8NThatFailsIsLeftAlone(t *testing.T) {
 	circuit("open", 5, 15*time.Second)
 	now = now.Add(2500 * time.Millisecond)
 	for range 3 {
-		f := fails(conversation.CodeProviderUnreachable)
-		if f.After != 12500*time.Millisecond || f.Class != fault.Unavailable || !strings.Contains(f.Message, "retry in 13 s") {
+		f := failure()
+		if f.Code != conversation.CodeProviderUnreachable || f.After != 12500*time.Millisecond || f.Class != fault.Unavailable || !strings.Contains(f.Message, "retry in 13 s") {
 			t.Errorf("%v after %v: %s", f.Class, f.After, f.Message)
 		}
 	}
