@@ -14,6 +14,7 @@ import (
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/live"
+	"claude-memory-backend/internal/workspace"
 )
 
 // However many handshakes are under way at once, no more connections are let in than there may be; one that comes to nothing
@@ -187,5 +188,58 @@ func TestTypingNeedsARole(t *testing.T) {
 		if f, _ := carl.answer("typing", h.conv, typing); f.text("code") != "role_forbids" {
 			t.Errorf("a viewer types: %s %s", f.Type, f.Data)
 		}
+	}
+}
+
+// Who comes back again and again to what they missed has a share of the owner's database, in every way that there is, and is told to
+// read again by other means when it is used up. Nobody else waits for them.
+func TestReplaysHaveAShare(t *testing.T) {
+	t.Parallel()
+	g := newGuesthouse(t, func(c *live.Config) { c.Feeds.Share = workspace.ReplayShare{Rate: 0.001, Burst: 100} }, nil)
+	for range 30 {
+		g.ada.call(0, "PATCH", "/api/v1/conversations/"+g.conv, map[string]any{"importance_level": 4}, 200, nil)
+		g.ada.call(0, "PATCH", "/api/v1/conversations/"+g.conv, map[string]any{"importance_level": 5}, 200, nil)
+	}
+	// replays joins from the beginning, and reports whether it hears what it missed.
+	replays := func(u *user, room string) bool {
+		t.Helper()
+		s := u.connect()
+		defer s.drop()
+		s.send("join_room", map[string]any{"room_id": room, "after_seq": 0})
+		joined := s.next("room_joined", "error")
+		if joined.Type == "error" {
+			t.Fatalf("%s", joined.Data)
+		}
+		return s.next("resync", "event").Type == "event"
+	}
+	if !replays(g.bob, g.conv) || !replays(g.bob, g.project) {
+		t.Error("who has not read much hears no replay")
+	}
+	if replays(g.bob, g.conv) || replays(g.bob, g.project) {
+		t.Error("a guest reads the owner's log without an end")
+	}
+	of := "?project_id=" + g.project
+	next := g.bob.stream(t.Context(), "/api/v1/events/stream"+of, "0")
+	if _, kind, _ := next(); kind != "resync" {
+		t.Errorf("a stream of a guest begins with %s", kind)
+	}
+	var problem struct{ Code string }
+	g.bob.call(0, "GET", "/api/v1/events"+of, nil, http.StatusTooManyRequests, &problem)
+	if problem.Code != "throttled" {
+		t.Errorf("%+v", problem)
+	}
+	// The owner has a share of their own, and pulls their own log as they like.
+	if !replays(g.ada, g.conv) || !replays(g.ada, g.project) || replays(g.ada, g.project) {
+		t.Error("the owner's share is not the owner's")
+	}
+	g.ada.call(0, "GET", "/api/v1/events", nil, http.StatusOK, nil)
+	// Who missed nothing needs no share, and who is there goes on.
+	s := g.bob.connect()
+	seq := s.join(g.conv)
+	s.send("join_room", map[string]any{"room_id": g.conv, "after_seq": seq})
+	s.next("room_joined")
+	g.secret()
+	if f := s.next("resync", "event"); f.Type != "event" {
+		t.Errorf("%s", f.Data)
 	}
 }

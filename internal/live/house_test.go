@@ -220,7 +220,7 @@ func (h *house) addNode(change func(*live.Config)) *node {
 			},
 			Listen: func(ctx context.Context, id ident.TenantID, l workspace.Listener) (event.Seq, func(), error) {
 				return feeds.Listen(ctx, id, l)
-			}})
+			}, Again: feeds.Again})
 	must(h.t, err)
 	n.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if come := n.coming.Load(); come != nil && r.URL.Path == "/ws" {
