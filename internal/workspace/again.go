@@ -116,7 +116,7 @@ func (f *Feeds) Again(ctx context.Context, id ident.TenantID, who ident.AccountI
 	after := time.Duration((1 - own.budget.Tokens()) / f.Share.Rate * float64(time.Second))
 	done(0)
 	const op = "workspace.Again"
-	if ctx.Err() == context.Canceled { //nolint:errorlint // a context returns it as it is
+	if ctx.Err() == context.Canceled {
 		return nil, fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
 	}
 	return nil, fault.New(fault.Throttled, op, "throttled", "much of the log was read again: come back in a moment").RetryAfter(max(after, time.Second))
