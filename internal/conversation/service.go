@@ -592,6 +592,7 @@ func ending(actor ident.Actor, t Turn, m Message, state State, code, detail stri
 	// As streams tell it: the turn's end is the last that is heard of it (decision 0074).
 	ch.Add("message.completed", string(m.ID), facts)
 	ch.Add("turn."+string(state), string(t.ID), facts)
+	ch.Chief = 1
 	return Ending{Turn: t, Message: m}, ch
 }
 
