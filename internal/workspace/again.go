@@ -95,15 +95,22 @@ func (f *Feeds) Again(ctx context.Context, id ident.TenantID, who ident.AccountI
 		}
 	}
 	take := func(one chan struct{}) bool {
+		free := func() { <-one }
+		select { // what is free needs no patience: time may be up only since this machine is busy
+		case one <- struct{}{}:
+			release = append(release, free)
+			return true
+		default:
+		}
 		select {
 		case one <- struct{}{}:
-			release = append(release, func() { <-one })
+			release = append(release, free)
 			return true
 		case <-ctx.Done():
 			return false
 		}
 	}
-	if take(own.one) && own.budget.Wait(ctx) == nil {
+	if take(own.one) && (own.budget.Allow() || own.budget.Wait(ctx) == nil) {
 		if !guest {
 			return done, nil
 		}

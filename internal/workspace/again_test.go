@@ -86,6 +86,16 @@ func TestReplaysHaveAShare(t *testing.T) {
 			t.Errorf("%d remembered", len(f.again.readers))
 		}
 	})
+	t.Run("what is free needs no patience", func(t *testing.T) {
+		f := open(0.001, 1000)
+		for range 100 {
+			done, err := ask(f, "ten_a", "usr_bob", true, never)
+			if err != nil {
+				t.Fatal(err)
+			}
+			done(1)
+		}
+	})
 	t.Run("no rate, no bound", func(t *testing.T) {
 		f := open(0, 0)
 		for range 3 {
