@@ -113,7 +113,7 @@ func descriptors(conns int) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
-	if limit.Cur < uint64(conns+others) { //nolint:gosec // not negative
+	if limit.Cur < uint64(conns+others) {
 		return fmt.Errorf("%d descriptors are allowed, too few for %d connections: ask for fewer", limit.Cur, conns)
 	}
 	return nil

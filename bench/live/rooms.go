@@ -83,7 +83,7 @@ func (t *talker) hear(p []byte, fail func(error)) {
 	t.heard.Add(1)
 	speakers := t.of.speakers.Load()
 	was := t.of.speaker.Load()
-	if speakers == 0 || t.index != (was+1)%int32(len(t.of.members)) { //nolint:gosec // ten
+	if speakers == 0 || t.index != (was+1)%int32(len(t.of.members)) {
 		return
 	}
 	if next := (was + 1) % speakers; t.of.speaker.CompareAndSwap(was, next) {
@@ -109,7 +109,7 @@ func (s *side) fill(ctx context.Context, conns int) error {
 				if err != nil {
 					return err
 				}
-				t := &talker{socket: c, of: r, index: int32(k), frame: s.frame(i)} //nolint:gosec // ten
+				t := &talker{socket: c, of: r, index: int32(k), frame: s.frame(i)}
 				r.members[k] = t
 				s.listening.Go(func() {
 					code := t.listen(func(p []byte) { t.hear(p, s.fail) })

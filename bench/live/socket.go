@@ -104,7 +104,7 @@ func (s *socket) next(buf []byte) (op byte, _ []byte, err error) {
 		n = int(binary.BigEndian.Uint16(head[:2]))
 	case 127:
 		_, err = io.ReadFull(s.in, head[:8])
-		n = int(binary.BigEndian.Uint64(head[:8])) //nolint:gosec // the server's own
+		n = int(binary.BigEndian.Uint64(head[:8]))
 	}
 	if err != nil {
 		return 0, buf, err

@@ -105,7 +105,7 @@ func TestCommandsDiscardTheSpool(t *testing.T) {
 		t.Fatal(err)
 	}
 	kept = open()
-	defer kept.Close() //nolint:errcheck // a test's
+	defer kept.Close()
 	if left := kept.Tenants(); len(left) != 1 || left[0] != other {
 		t.Errorf("there are %v; want %v", left, other)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -48,6 +49,7 @@ func TestTypeScriptClient(t *testing.T) {
 	}
 
 	s := startSeveral(t, 3)
+	steps := examples(t, root, s.servers[0].URL, filepath.Join(dir, "src", "readme.ts"))
 	document, err := fetch(t.Context(), s.servers[0].URL+"/api/openapi.json")
 	if err != nil {
 		t.Fatal(err)
@@ -59,23 +61,72 @@ func TestTypeScriptClient(t *testing.T) {
 	for _, node := range s.servers {
 		urls = append(urls, node.URL)
 	}
-	for _, args := range [][]string{
-		{"node_modules/openapi-typescript/bin/cli.js", "openapi.json", "--output", "src/schema.ts"},
-		{"node_modules/typescript/bin/tsc"},
-		{"--experimental-websocket", "--test", "dist/test/"}, // in Node 20 behind that name
-	} {
+	run := func(args ...string) (string, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		defer cancel()
 		cmd := exec.CommandContext(ctx, node(t, root), args...)
 		cmd.Dir = dir
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "MEMORYD_URLS=" + strings.Join(urls, ",")}
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		err := cmd.Run()
-		cancel()
-		if err != nil {
-			t.Fatalf("%v: %v\n%s", args, err, out.String())
+		return out.String(), err
+	}
+	const sockets = "--experimental-websocket" // in Node 20 behind that name
+	for _, args := range [][]string{
+		{"node_modules/openapi-typescript/bin/cli.js", "openapi.json", "--output", "src/schema.ts"},
+		{"node_modules/typescript/bin/tsc"},
+		{sockets, "--test", "dist/test/"},
+	} {
+		if out, err := run(args...); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
 		}
 	}
+	// The examples have to end by themselves: one that keeps a connection would not.
+	out, err := run(sockets, "dist/src/readme.js")
+	walked(t, "clients/typescript/README.md", steps, out, err)
+	if err != nil {
+		t.Errorf("the examples end with %v:\n%s", err, out)
+	}
+}
+
+// examples makes one program of the examples in the client's README, for the server at url, and the account that they sign in with.
+func examples(t *testing.T, root, url, program string) []step {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(root, "clients", "typescript", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := walk(string(raw), "ts")
+	if written := strings.Count(string(raw), "```ts\n"); written < 4 || len(steps) != written {
+		t.Fatalf("%d of %d examples say what they print", len(steps), written)
+	}
+	var b strings.Builder
+	for i, s := range steps {
+		fmt.Fprintf(&b, "%s\nconsole.log(\"\\n%s%d\");\n", s.script, endOfBlock, i)
+	}
+	const address = "https://chat.example.org"
+	if strings.Count(b.String(), address) != 1 {
+		t.Fatalf("the examples do not name the server %s once", address)
+	}
+	if err := os.WriteFile(program, []byte(strings.Replace(b.String(), address, url, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ada := `{"email": "ada@example.com", "password": "a harbour at night"}`
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/api/v1/auth/register", strings.NewReader(ada))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusCreated {
+		t.Fatalf("no account for the examples: %d", res.StatusCode)
+	}
+	return steps
 }
 
 // node is the one that setup installed where the system's is too old, or the system's.

@@ -66,6 +66,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		Listen: func(ctx context.Context, id ident.TenantID, l workspace.Listener) (event.Seq, func(), error) {
 			return feeds.Listen(ctx, id, l)
 		},
+		Again:    feeds.Again,
 		Live:     hub,
 		Callback: pool.Callback, Deliverer: deliverer,
 
@@ -121,6 +122,9 @@ func newLive(s *settings, in *install, log *slog.Logger, bus event.Bus, accounts
 		look = 2 * time.Second
 	}
 	feeds := workspace.NewFeeds(pool, look)
+	if !s.on("RATE_LIMIT") {
+		feeds.Share = workspace.ReplayShare{}
+	}
 	return feeds, live.New(live.Config{Accounts: accounts, Pool: pool, Feeds: feeds, Bus: bus, Master: in.store, Jobs: tenants,
 		Words: httpapi.Words{OnceSecret: onceSecret(in), Now: time.Now}, Node: node, Log: log})
 }

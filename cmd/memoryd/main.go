@@ -110,7 +110,7 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 // told is an error as an operator reads it: of a wrong input every mistake, of what was refused the code and why. Of
 // what broke, and of anything that is no fault of ours, the chain of causes.
 func told(err error) string {
-	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // of this one only
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
 		var lines []string
 		for _, one := range several.Unwrap() {
 			lines = append(lines, told(one))

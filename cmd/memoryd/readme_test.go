@@ -23,9 +23,9 @@ type step struct {
 	wanted, banned []string
 }
 
-// walk reads the blocks of shell that a comment <!-- walk --> precedes. <!-- walk: text --> demands text in the
+// walk reads the blocks of a language that a comment <!-- walk --> precedes. <!-- walk: text --> demands text in the
 // output of the block below it, <!-- walk-not: text --> forbids it.
-func walk(readme string) []step {
+func walk(readme, language string) []step {
 	var steps []step
 	var next *step
 	inside := false
@@ -47,7 +47,7 @@ func walk(readme string) []step {
 			if text, ok := strings.CutPrefix(note, "-not: "); ok {
 				next.banned = append(next.banned, text)
 			}
-		case line == "```bash" && next != nil:
+		case line == "```"+language && next != nil:
 			inside, next.line = true, i+1
 		}
 	}
@@ -60,7 +60,7 @@ func TestREADMEWalk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	steps := walk(string(raw))
+	steps := walk(string(raw), "bash")
 	if len(steps) < 8 {
 		t.Fatalf("only %d blocks found: the walk is longer", len(steps))
 	}
@@ -71,10 +71,9 @@ func TestREADMEWalk(t *testing.T) {
 	if err := os.Symlink(binary(t), filepath.Join(dir, "bin", "memoryd")); err != nil {
 		t.Fatal(err)
 	}
-	const mark = "--- end of block "
 	var script strings.Builder
 	for i, s := range steps {
-		fmt.Fprintf(&script, "%s\necho; echo '%s%d'\n", s.script, mark, i)
+		fmt.Fprintf(&script, "%s\necho; echo '%s%d'\n", s.script, endOfBlock, i)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
@@ -91,26 +90,34 @@ func TestREADMEWalk(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = group() }) // nothing is left of it when all went well
 	failed := bash.Wait()
-	rest := out.String()
+	walked(t, "README.md", steps, out.String(), failed)
+	if failed != nil {
+		t.Errorf("the walk ended with: %v", failed)
+	}
+}
+
+// endOfBlock is printed after each block, with its number.
+const endOfBlock = "--- end of block "
+
+// walked holds what the blocks printed against what they say.
+func walked(t *testing.T, file string, steps []step, printedAll string, failed error) {
+	t.Helper()
 	for i, s := range steps {
-		printed, after, ended := strings.Cut(rest, mark+strconv.Itoa(i)+"\n")
-		rest = after
+		printed, after, ended := strings.Cut(printedAll, endOfBlock+strconv.Itoa(i)+"\n")
+		printedAll = after
 		for _, want := range s.wanted {
 			if !strings.Contains(printed, want) {
-				t.Errorf("README.md:%d: the block does not print %q, but:\n%s", s.line, want, printed)
+				t.Errorf("%s:%d: the block does not print %q, but:\n%s", file, s.line, want, printed)
 			}
 		}
 		for _, not := range s.banned {
 			if strings.Contains(printed, not) {
-				t.Errorf("README.md:%d: the block prints %q:\n%s", s.line, not, printed)
+				t.Errorf("%s:%d: the block prints %q:\n%s", file, s.line, not, printed)
 			}
 		}
 		if !ended {
-			t.Fatalf("README.md:%d: the block did not come to its end: %v", s.line, failed)
+			t.Fatalf("%s:%d: the block did not come to its end: %v", file, s.line, failed)
 		}
-	}
-	if failed != nil {
-		t.Errorf("the walk ended with: %v", failed)
 	}
 }
 

@@ -76,7 +76,7 @@ func (seedCmd) Run(ctx context.Context, p *program) error {
 
 const (
 	demoEmail    = "demo@example.com"
-	demoPassword = "a demo of a lighthouse"
+	demoPassword = "a demo of a lighthouse" //nolint:gosec // of made-up data, and printed
 )
 
 // demoProject is a project, or with no name what belongs to none.

@@ -38,7 +38,7 @@ func roomFor(files, bytes uint64) int {
 func spareFor(files uint64, open int) int {
 	const perTenant, perConn, most = 4, 3, 4096
 	left := filesOfTenants(files)
-	return int(max(4, min((left-min(left, perTenant*uint64(open)))/perConn, most))) //nolint:gosec // open is positive
+	return int(max(4, min((left-min(left, perTenant*uint64(open)))/perConn, most)))
 }
 
 func filesOfTenants(files uint64) uint64 {

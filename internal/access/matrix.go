@@ -29,7 +29,7 @@ const (
 	DeleteProject      Action = "delete a project"              //
 	ManageMembers      Action = "manage the members"            // and see who is invited
 	ReadConversation   Action = "read conversations"            // with messages and turns; listing and searching them
-	TakePart           Action = "take part in conversations"    // send, retry, continue, stop
+	TakePart           Action = "take part in conversations"    // send, retry, continue, stop, be seen typing
 	CreateConversation Action = "start conversations"           //
 	EditConversation   Action = "edit conversations"            //
 	DeleteConversation Action = "delete conversations"          //

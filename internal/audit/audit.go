@@ -22,7 +22,7 @@ const (
 type Entry struct {
 	ID        ident.EntryID   `json:"id"`
 	At        time.Time       `json:"at"`
-	Action    string          `json:"action"` // the first event's type, or "session.refused" and the like
+	Action    string          `json:"action"` // the chief event's type, or "session.refused" and the like
 	Subject   string          `json:"subject"`
 	Outcome   Outcome         `json:"outcome"`
 	ActorID   ident.AccountID `json:"actor_id,omitempty"`
@@ -35,13 +35,13 @@ type Entry struct {
 	Place string `json:"-"`
 }
 
-// Derive makes the one entry that describes a change: its first event is its name. A change without events has none.
+// Derive makes the one entry that describes a change: its chief event is its name. A change without events has none.
 func Derive(c event.Change) (Entry, bool) {
 	if len(c.Events) == 0 {
 		return Entry{}, false
 	}
-	first := c.Events[0]
-	return newEntry(c.Actor, c.At, first.Type, first.Subject, Done, first.Data), true
+	chief := c.Events[c.Chief]
+	return newEntry(c.Actor, c.At, chief.Type, chief.Subject, Done, chief.Data), true
 }
 
 // Refusal makes an entry for an attempt that changed nothing. Detail must hold no secret and no content.

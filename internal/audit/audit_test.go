@@ -96,4 +96,8 @@ func TestDerive(t *testing.T) {
 	if !ok || e.Action != "project.created" || e.ActorID != "usr_1" || e.Outcome != audit.Done || e.RequestID != "r" {
 		t.Errorf("%+v", e)
 	}
+	c.Chief = 1
+	if e, ok := audit.Derive(c); !ok || e.Action != "project.updated" || string(e.Detail) != "null" {
+		t.Errorf("named by its second event: %+v", e)
+	}
 }

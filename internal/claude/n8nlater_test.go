@@ -146,7 +146,7 @@ func TestN8NSignatures(t *testing.T) {
 		}
 	}
 	for name, h := range map[string]http.Header{
-		"nothing":                http.Header{},
+		"nothing":                {},
 		"no id":                  signed(func(h http.Header) { h.Del("Webhook-Id") }),
 		"two signatures' fields": signed(func(h http.Header) { h.Add("Webhook-Signature", h.Get("Webhook-Signature")) }),
 		"no v1":                  signed(func(h http.Header) { h.Set("Webhook-Signature", strings.TrimPrefix(h.Get("Webhook-Signature"), "v1,")) }),

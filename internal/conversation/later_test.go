@@ -187,8 +187,8 @@ func TestAnAnswerIsDeliveredLater(t *testing.T) {
 			t.Errorf("%v", after)
 		}
 	})
-	if got, want := b.events(), []string{"conversation.created", "message.created", "turn.started", "turn.waiting", "turn.completed",
-		"message.completed"}; !slices.Equal(got, want) {
+	if got, want := b.events(), []string{"conversation.created", "message.created", "turn.started", "turn.waiting", "message.completed",
+		"turn.completed"}; !slices.Equal(got, want) {
 		t.Errorf("the log has %v", got)
 	}
 }

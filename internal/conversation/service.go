@@ -589,8 +589,10 @@ func ending(actor ident.Actor, t Turn, m Message, state State, code, detail stri
 	ch := event.NewChange(actor, at)
 	facts := map[string]any{"conversation_id": t.Conversation, "project_id": nullable(string(t.Project)), "turn_id": t.ID,
 		"message_id": m.ID, "state": state}
-	ch.Add("turn."+string(state), string(t.ID), facts)
+	// As streams tell it: the turn's end is the last that is heard of it (decision 0074).
 	ch.Add("message.completed", string(m.ID), facts)
+	ch.Add("turn."+string(state), string(t.ID), facts)
+	ch.Chief = 1
 	return Ending{Turn: t, Message: m}, ch
 }
 

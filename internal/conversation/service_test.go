@@ -181,8 +181,34 @@ func open(t *testing.T, m conversation.Model, adjust ...func(*conversation.Confi
 	}
 	b := &bench{t: t, store: sqlstore.NewTenantStore(db, nil), part: &part{}, keys: keys,
 		actor: ident.Actor{Account: ident.New[ident.AccountID](), Name: "Ada"}}
+	t.Cleanup(func() { endsInOrder(t, b.store) }) // when its engines are closed
 	b.boot(m, adjust...)
 	return b
+}
+
+// endsInOrder looks at all that a test left in the log. However a turn ended (by itself, stopped from here or from another node, while
+// it waited, given up after its server died, from the spool) and however often its end was told, the message is told of
+// first and the turn right after it: the turn's end is the last that is heard of it.
+func endsInOrder(t *testing.T, store *sqlstore.TenantStore) {
+	t.Helper()
+	list, err := store.Since(context.Background(), 0, 10_000)
+	if err != nil {
+		t.Error(err)
+	}
+	expected := "" // the turn whose message was told of just before
+	for _, e := range list {
+		ends := strings.HasPrefix(e.Type, "turn.") && e.Type != "turn.started" && e.Type != "turn.waiting"
+		if ends != (expected != "") || ends && e.Subject != expected {
+			t.Errorf("%d: %s of %s, where the turn whose message has just ended is %q", e.Seq, e.Type, e.Subject, expected)
+		}
+		expected = ""
+		if e.Type == "message.completed" {
+			expected = e.About().Turn
+		}
+	}
+	if expected != "" {
+		t.Errorf("the end of %s is missing", expected)
+	}
 }
 
 // boot starts a new engine on the same database, as a restart would.

@@ -311,6 +311,7 @@ func TestTheSpoolOutlivesTheProcess(t *testing.T) {
 				if _, err := s.store.TenantStore.EndTurn(t.Context(), x.Turn.ID, func(turn conversation.Turn, m conversation.Message) (conversation.Ending, event.Change, error) {
 					turn.State, turn.ErrorCode, m.State = c.state, "stopped_elsewhere", c.state
 					ch := event.NewChange(ident.System(""), time.Now())
+					ch.Add("message.completed", string(m.ID), map[string]any{"turn_id": turn.ID})
 					ch.Add("turn.stopped", string(turn.ID), nil)
 					return conversation.Ending{Turn: turn, Message: m}, ch, nil
 				}); err != nil {
@@ -404,6 +405,7 @@ func TestWhatTheOwnersWordReplaces(t *testing.T) {
 		return func(t conversation.Turn, m conversation.Message) (conversation.Ending, event.Change, error) {
 			t.State, t.ErrorCode, m.State, m.ErrorCode, m.Content = state, code, state, code, text
 			ch := event.NewChange(ident.System(""), time.Now())
+			ch.Add("message.completed", string(m.ID), map[string]any{"turn_id": t.ID})
 			ch.Add("turn."+string(state), string(t.ID), nil)
 			return conversation.Ending{Turn: t, Message: m}, ch, nil
 		}

@@ -36,6 +36,7 @@ type Change struct {
 	Actor  ident.Actor
 	At     time.Time
 	Events []Event
+	Chief  int // the index of the event that the trail names the change by
 	Once   *Once
 }
 

@@ -108,7 +108,10 @@ type Deps struct {
 	Enter func(ctx context.Context, actor ident.Actor, own ident.TenantID, subject string) (Workspace, error)
 	// Listen tells a listener of everything in a tenant's log after the position that it returns.
 	Listen func(ctx context.Context, tenant ident.TenantID, l workspace.Listener) (event.Seq, func(), error)
-	Live   Live
+	// Again lets an account read a part of a tenant's log again, when it is its turn; done is called with how many events that looked
+	// at. It is Throttled when that does not come before ctx is due. Nil: there is no bound.
+	Again func(ctx context.Context, tenant ident.TenantID, who ident.AccountID, guest bool) (done func(looked int), err error)
+	Live  Live
 	// Callback reads the token of an address at which an answer may be delivered; NotFound: it is none of ours, or too old. Nil,
 	// like a nil Deliverer: nobody delivers any.
 	Callback  func(token string) (workspace.Callback, error)

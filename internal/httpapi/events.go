@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -78,7 +79,11 @@ func (s *Server) listEvents(x *exchange, in *eventList) (*paged[eventView], erro
 		return nil, err
 	}
 	defer ws.Release()
-	list, upTo, more, err := in.read(x.ctx, ws, after, in.Limit)
+	look := in.read
+	if in.ProjectID != "" { // a page may look at much, and show nothing
+		look = in.again(x, replayPatience)
+	}
+	list, upTo, more, err := look(x.ctx, ws, after, in.Limit)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +106,30 @@ func (p EventPlace) read(ctx context.Context, ws Workspace, after event.Seq, lim
 	more = len(list) > limit
 	list = list[:min(limit, len(list))]
 	return list, list[len(list)-1].Seq, more, nil
+}
+
+// replayPatience is how long somebody waits for a turn to look at what was missed.
+const replayPatience = 2 * time.Second
+
+// again is read when it is the actor's turn to read a part of the log again. It is Throttled when that does not come for so long.
+func (p EventPlace) again(x *exchange, patience time.Duration) func(context.Context, Workspace, event.Seq, int) ([]event.Event, event.Seq, bool, error) {
+	return func(ctx context.Context, ws Workspace, after event.Seq, limit int) ([]event.Event, event.Seq, bool, error) {
+		if x.s.deps.Again == nil {
+			return p.read(ctx, ws, after, limit)
+		}
+		wait, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		done, err := x.s.deps.Again(wait, ws.Tenant, x.actor.Account, ws.Tenant != x.tenant)
+		if err != nil {
+			return nil, after, false, err
+		}
+		upTo := after
+		defer func() { done(int(min(upTo-after, eventsScanned))) }()
+		var list []event.Event
+		var more bool
+		list, upTo, more, err = p.read(ctx, ws, after, limit)
+		return list, upTo, more, err
+	}
 }
 
 func eventCursor(after event.Seq) string { return "seq-" + strconv.FormatInt(int64(after), 10) }
@@ -154,7 +183,10 @@ func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
 		w.begin()
 		if after > at {
 			w.resync(at) // of another log, or of nobody's
-		} else if err := s.replayEvents(x, in.EventPlace, w, at); err != nil {
+		} else if err := s.replayEvents(x, in.EventPlace, w, at, over); errors.Is(err, errStopping) {
+			w.comment(stoppingComment)
+			return
+		} else if err != nil {
 			_ = s.answerTo(x, err) // logged; the status has been sent
 			w.comment("the stream broke: ask again with Last-Event-ID")
 			return
@@ -188,8 +220,9 @@ func (s *Server) streamEvents(x *exchange, in *eventStream) (*written, error) {
 	}}, nil
 }
 
-// replayEvents writes what the log has after the writer's place, up to at.
-func (s *Server) replayEvents(x *exchange, place EventPlace, w *eventWriter, at event.Seq) error {
+// replayEvents writes what the log has after the writer's place, up to at, unless the stream has to end (errStopping). Who may not look at so much
+// of somebody's log now is told to read everything again; one's own log takes as long as it takes.
+func (s *Server) replayEvents(x *exchange, place EventPlace, w *eventWriter, at event.Seq, over <-chan struct{}) error {
 	if w.at >= at {
 		return nil
 	}
@@ -198,13 +231,27 @@ func (s *Server) replayEvents(x *exchange, place EventPlace, w *eventWriter, at 
 		return err
 	}
 	defer ws.Release()
+	look := place.again(x, replayPatience)
 	for windows := 0; w.at < at && w.err == nil; windows++ {
 		if place.ProjectID != "" && windows == replayWindows {
 			w.resync(at)
 			return nil
 		}
-		list, upTo, more, err := place.read(x.ctx, ws, w.at, eventsScanned)
-		if err != nil {
+		list, upTo, more, err := look(x.ctx, ws, w.at, eventsScanned)
+		switch {
+		case fault.Is(err, fault.Throttled) && place.ProjectID != "":
+			w.resync(at)
+			return nil
+		case fault.Is(err, fault.Throttled):
+			select {
+			case <-over:
+				return errStopping
+			case <-s.streams.draining.Done():
+				return errStopping
+			default:
+				continue
+			}
+		case err != nil:
 			return err
 		}
 		w.events(list)
@@ -343,7 +390,7 @@ func eventRows() []operation {
 		row(tagLive, "list-events", "GET", "/events", "Pull the log of events, oldest first", on((*Server).listEvents)).
 			with(refuses(missing)).with(func(o *operation) {
 			o.description = "Give the last `seq` that was seen as `after`. `seq` counts per database and survives moves. With `project_id`, " +
-				"one request looks at 2,000 events of the whole log: a page may have fewer events than `limit`, or none, and still a " +
+				"one request looks at 2,000 events of the whole log, and who looks at very many is `throttled` for a moment: a page may have fewer events than `limit`, or none, and still a " +
 				"`next_cursor`, which goes on after all that was looked at. Members of a project hear what they may read: not who is invited, and not " +
 				"which other project a conversation came from or went to. `data.restored` says that the data was put back to an earlier " +
 				"state: read everything again."
@@ -353,7 +400,7 @@ func eventRows() []operation {
 			o.waits = true
 			o.description = "Server-Sent Events: `id` is the event's `seq`, `event` its type, `data` the event. With `Last-Event-ID`, what was " +
 				"missed comes first. `resync {seq}` says that the place is of another log, or, with `project_id`, more than 10,000 events of the " +
-				"whole log ago: read everything again. `ping` comes every 15 " +
+				"whole log ago, or that much was read again just now: read everything again. `ping` comes every 15 " +
 				"seconds. The stream ends with the session, and when the access token expires: ask again with a fresh one."
 			o.answers = map[string]*huma.Response{"200": {Description: "Server-Sent Events",
 				Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: "string"},

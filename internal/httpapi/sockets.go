@@ -180,7 +180,7 @@ const socketHelp = "With `?ticket=…`, or `?token=…` where the server allows 
 	"| `auth` | `token` | `connected` |\n" +
 	"| `join_room` | `room_id`, `after_seq?` | `room_joined`, then what was missed, or `resync` |\n" +
 	"| `leave_room` | `room_id` | `room_left` |\n" +
-	"| `typing` | `room_id`, `is_typing` | `ack`, if it has an `id` |\n" +
+	"| `typing` | `room_id`, `is_typing` | `ack`, if it has an `id`; for those who may say something there |\n" +
 	"| `send_message` | `room_id`, `content`, and what else REST takes; `idempotency_key?` | `message.accepted`, once it is stored |\n" +
 	"| `stop_turn` | `turn_id`, `room_id?` | `turn` |\n" +
 	"| `ping` | | `pong` |\n\n" +

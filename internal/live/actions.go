@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
@@ -83,6 +84,7 @@ func (c *conn) auth(ctx context.Context, f frame) error {
 	greeting := c.greeting(f.ID)
 	c.mu.Unlock()
 	c.put(greeting)
+	c.hub.look(c) // what ended after the token was verified, and before that was known here, is found now
 	return nil
 }
 
@@ -156,14 +158,25 @@ func (c *conn) joined(ctx context.Context, room string) (*seat, error) {
 		return s, nil
 	}
 	actor, own := c.who()
-	if err := c.hub.allowed(ctx, actor, own, s.room.tenant, room); err != nil {
+	pass, err := c.hub.allowed(ctx, actor, own, s.room.tenant, room)
+	if err != nil {
 		c.deny(room, err)
 		return nil, err
 	}
-	c.mu.Lock()
-	s.seen = c.hub.Now()
-	c.mu.Unlock()
+	c.found(s, pass)
 	return s, nil
+}
+
+// found notes what the connection may do in a room. Who may not type there any more has stopped to.
+func (c *conn) found(s *seat, pass access.Pass) {
+	c.mu.Lock()
+	s.seen, s.pass = c.hub.Now(), pass
+	stops := s.typing && !access.Allows(pass.Role, access.TakePart)
+	s.typing = s.typing && !stops
+	c.mu.Unlock()
+	if stops {
+		s.room.says(c, false)
+	}
 }
 
 // deny takes the connection out of a room that it may not see any more. A database that is away is no reason.
@@ -180,7 +193,8 @@ func (c *conn) deny(room string, err error) {
 	}
 }
 
-// tellTyping tells the room that somebody types, or has stopped to. It is stored nowhere.
+// tellTyping tells the room that somebody types, or has stopped to. It is stored nowhere. Who may not say anything there types
+// nothing either.
 func (c *conn) tellTyping(ctx context.Context, f frame) error {
 	var in typingData
 	if err := f.read(&in); err != nil {
@@ -191,8 +205,13 @@ func (c *conn) tellTyping(ctx context.Context, f frame) error {
 		return err
 	}
 	c.mu.Lock()
-	s.typing = in.IsTyping
+	if err = s.pass.Allow("live.typing", c.actor, access.TakePart); err == nil {
+		s.typing = in.IsTyping
+	}
 	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	s.room.says(c, in.IsTyping)
 	if f.ID != nil {
 		c.put(encode("ack", f.ID, nothing{}))
@@ -316,7 +335,7 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		c.deny(in.RoomID, err)
 		return err
 	}
-	of, guest := ws.Tenant.ID, ws.Pass.Project
+	of, pass := ws.Tenant.ID, ws.Pass
 	ws.Release()
 	// The log is read as the server: what a guest sees of it is what concerns the room.
 	if ws, err = c.hub.Pool.Acquire(ctx, ident.System(""), of); err != nil {
@@ -337,7 +356,7 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		return notJoined()
 	}
 	if !ended {
-		if s.seen = c.hub.Now(); fresh {
+		if fresh {
 			c.seats = append(c.seats, s)
 		}
 	}
@@ -349,12 +368,13 @@ func (c *conn) joinRoom(ctx context.Context, f frame) error {
 		}
 		return nil
 	}
+	c.found(s, pass)
 	var after *event.Seq
 	if in.AfterSeq != nil {
 		seq := event.Seq(*in.AfterSeq)
 		after = &seq
 	}
-	if err := s.room.join(ctx, ws, c, guest, f.ID, after); err != nil {
+	if err := s.room.join(ctx, ws, c, pass.Project, f.ID, after); err != nil {
 		if c.leave(in.RoomID) && !fresh { // it was there before
 			c.put(encode("room_left", nil, leftData{RoomID: in.RoomID, Reason: fault.CodeOf(timely(ctx, err))}))
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/coder/websocket"
 	"golang.org/x/time/rate"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -63,7 +64,8 @@ type conn struct {
 // seat is a room that a connection is in.
 type seat struct {
 	room   *room
-	seen   time.Time // when it was last found that it may be there
+	seen   time.Time   // when it was last found that it may be there
+	pass   access.Pass // what it may do there, as found then
 	typing bool
 }
 
@@ -254,17 +256,36 @@ func (c *conn) part(rest []byte) {
 	_ = c.ws.CloseNow()
 }
 
-// gotPing answers a ping, as everything is said: without waiting.
+// gotPing answers a ping, as everything is said: without waiting. One that came too fast is not answered.
 func (c *conn) gotPing(_ context.Context, payload []byte) bool {
-	c.put(control(opPong, payload))
+	if c.paced() {
+		c.put(control(opPong, payload))
+	}
 	return false // the library need not
 }
 
-// gotPong notes that somebody is there.
+// gotPong notes that somebody is there. Only a pong that nobody asked for counts as a frame: what was asked for must not end
+// somebody who says much.
 func (c *conn) gotPong(context.Context, []byte) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	asked := c.pinging
 	c.pinging, c.ping = false, c.hub.Now().Add(c.hub.PingEvery)
+	c.mu.Unlock()
+	if !asked {
+		c.paced()
+	}
+}
+
+// paced counts a frame of any kind that came, and reports whether it came in time. Who goes on sending too fast is ended.
+func (c *conn) paced() bool {
+	if c.pace.AllowN(c.hub.Now(), 1) {
+		c.refused = 0
+		return true
+	}
+	if c.refused++; c.refused > c.hub.MaxRefused {
+		c.over(tooMany)
+	}
+	return false
 }
 
 // pinged asks whether somebody is there when it is time to, and ends the connection if nobody was. The caller has c.mu.
@@ -369,15 +390,10 @@ func (c *conn) take(raw []byte) {
 		c.over(badFrame)
 		return
 	}
-	if !c.pace.AllowN(c.hub.Now(), 1) {
-		if c.refused++; c.refused > c.hub.MaxRefused {
-			c.over(tooMany)
-			return
-		}
+	if !c.paced() {
 		c.put(refusal(f.ID, fault.New(fault.Throttled, "live", "throttled", "too many frames: slow down").RetryAfter(time.Second)))
 		return
 	}
-	c.refused = 0
 	if !signedIn && f.Type != "auth" {
 		c.over(unsigned)
 		return

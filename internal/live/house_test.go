@@ -66,7 +66,30 @@ type node struct {
 	hub    *live.Hub
 	server *httptest.Server
 	stop   func()
+	letIn  atomic.Pointer[func()] // called once, when it is known who wants a connection or a stream, and before the hub is
 	coming atomic.Pointer[func()] // called while a connection becomes a WebSocket, when it was let in and is not here yet
+}
+
+// porter is a node's hub, and does first what the node wants done.
+type porter struct {
+	*live.Hub
+	node *node
+}
+
+func (p porter) first() {
+	if f := p.node.letIn.Swap(nil); f != nil {
+		(*f)()
+	}
+}
+
+func (p porter) Accept(w http.ResponseWriter, r *http.Request, who *account.Identity, from account.Origin) error {
+	p.first()
+	return p.Hub.Accept(w, r, who, from)
+}
+
+func (p porter) Watch(who account.Identity, in ident.TenantID, subject string) (over <-chan struct{}, leave func(), err error) {
+	p.first()
+	return p.Hub.Watch(who, in, subject)
 }
 
 // visitors calls a function when a connection is taken over.
@@ -176,6 +199,7 @@ func (h *house) addNode(change func(*live.Config)) *node {
 		change(&c)
 	}
 	hub := live.New(c)
+	n := &node{hub: hub}
 	opened := func(ws *workspace.Workspace, err error) (httpapi.Workspace, error) {
 		if err != nil {
 			return httpapi.Workspace{}, err
@@ -184,7 +208,7 @@ func (h *house) addNode(change func(*live.Config)) *node {
 			Audit: ws.Audit, Events: ws.Events, Tenant: ws.Tenant.ID, Usage: ws.Usage, Release: ws.Release}, nil
 	}
 	door, err := httpapi.NewServer(httpapi.Config{Version: "1", AllowedOrigins: []string{"https://app.example"}, OnceSecret: secret, QueryToken: true},
-		httpapi.Deps{Accounts: h.accounts, Now: h.now, Log: log, Collectors: hub.Collectors(), Live: hub,
+		httpapi.Deps{Accounts: h.accounts, Now: h.now, Log: log, Collectors: hub.Collectors(), Live: porter{hub, n},
 			Open: func(ctx context.Context, actor ident.Actor, id ident.TenantID) (httpapi.Workspace, error) {
 				return opened(h.pool.Acquire(ctx, actor, id))
 			},
@@ -196,9 +220,8 @@ func (h *house) addNode(change func(*live.Config)) *node {
 			},
 			Listen: func(ctx context.Context, id ident.TenantID, l workspace.Listener) (event.Seq, func(), error) {
 				return feeds.Listen(ctx, id, l)
-			}})
+			}, Again: feeds.Again})
 	must(h.t, err)
-	n := &node{hub: hub}
 	n.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if come := n.coming.Load(); come != nil && r.URL.Path == "/ws" {
 			w = visitors{w, *come}

@@ -92,6 +92,7 @@ type Hub struct {
 
 	mu       sync.Mutex
 	closing  bool
+	coming   map[*conn]struct{} // were let in, and are not here yet
 	conns    map[*conn]struct{}
 	parting  map[*conn]struct{} // have ended, and may still read why
 	accounts map[ident.AccountID]*visitor
@@ -133,7 +134,7 @@ func New(c Config) *Hub {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &Hub{Config: c, conns: make(map[*conn]struct{}), parting: make(map[*conn]struct{}), accounts: make(map[ident.AccountID]*visitor),
+	h := &Hub{Config: c, coming: make(map[*conn]struct{}), conns: make(map[*conn]struct{}), parting: make(map[*conn]struct{}), accounts: make(map[ident.AccountID]*visitor),
 		rooms: make(map[string]*room), jobs: make(map[ident.JobID]*watched), watchers: make(map[*watcher]struct{}), checks: make(chan struct{}, 16)}
 	node, _ := json.Marshal(c.Node) // strings always marshal
 	h.own = `{"node":` + string(node) + `,`
@@ -177,6 +178,7 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identi
 	}
 	ws.SetReadLimit(-1) // read looks at the size itself, and says so in its own words
 	h.mu.Lock()
+	delete(h.coming, c)
 	h.conns[c] = struct{}{} // before anything can end it
 	late := h.closing
 	h.mu.Unlock()
@@ -189,10 +191,7 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identi
 	if late {
 		c.over(stopping)
 	}
-	c.mu.Lock()
-	changed := c.access > 0
-	c.mu.Unlock()
-	if changed { // while it came in
+	if who != nil { // what ended after the ticket was read, and before the connection was known here, is found now
 		h.look(c)
 	}
 	return nil
@@ -223,7 +222,7 @@ func (h *Hub) admit(c *conn, who *account.Identity) error {
 	if h.closing {
 		return fault.New(fault.Unavailable, op, "server_stopping", "the server is stopping").RetryAfter(2 * time.Second)
 	}
-	if len(h.conns) >= h.MaxConnections {
+	if len(h.coming)+len(h.conns) >= h.MaxConnections {
 		return fault.New(fault.Unavailable, op, "too_many_sockets", "too many connections are open: try again in a moment").RetryAfter(5 * time.Second)
 	}
 	if who != nil {
@@ -231,6 +230,7 @@ func (h *Hub) admit(c *conn, who *account.Identity) error {
 			return err
 		}
 	}
+	h.coming[c] = struct{}{}
 	h.work.Add(1) // before Close may wait
 	return nil
 }
@@ -286,6 +286,7 @@ func (h *Hub) forget(c *conn, e ending) {
 		h.parting[c] = struct{}{}
 	}
 	c.mu.Unlock()
+	delete(h.coming, c)
 	delete(h.conns, c)
 	actor, _ := c.who() // nobody signs in any more who is not among the connections
 	account := actor.Account

@@ -230,7 +230,7 @@ func TestAProjectHearsOfItsConversations(t *testing.T) {
 			got = append(got, kind)
 		}
 	}
-	want := []string{"conversation.created", "message.created", "turn.started", "turn.completed", "message.completed", "conversation.moved", "project.updated"}
+	want := []string{"conversation.created", "message.created", "turn.started", "message.completed", "turn.completed", "conversation.moved", "project.updated"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%v", got)
 	}

@@ -170,8 +170,8 @@ func (h *theatre) cells(t *testing.T, s, watch *socket, name string, role access
 			return f.Type == "presence" && f.text("room_id") == room && f.text("name") == name && f.text("state") == "online"
 		})
 	}
-	try("typing", "typing", refusal(see, "room_not_joined"), func(room string) map[string]any { return map[string]any{"room_id": room, "is_typing": true} })
-	if see && role != access.Owner {
+	try("typing", "typing", refusal(part, "room_not_joined"), func(room string) map[string]any { return map[string]any{"room_id": room, "is_typing": true} })
+	if part && role != access.Owner {
 		watch.nextThat(name+" types", func(f frame) bool { return f.Type == "typing" && f.text("room_id") == room && f.text("name") == name })
 	}
 

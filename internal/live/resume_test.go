@@ -12,7 +12,10 @@ import (
 
 	"github.com/coder/websocket"
 
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/live"
+	"claude-memory-backend/internal/sqlstore"
 )
 
 // reader is a client that keeps what it was told, as an application would: events by seq, texts by message.
@@ -296,5 +299,68 @@ func TestWhoComesInTheMiddleHasTheWholeAnswer(t *testing.T) {
 			t.Errorf("round %d: %d texts", round, len(r.texts))
 		}
 		s.drop()
+	}
+}
+
+// A turn's text comes once, before the first of the two events with which the turn ends, whichever of them that is: logs of
+// earlier versions have them the other way round. Who heard the first has the text.
+func TestTheTextComesBeforeTheEnd(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	ada := h.user("ada")
+	conv := ada.make("/conversations", map[string]any{"title": "Told"})
+	there := ada.connect()
+	begin := there.join(conv)
+	var x struct {
+		Turn      struct{ ID string }
+		Assistant struct{ ID string } `json:"assistant_message"`
+	}
+	ada.call(0, "POST", "/api/v1/conversations/"+conv+"/messages", map[string]any{"content": "#say yes"}, 201, &x)
+	half := there.event("message.completed").number("seq")
+	there.event("turn.completed")
+	// As an earlier version told of an end that came late.
+	a, _, err := h.store.FindAccount(t.Context(), ident.AccountID(ada.id))
+	must(t, err)
+	ws, err := h.pool.Acquire(t.Context(), ident.System(""), a.Tenant)
+	must(t, err)
+	defer ws.Release()
+	facts := map[string]any{"conversation_id": conv, "turn_id": x.Turn.ID, "message_id": x.Assistant.ID}
+	ch := event.NewChange(ident.Actor{Account: ident.AccountID(ada.id)}, time.Now())
+	ch.Add("turn.stopped", x.Turn.ID, facts)
+	ch.Add("message.completed", x.Assistant.ID, facts)
+	store, _ := ws.Events.(*sqlstore.TenantStore)
+	must(t, store.Note(t.Context(), ch))
+	h.bus.Publish(t.Context(), event.Signal{Topic: string(a.Tenant), Kind: event.Committed, Seq: event.Seq(half + 3)})
+	hears := func(s *socket) (heard []string) {
+		t.Helper()
+		for {
+			f := s.next("event", "message.delta", "resync")
+			switch kind := f.text("type"); {
+			case f.Type != "event":
+				heard = append(heard, f.Type)
+			case strings.HasPrefix(kind, "turn.") && kind != "turn.started" || kind == "message.completed":
+				heard = append(heard, kind)
+			}
+			if f.number("seq") == half+3 {
+				return heard
+			}
+		}
+	}
+	old := []string{"message.delta", "turn.stopped", "message.completed"}
+	if got := hears(there); !slices.Equal(got, old) {
+		t.Errorf("who is there hears %v", got)
+	}
+	for after, want := range map[int][]string{
+		begin:    append([]string{"message.delta", "message.completed", "turn.completed"}, old...),
+		half - 1: append([]string{"message.delta", "message.completed", "turn.completed"}, old...),
+		half:     append([]string{"turn.completed"}, old...),
+		half + 1: old,
+		half + 2: old[2:],
+	} {
+		s := ada.connect()
+		s.send("join_room", map[string]any{"room_id": conv, "after_seq": after})
+		if got := hears(s); !slices.Equal(got, want) {
+			t.Errorf("who comes back after %d (%d half way) hears %v, want %v", after, half, got, want)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"claude-memory-backend/internal/conversation"
@@ -40,6 +41,7 @@ type room struct {
 	present map[string]*here // by node: who is in the room there
 	// early are the turns that ended while the room was being opened; nil afterwards.
 	early map[ident.TurnID]bool
+	told  half // of whoever calls Tell alone
 }
 
 // member is a connection in a room. While what it missed is read, what happens is held for it, up to a bound.
@@ -224,7 +226,7 @@ func (r *room) join(ctx context.Context, ws *workspace.Workspace, c *conn, guest
 	if err := r.still(ctx, c, m); err != nil {
 		return err
 	}
-	missed, whole, err := r.missed(ctx, ws, m.guest, after, at)
+	missed, whole, err := r.missed(ctx, ws, c, m.guest, after, at)
 	if err != nil {
 		return err
 	}
@@ -281,77 +283,141 @@ func (r *room) delta(turn ident.TurnID, message ident.MessageID, offset int, tex
 // scanned is how many events of the whole tenant are read, at most, for each that may be sent again.
 const scanned = 5
 
+// replayPatience is how long somebody who comes back waits for a turn to read the log, in all; who gets none reads the room again.
+const replayPatience = 2 * time.Second
+
+// turnCost is how many events the text of a turn that ended meanwhile counts for.
+const turnCost = 50
+
+// replay reads again what one connection missed.
+type replay struct {
+	room     *room
+	conn     *conn
+	guest    ident.ProjectID
+	after    event.Seq // the client has everything up to here
+	at       event.Seq // what is missed goes up to here
+	patience time.Duration
+	frames   [][]byte
+	size     int
+	count    int // events
+	told     half
+}
+
 // missed reads what the room's log has after a position, up to another one. whole is false when that is too much, or the
 // position is not of this log: the client has to read everything again.
-func (r *room) missed(ctx context.Context, ws *workspace.Workspace, guest ident.ProjectID, after *event.Seq, at event.Seq) (
+func (r *room) missed(ctx context.Context, ws *workspace.Workspace, c *conn, guest ident.ProjectID, after *event.Seq, at event.Seq) (
 	frames [][]byte, whole bool, err error) {
 	if after == nil || *after == at {
 		return nil, true, nil
 	}
-	if *after > at {
+	if *after > at || at-*after > event.Seq(scanned*r.hub.MaxReplay) {
 		return nil, false, nil
 	}
-	if at-*after > event.Seq(scanned*r.hub.MaxReplay) {
-		return nil, false, nil
-	}
-	size, count := 0, 0
-	add := func(b []byte) {
-		frames, size = append(frames, b), size+len(b)
-	}
-	for from := *after; from < at; {
-		list, err := ws.Events.Since(ctx, from, 200)
-		if err != nil {
+	p := &replay{room: r, conn: c, guest: guest, after: *after, at: at, patience: replayPatience}
+	// What the client heard last may be the first half of a turn's end, which the event before it tells.
+	for from := max(*after-2, 0); from < at; {
+		if from, whole, err = p.page(ctx, ws, from); err != nil || !whole {
 			return nil, false, fault.Wrap("live.missed", err)
 		}
-		if len(list) == 0 {
-			return nil, false, nil // the log was replaced meanwhile
+	}
+	return p.frames, true, nil
+}
+
+// page reads one page of the log, when it is this account's turn.
+func (p *replay) page(ctx context.Context, ws *workspace.Workspace, from event.Seq) (upTo event.Seq, whole bool, err error) {
+	r, began := p.room, time.Now()
+	actor, _ := p.conn.who()
+	wait, cancel := context.WithTimeout(ctx, p.patience)
+	defer cancel()
+	done, err := r.hub.Feeds.Again(wait, r.tenant, actor.Account, p.guest != "")
+	switch {
+	case fault.Is(err, fault.Throttled) && ctx.Err() == nil:
+		return from, false, nil
+	case err != nil:
+		return from, false, err
+	}
+	p.patience -= time.Since(began)
+	looked := 0
+	defer func() { done(looked) }()
+	list, err := ws.Events.Since(ctx, from, 200)
+	if err != nil {
+		return from, false, err
+	}
+	looked = len(list)
+	if looked == 0 {
+		return from, false, nil // the log was replaced meanwhile
+	}
+	for _, e := range list {
+		from = e.Seq
+		if e.Seq > p.at {
+			break
 		}
-		for _, e := range list {
-			from = e.Seq
-			if e.Seq > at {
-				break
-			}
-			if e.Type == event.Restored {
-				return nil, false, nil
-			}
-			if !e.Concerns(r.id) {
-				continue
-			}
-			rest, all := r.rest(ctx, ws, e, nil)
+		if e.Seq <= p.after {
+			r.ended(e, &p.told)
+			continue
+		}
+		if e.Type == event.Restored {
+			return from, false, nil
+		}
+		if !e.Concerns(r.id) {
+			continue
+		}
+		if turn := r.ended(e, &p.told); turn != "" {
+			looked += turnCost
+			rest, all := r.rest(ctx, ws, turn, nil)
 			if !all {
-				return nil, false, nil
+				return from, false, nil
 			}
 			for _, b := range rest {
-				add(b)
-			}
-			if b := (&audience{room: r, e: e}).frame(guest); b != nil {
-				add(b)
-			}
-			// Half of what may wait for a reader is room for what happens meanwhile.
-			if count++; count > r.hub.MaxReplay || size > r.hub.MaxWaiting/2 {
-				return nil, false, nil
+				p.add(b)
 			}
 		}
+		if b := (&audience{room: r, e: e}).frame(p.guest); b != nil {
+			p.add(b)
+		}
+		// Half of what may wait for a reader is room for what happens meanwhile.
+		if p.count++; p.count > r.hub.MaxReplay || p.size > r.hub.MaxWaiting/2 {
+			return from, false, nil
+		}
 	}
-	return frames, true, nil
+	return from, true, nil
 }
 
-// ends reports whether the event is the end of a turn.
-func ends(e event.Event) bool {
+func (p *replay) add(b []byte) { p.frames, p.size = append(p.frames, b), p.size+len(b) }
+
+// half is the first of the two events with which a turn ends.
+type half struct {
+	turn    ident.TurnID
+	message bool
+}
+
+// ended is the turn whose end begins with an event: its last text comes before that. A turn ends with message.completed and then
+// turn.completed, or another end; logs of earlier versions have them the other way round. The second of two is nothing new:
+// told remembers the first.
+func (r *room) ended(e event.Event, told *half) (turn ident.TurnID) {
+	if r.talk == "" {
+		return ""
+	}
+	h := half{}
 	switch e.Type {
 	case "turn.completed", "turn.failed", "turn.stopped", "turn.interrupted":
-		return true
+		h.turn = ident.TurnID(e.Subject)
+	case "message.completed":
+		h.turn, h.message = ident.TurnID(e.About().Turn), true
+	default:
+		return ""
 	}
-	return false
+	if h.turn == told.turn && h.message != told.message {
+		*told = half{}
+		return ""
+	}
+	*told = h
+	return h.turn
 }
 
-// rest is the end of a turn's text, which comes before the event that says that it ended; nil when nothing is missing, or
-// the event is another one. t is what was told of the turn, nil for nothing. all is false when it could not be read.
-func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event, t *running) (frames [][]byte, all bool) {
-	if r.talk == "" || !ends(e) {
-		return nil, true
-	}
-	x, err := ws.Conversations.Turn(ctx, ident.System(""), r.talk, ident.TurnID(e.Subject))
+// rest is the end of a turn's text; t is what was told of the turn, nil for nothing. all is false when it could not be read.
+func (r *room) rest(ctx context.Context, ws *workspace.Workspace, turn ident.TurnID, t *running) (frames [][]byte, all bool) {
+	x, err := ws.Conversations.Turn(ctx, ident.System(""), r.talk, turn)
 	if err != nil {
 		return nil, fault.Is(err, fault.NotFound) // deleted since
 	}
@@ -362,7 +428,7 @@ func (r *room) rest(ctx context.Context, ws *workspace.Workspace, e event.Event,
 	if t != nil {
 		have = t.units
 	}
-	return r.deltas(ident.TurnID(e.Subject), x.Assistant.ID, have, conversation.TextFrom(x.Assistant.Content, have)), true
+	return r.deltas(turn, x.Assistant.ID, have, conversation.TextFrom(x.Assistant.Content, have)), true
 }
 
 // Tell implements workspace.Listener.
@@ -415,10 +481,10 @@ func (r *room) everyone() []*conn {
 }
 
 func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event) {
-	turn := ident.TurnID(e.Subject)
 	var rest [][]byte
 	all := true
-	if ends(e) && r.talk != "" {
+	turn := r.ended(e, &r.told)
+	if turn != "" {
 		r.mu.Lock()
 		t := r.turns[turn]
 		if t != nil {
@@ -429,21 +495,18 @@ func (r *room) tell(ctx context.Context, ws *workspace.Workspace, e event.Event)
 			r.early[turn] = true
 		}
 		r.mu.Unlock()
-		rest, all = r.rest(ctx, ws, e, t)
+		rest, all = r.rest(ctx, ws, turn, t)
 	}
-	r.dismiss(r.happen(e, rest, all))
+	r.dismiss(r.happen(e, turn, rest, all))
 }
 
-// happen tells the members of an event, and returns those whose access ends with it. rest is text that comes before it; all is
-// false where some of that could not be read.
-func (r *room) happen(e event.Event, rest [][]byte, all bool) (out []*conn, reason string) {
+// happen tells the members of an event, and returns those whose access ends with it. rest is text that comes before it, of the turn
+// that it ends; all is false where some of that could not be read.
+func (r *room) happen(e event.Event, ended ident.TurnID, rest [][]byte, all bool) (out []*conn, reason string) {
 	// In one go: who joins does so before all of it, or after.
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	turn := ident.TurnID(e.Subject)
-	if ends(e) {
-		delete(r.turns, turn)
-	}
+	delete(r.turns, ended)
 	for _, b := range rest {
 		r.broadcast(b, nil)
 	}
@@ -457,7 +520,7 @@ func (r *room) happen(e event.Event, rest [][]byte, all bool) (out []*conn, reas
 			Message ident.MessageID `json:"assistant_message_id"`
 		}
 		_ = json.Unmarshal(e.Data, &data) // our own
-		r.follow(turn, data.Message)
+		r.follow(ident.TurnID(e.Subject), data.Message)
 	}
 	return r.leavers(e)
 }

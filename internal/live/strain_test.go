@@ -256,8 +256,8 @@ func TestAnEndWithoutItsText(t *testing.T) {
 	s := g.ada.connect()
 	s.join(g.conv)
 	s.send("send_message", map[string]any{"room_id": g.conv, "content": "#say yes"})
-	end := s.event("turn.completed")
 	s.event("message.completed")
+	end := s.event("turn.completed")
 	var e event.Event
 	must(t, json.Unmarshal(end.Data, &struct {
 		Seq     *event.Seq `json:"seq"`

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -199,8 +200,9 @@ func (c *conn) judge() {
 	c.mu.Unlock()
 	for _, s := range seats {
 		id := s.room.id
-		err := c.hub.allowed(ctx, actor, own, s.room.tenant, id)
+		pass, err := c.hub.allowed(ctx, actor, own, s.room.tenant, id)
 		if err == nil {
+			c.found(s, pass)
 			continue
 		}
 		c.deny(id, err)
@@ -223,9 +225,9 @@ func (c *conn) soon() {
 // watchAgain is how soon somebody is looked at again of whom it could not be found out what they may see.
 const watchAgain = time.Second
 
-// allowed reports whether an account may see what is in a tenant. Of what is somebody else's the account's own database,
-// which may be away at will, is not asked.
-func (h *Hub) allowed(ctx context.Context, actor ident.Actor, own, in ident.TenantID, subject string) error {
+// allowed returns what an account may do with something that is in a tenant, if it may see it. Of what is somebody else's the account's
+// own database, which may be away at will, is not asked.
+func (h *Hub) allowed(ctx context.Context, actor ident.Actor, own, in ident.TenantID, subject string) (access.Pass, error) {
 	var ws *workspace.Workspace
 	var err error
 	if in != own {
@@ -233,10 +235,11 @@ func (h *Hub) allowed(ctx context.Context, actor ident.Actor, own, in ident.Tena
 	} else {
 		ws, err = h.Pool.Enter(ctx, actor, own, subject)
 	}
-	if err == nil {
-		ws.Release()
+	if err != nil {
+		return access.Pass{}, err
 	}
-	return err
+	defer ws.Release()
+	return ws.Pass, nil
 }
 
 // watched is a job that somebody with connections here waits for.

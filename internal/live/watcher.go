@@ -99,7 +99,7 @@ func (h *Hub) lookAt(w *watcher) {
 		defer cancel()
 		err := h.Accounts.Alive(ctx, w.who.Actor)
 		if err == nil && w.subject != "" {
-			err = h.allowed(ctx, w.who.Actor, w.who.Tenant, w.in, w.subject)
+			_, err = h.allowed(ctx, w.who.Actor, w.who.Tenant, w.in, w.subject)
 		}
 		switch {
 		case err == nil:

@@ -174,10 +174,10 @@ func framed(op byte, b []byte) []byte {
 	case n < 1<<16:
 		b = b[headSize-4:]
 		b[1] = 126
-		binary.BigEndian.PutUint16(b[2:], uint16(n)) //nolint:gosec // just compared
+		binary.BigEndian.PutUint16(b[2:], uint16(n))
 	default:
 		b[1] = 127
-		binary.BigEndian.PutUint64(b[2:], uint64(n)) //nolint:gosec // a length
+		binary.BigEndian.PutUint64(b[2:], uint64(n))
 	}
 	b[0] = op
 	return b
@@ -190,5 +190,5 @@ func control(op byte, payload []byte) []byte {
 
 // goodbye is a close frame.
 func goodbye(code websocket.StatusCode, reason string) []byte {
-	return control(opClose, append(binary.BigEndian.AppendUint16(nil, uint16(code)), reason...)) //nolint:gosec // codes of this package
+	return control(opClose, append(binary.BigEndian.AppendUint16(nil, uint16(code)), reason...))
 }

@@ -23,7 +23,7 @@ func BenchmarkBetweenNodes(b *testing.B) {
 			b.Fatal(err)
 		}
 		nodes[i].Join("house", k)
-		defer nodes[i].Close() //nolint:errcheck // it returns none
+		defer nodes[i].Close()
 	}
 	sub := nodes[1].Subscribe("turn_1", 64)
 	defer sub.Close()

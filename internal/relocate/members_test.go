@@ -145,7 +145,7 @@ func TestMembersAndWholeTenants(t *testing.T) {
 		t.Error("what was erased is seen")
 	}
 
-	p, c = share()
+	p, _ = share()
 	shortcuts(p)
 	erase(bob, bobs.ID, EraseAccount)
 	ws := h.acquire(ada, ten.ID)

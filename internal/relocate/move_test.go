@@ -582,7 +582,7 @@ func TestOriginalOutlivesASourceThatIsAway(t *testing.T) {
 	if err := server.Freeze(); err != nil {
 		t.Fatal(err)
 	}
-	defer server.Thaw()
+	defer func() { _ = server.Thaw() }() // before it is stopped
 	j, err := h.svc.Activate(t.Context(), actor, ten.ID, ten.Placement.Database, nil)
 	if err != nil {
 		t.Fatal(err)

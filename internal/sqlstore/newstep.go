@@ -27,7 +27,7 @@ func NewStep(dir string, line Line, name string) ([]string, error) {
 	var paths []string
 	for _, d := range []Dialect{SQLite, Postgres} {
 		path := filepath.Join(dir, "migrations", line.String(), fmt.Sprintf("%04d_%s.%s.sql", steps.Newest(line)+1, name, d.Name()))
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644) //nolint:gosec // source, which whoever builds reads
 		if err == nil {
 			_, err = f.WriteString("-- What this step brings, and why.\n")
 			err = errors.Join(err, f.Close())

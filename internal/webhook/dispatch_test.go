@@ -171,9 +171,11 @@ func TestEndpointsBehaveBadly(t *testing.T) {
 		state  webhook.DeliveryState
 		also   func(t *testing.T, w *world, i webhook.Issued)
 	}{
-		"500":      {answer: status(500), want: webhook.Attempt{Status: 500, Error: webhook.FailedStatus}, state: webhook.Pending},
-		"404":      {answer: status(404), want: webhook.Attempt{Status: 404, Error: webhook.FailedStatus}, state: webhook.Pending},
-		"redirect": {answer: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://"+inside+"/", 307) }, want: webhook.Attempt{Status: 307, Error: webhook.FailedRedirect}, state: webhook.Pending},
+		"500": {answer: status(500), want: webhook.Attempt{Status: 500, Error: webhook.FailedStatus}, state: webhook.Pending},
+		"404": {answer: status(404), want: webhook.Attempt{Status: 404, Error: webhook.FailedStatus}, state: webhook.Pending},
+		"redirect": {answer: func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://"+inside+"/", http.StatusTemporaryRedirect)
+		}, want: webhook.Attempt{Status: 307, Error: webhook.FailedRedirect}, state: webhook.Pending},
 		"410": {answer: status(410), want: webhook.Attempt{Status: 410, Error: webhook.FailedStatus}, state: webhook.Pending, also: func(t *testing.T, w *world, i webhook.Issued) {
 			if e := w.endpoint(i); e.State != webhook.Disabled || e.Reason != webhook.Gone {
 				t.Errorf("%+v", e)

@@ -15,6 +15,9 @@ import (
 // listen to a tenant, its log is read once. A tenant that is listened to need not stay open: its database is leased while
 // something is read, and what is written there wakes the feed.
 type Feeds struct {
+	Share ReplayShare // of those who read a log again; not changed once somebody does
+	again replays
+
 	pool  *Pool
 	every time.Duration
 	life  context.Context //nolint:containedctx // the feeds' own life, which no caller owns
@@ -64,7 +67,7 @@ type feed struct {
 // NewFeeds returns feeds over the pool's tenants. Beside what the bus tells, a log that is listened to is looked at every
 // so often: where other nodes write that this bus does not hear, and in case a signal is lost.
 func NewFeeds(pool *Pool, every time.Duration) *Feeds {
-	f := &Feeds{pool: pool, every: every, open: make(map[ident.TenantID]*feed)}
+	f := &Feeds{Share: ReplayShare{Rate: replayRate, Burst: replayBurst}, pool: pool, every: every, open: make(map[ident.TenantID]*feed)}
 	f.life, f.end = context.WithCancel(context.Background())
 	return f
 }

@@ -74,7 +74,7 @@ func (d Delivery) Send(ctx context.Context) (status int, answer string, err erro
 		d.Forge(r)
 	}
 	r.Close = true
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := new(http.Client).Do(r)
 	if err != nil {
 		return 0, "", err
 	}

@@ -41,7 +41,7 @@ func newScratch() (*scratch, error) {
 		return nil, err
 	}
 	// As /tmp is: PostgreSQL runs as another user, makes its folder in it and takes it away.
-	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil { //nolint:gosec // said above
+	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	s := &scratch{dir: dir, keeper: exec.Command("/bin/sh", "-c", `read -r _; rm -rf "$1"`, "with-postgres-keeper", dir)}
