@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"maps"
 	mathrand "math/rand/v2"
 	"slices"
 	"sync"
@@ -57,7 +58,7 @@ type Config struct {
 // Dispatcher sends what is due, in all tenants that are open in this process. One exists per process.
 type Dispatcher struct {
 	Config
-	slots chan struct{}
+	slots *places
 
 	life context.Context //nolint:containedctx // the dispatcher's own life, which no caller owns
 	kill context.CancelFunc
@@ -85,7 +86,7 @@ type Stats struct {
 func (d *Dispatcher) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := Stats{Sending: len(d.slots)}
+	s := Stats{Sending: d.slots.taken()}
 	for _, b := range d.behind {
 		s.Pending += b.pending
 		if s.Since.IsZero() || b.since.Before(s.Since) {
@@ -132,7 +133,7 @@ func NewDispatcher(c Config) *Dispatcher {
 	if c.Observe == nil {
 		c.Observe = func(string, time.Duration, time.Duration) {}
 	}
-	d := &Dispatcher{Config: c, slots: make(chan struct{}, c.AtOnce), behind: make(map[ident.AccountID]backlog)}
+	d := &Dispatcher{Config: c, slots: newPlaces(c.AtOnce), behind: make(map[ident.AccountID]backlog)}
 	d.life, d.kill = context.WithCancel(context.Background())
 	return d
 }
@@ -307,9 +308,14 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 			continue
 		}
 		earlier(now.Add(soon))
-		s.start(e.ID)
+		s.start(e)
 	}
 	s.watched.Store(active)
+	s.mu.Lock()
+	maps.DeleteFunc(s.trusted, func(id ident.WebhookID, _ trust) bool {
+		return !slices.ContainsFunc(list, func(d Due) bool { return d.Endpoint.ID == id })
+	})
+	s.mu.Unlock()
 	return next, nil
 }
 
@@ -347,18 +353,30 @@ func (s *Service) notice(ctx context.Context, e Endpoint) {
 // lane sends the deliveries of one endpoint. There is one at most per endpoint and process.
 type lane struct {
 	*Service
-	id     ident.WebhookID
-	wake   chan struct{} // there may be more
-	ended  chan outcome
-	flying int  // attempts that are being made
-	slow   bool // the last answer did not end in time: as long as that is so, its attempts are made one at a time
+	id      ident.WebhookID
+	wake    chan struct{} // there may be more
+	ended   chan outcome
+	flying  int        // attempts that are being made
+	held    []standing // the places for them
+	slow    bool       // the last answer did not end in time: as long as that is so, its attempts are made one at a time
+	failing bool       // the endpoint is, as far as the lane knows
+	trust   trust
 }
 
+// trust is what the last attempt at an endpoint says about how long the next one will take.
+type trust int
+
+const (
+	unknown trust = iota // nothing: it failed, or there was none since the tenant was opened
+	prompt               // it was taken at once
+	late                 // it took more than a fifth of the time that it had
+)
+
 // start has an endpoint's deliveries sent.
-func (s *Service) start(id ident.WebhookID) {
+func (s *Service) start(e Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l := s.lanes[id]; l != nil {
+	if l := s.lanes[e.ID]; l != nil {
 		select {
 		case l.wake <- struct{}{}:
 		default:
@@ -368,8 +386,9 @@ func (s *Service) start(id ident.WebhookID) {
 	if !s.d.begin() {
 		return
 	}
-	l := &lane{Service: s, id: id, wake: make(chan struct{}, 1), ended: make(chan outcome, s.d.PerEndpoint)}
-	s.lanes[id] = l
+	l := &lane{Service: s, id: e.ID, wake: make(chan struct{}, 1), ended: make(chan outcome, s.d.PerEndpoint),
+		failing: e.FailingSince != nil, trust: s.trusted[e.ID]}
+	s.lanes[e.ID] = l
 	release := s.part.Retain()
 	go func() {
 		defer s.d.wg.Done()
@@ -386,6 +405,7 @@ func (l *lane) leave(broken bool) bool {
 		return false
 	}
 	delete(l.lanes, l.id)
+	l.trusted[l.id] = l.trust
 	return true
 }
 
@@ -443,8 +463,27 @@ func (l *lane) gather(done []outcome) []outcome {
 func (l *lane) landed(done []outcome, o outcome) []outcome {
 	l.flying--
 	l.slow = o.slow
+	switch {
+	case o.slow || o.Attempt.Latency > l.d.Timeout/5:
+		l.trust = late
+	case o.State == Succeeded:
+		l.trust = prompt
+	case o.Result.Failed:
+		l.trust = unknown
+	}
 	l.giveBack()
 	return append(done, o)
+}
+
+// standing is that of the lane's next attempt.
+func (l *lane) standing() standing {
+	switch {
+	case l.failing || l.trust == late:
+		return doubtful
+	case l.trust == prompt && len(l.held) == 0:
+		return first
+	}
+	return further
 }
 
 // slotsFor takes up to n places among all attempts of the process and of the tenant; with wait at least one, if n is not
@@ -455,38 +494,27 @@ func (l *lane) slotsFor(n int, wait bool) int {
 	}
 	got := 0
 	for got < n {
-		patient := wait && got == 0
-		if !fill(l.slots, patient, l.d.life.Done()) {
+		s, patient := l.standing(), wait && got == 0
+		if !l.slots.take(s, patient, l.d.life.Done()) {
 			break
 		}
-		if !fill(l.d.slots, patient, l.d.life.Done()) {
-			<-l.slots
+		if !l.d.slots.take(s, patient, l.d.life.Done()) {
+			l.slots.back(s)
 			break
 		}
+		l.held = append(l.held, s)
 		got++
 	}
 	return got
 }
 
-// fill takes a place; without one, who is patient waits until end.
-func fill(slots chan struct{}, patient bool, end <-chan struct{}) bool {
-	select {
-	case slots <- struct{}{}:
-		return true
-	default:
-	}
-	if !patient {
-		return false
-	}
-	select {
-	case slots <- struct{}{}:
-		return true
-	case <-end:
-		return false
-	}
+// giveBack gives the place back that was taken last.
+func (l *lane) giveBack() {
+	s := l.held[len(l.held)-1]
+	l.held = l.held[:len(l.held)-1]
+	l.d.slots.back(s)
+	l.slots.back(s)
 }
-
-func (l *lane) giveBack() { <-l.d.slots; <-l.slots }
 
 // storeTries is how often results are tried to be stored. They are lost then: what they are about is sent again.
 const storeTries = 20
@@ -540,6 +568,9 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 		return after, claim, ch
 	}
 	taken := l.do(step)
+	if taken.Err == nil {
+		l.failing = e.FailingSince != nil
+	}
 	return taken.Claimed, e, taken.Err
 }
 

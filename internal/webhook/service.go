@@ -33,14 +33,15 @@ type Service struct {
 	part  TenantPart
 
 	watched atomic.Bool // there may be active endpoints
-	slots   chan struct{}
+	slots   *places
 
 	mu      sync.Mutex
 	looking bool // somebody looks for what is due
 	again   bool // and has to once more
 	lanes   map[ident.WebhookID]*lane
-	queue   []request // steps of lanes that wait for the clerk
-	clerk   bool      // there is one
+	trusted map[ident.WebhookID]trust // what lanes that ended knew
+	queue   []request                 // steps of lanes that wait for the clerk
+	clerk   bool                      // there is one
 	cleaned time.Time
 	alone   bool // what others had claimed was disowned
 }
@@ -48,7 +49,7 @@ type Service struct {
 // Service builds the service of the tenant that owner owns.
 func (d *Dispatcher) Service(store Store, owner ident.AccountID, part TenantPart) *Service {
 	return &Service{store: store, d: d, owner: owner, pass: access.Owning(owner), part: part,
-		slots: make(chan struct{}, d.PerTenant), lanes: make(map[ident.WebhookID]*lane)}
+		slots: newPlaces(d.PerTenant), lanes: make(map[ident.WebhookID]*lane), trusted: make(map[ident.WebhookID]trust)}
 }
 
 // Issued is an endpoint with its secret, which is shown this once.
