@@ -169,6 +169,10 @@ func updateEndpoint(b *Batch, e webhook.Endpoint, events string) {
 		ident.Micros(e.UpdatedAt), e.ID)
 }
 
+// releasedAtOnce is how many deliveries need not wait any more when order is no longer asked for. The rest follows when it is
+// looked at again, within waitsAtMost.
+const releasedAtOnce = 10_000
+
 // UpdateEndpoint implements webhook.Endpoints.
 func (s *TenantStore) UpdateEndpoint(ctx context.Context, id ident.WebhookID,
 	edit func(webhook.Endpoint) (webhook.Endpoint, event.Change, error)) (webhook.Endpoint, error) {
@@ -204,6 +208,10 @@ func (s *TenantStore) UpdateEndpoint(ctx context.Context, id ident.WebhookID,
 		}
 		return tx.Commit(func(b *Batch) {
 			updateEndpoint(b, next, events)
+			if e.Ordered && !next.Ordered {
+				b.Exec(`UPDATE deliveries SET due_at = created_at WHERE n IN (SELECT n FROM deliveries WHERE webhook_id = ? AND state = 'pending'
+					AND claim = '' AND tries = 0 AND due_at > ? LIMIT ?)`, id, ident.Micros(next.UpdatedAt), releasedAtOnce)
+			}
 			s.appendChange(b, ch, head)
 		})
 	})

@@ -220,7 +220,14 @@ func (s *Service) Wake() {
 		defer s.d.wg.Done()
 		defer release()
 		for {
-			if _, err := s.look(s.d.life); err != nil && !fault.Is(err, fault.Canceled) {
+			next, err := s.look(s.d.life)
+			if err == nil && next.IsZero() {
+				// Nobody may ever be asked to look here again: then what is old is this one's to forget.
+				if next, err = s.tidy(s.d.life); err == nil && !next.IsZero() {
+					s.part.Owe(s.d.life, next)
+				}
+			}
+			if err != nil && !fault.Is(err, fault.Canceled) {
 				s.d.Log.Warn("deliveries not looked for", "code", fault.CodeOf(err))
 			}
 			s.mu.Lock()
@@ -241,32 +248,48 @@ func (s *Service) Sweep(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return next, fault.Wrap(op, err)
 	}
-	if next.IsZero() {
-		s.d.swept(s.owner, 0, nil) // what waits for an endpoint that is not active is nobody's backlog
-		return next, nil
-	}
-	n, since, err := s.store.Backlog(ctx)
-	if err != nil {
-		return next, fault.Wrap(op, err)
-	}
-	s.d.swept(s.owner, n, since)
-	now := s.d.moment()
-	s.mu.Lock()
-	clean := now.Sub(s.cleaned) >= cleanEvery
-	s.mu.Unlock()
-	if clean {
-		n, err := s.store.Clean(ctx, now.Add(-s.d.Keep), cleanBatch)
-		if err != nil {
+	var n int64
+	var since *time.Time
+	if !next.IsZero() { // what waits for an endpoint that is not active is nobody's backlog
+		if n, since, err = s.store.Backlog(ctx); err != nil {
 			return next, fault.Wrap(op, err)
 		}
-		if n == cleanBatch {
-			return now, nil // and again, after others had their turn
-		}
-		s.mu.Lock()
-		s.cleaned = now
-		s.mu.Unlock()
 	}
-	return next, nil
+	s.d.swept(s.owner, n, since)
+	tidy, err := s.tidy(ctx)
+	if next.IsZero() || !tidy.IsZero() && tidy.Before(next) {
+		next = tidy
+	}
+	return next, fault.Wrap(op, err)
+}
+
+// tidy forgets what is old, if that was not done lately, and returns when it is to be done again; never, if that is zero. It
+// asks for no active endpoints: what they were sent stays behind when they are none any more.
+func (s *Service) tidy(ctx context.Context) (time.Time, error) {
+	now := s.d.moment()
+	s.mu.Lock()
+	again := s.cleaned.Add(cleanEvery)
+	s.mu.Unlock()
+	if again.After(now) {
+		return again, nil
+	}
+	n, oldest, err := s.store.Clean(ctx, now.Add(-s.d.Keep), cleanBatch)
+	switch {
+	case err != nil:
+		return time.Time{}, err
+	case n == cleanBatch:
+		return now, nil // and again, after others had their turn
+	}
+	s.mu.Lock()
+	s.cleaned = now
+	s.mu.Unlock()
+	if oldest == nil {
+		return time.Time{}, nil
+	}
+	if at := oldest.Add(s.d.Keep); at.After(now.Add(cleanEvery)) {
+		return at, nil
+	}
+	return now.Add(cleanEvery), nil
 }
 
 // look finds what is due and has it sent, and returns when something is due next.
@@ -519,18 +542,20 @@ func (l *lane) giveBack() {
 // storeTries is how often results are tried to be stored. They are lost then: what they are about is sent again.
 const storeTries = 20
 
-// take stores results and claims what is due, and returns the endpoint as it was then, and whether it asked for deliveries.
+// take stores results and claims what is due, and returns the endpoint as it was then, and whether all that was due has been
+// looked at.
 func (l *lane) take(done []outcome, want int) (claimed []Claimed, e Endpoint, asked bool, err error) {
 	if len(done) == 0 && want == 0 {
 		return nil, Endpoint{}, false, nil
 	}
 	for tries := 1; ; tries++ {
-		claimed, e, err := l.takeOnce(done, want)
+		claimed, e, more, err := l.takeOnce(done, want)
+		asked := want > 0 && !more
 		if err == nil || len(done) == 0 || tries == storeTries || fault.Is(err, fault.NotFound) {
 			if err != nil && !fault.Is(err, fault.NotFound) {
 				l.d.Log.Warn("deliveries not claimed", "code", fault.CodeOf(err))
 			}
-			return claimed, e, want > 0, err
+			return claimed, e, asked, err
 		}
 		want = 0 // what is not stored now must not be delayed by more
 		pause := time.NewTimer(250 * time.Millisecond)
@@ -543,7 +568,7 @@ func (l *lane) take(done []outcome, want int) (claimed []Claimed, e Endpoint, as
 	}
 }
 
-func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
+func (l *lane) takeOnce(done []outcome, want int) (claimed []Claimed, e Endpoint, more bool, err error) {
 	now := l.d.moment()
 	step := Step{Endpoint: l.id, Claim: l.d.claim(), Now: now, Lease: now.Add(2 * l.d.Timeout)}
 	owed := step.Lease
@@ -554,7 +579,6 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 		}
 	}
 	l.part.Owe(context.WithoutCancel(l.d.life), owed)
-	var e Endpoint
 	step.Decide = func(was Endpoint) (Endpoint, int, event.Change) {
 		after, ch := judge(was, done, now)
 		e = after
@@ -571,7 +595,7 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 	if taken.Err == nil {
 		l.failing = e.FailingSince != nil
 	}
-	return taken.Claimed, e, taken.Err
+	return taken.Claimed, e, taken.More, taken.Err
 }
 
 // request is a step that waits for the clerk.

@@ -106,12 +106,14 @@ type Step struct {
 // Taken is what came of a step. Err is fault.NotFound when there is no such endpoint any more.
 type Taken struct {
 	Claimed []Claimed
+	More    bool // only so many were looked at: there may be more, also if nothing was claimed
 	Err     error
 }
 
 // Queue is what is to be sent.
 type Queue interface {
-	// Due returns all active endpoints, and those whose owner is to be told something.
+	// Due returns all active endpoints, and those whose owner is to be told something. What is due may have to wait for
+	// another delivery; then nothing is claimed.
 	Due(ctx context.Context) ([]Due, error)
 	// Take does the steps of several endpoints, of each one at most, in one transaction: it stores results and claims what is
 	// due, under the locks of the endpoints. A claim is one statement, so no delivery is claimed twice.
@@ -122,6 +124,7 @@ type Queue interface {
 	Disown(ctx context.Context, node string, now time.Time) error
 	// Noticed notes that the owner was told.
 	Noticed(ctx context.Context, id ident.WebhookID) error
-	// Clean forgets up to limit deliveries that were finished before a moment, and says how many.
-	Clean(ctx context.Context, before time.Time, limit int) (int64, error)
+	// Clean forgets up to limit deliveries that were finished before a moment, and says how many, and when the oldest that is
+	// left was finished; nil: none is.
+	Clean(ctx context.Context, before time.Time, limit int) (n int64, oldest *time.Time, err error)
 }
