@@ -207,6 +207,40 @@ func TestALookCostsNoBacklog(t *testing.T) {
 	}
 }
 
+// TestMissedEventsCostTheirTime: what happened in a time is found in a long log as quickly as in a short one, also where numbers are
+// missing and clocks disagreed.
+func TestMissedEventsCostTheirTime(t *testing.T) {
+	const hour = 3_600_000_000
+	of := func(n int) (cost int) {
+		db := tenantFiles(t)(t)
+		if err := db.Write(t.Context(), func(tx *Tx) error {
+			return tx.Commit(func(b *Batch) {
+				// One event an hour, every other one told by a clock that is 20 hours late; and then a leap.
+				b.Exec(`INSERT INTO events (seq, id, type, subject, actor_id, actor_name, created_at, data)
+					WITH RECURSIVE g (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM g WHERE i < ?1)
+					SELECT CASE WHEN i > ?1 / 2 THEN i + 1000000 ELSE i END, 'evt_' || CAST(i AS TEXT), 'a.b', '', '', '',
+						(i - 20 * (i % 2)) * 3600000000, '{}' FROM g`, n)
+				b.Exec(`UPDATE log_head SET seq = ? + 1000000`, n)
+			})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for _, from := range []int{0, 60, n/2 - 5, n - 100, 2 * n} {
+			rows := 0
+			for i := 1; i <= n; i++ {
+				if at := i - 20*(i%2); at >= from && at < from+50 {
+					rows++
+				}
+			}
+			cost = max(cost, steps(t, db, reading{sql: `SELECT v.seq FROM events v WHERE ?1 = 0 AND ` + during(), args: []any{0, from * hour, (from + 50) * hour}, rows: rows}))
+		}
+		return cost
+	}
+	if short, long := of(1_000), of(16_000); long > 2*short {
+		t.Errorf("%d steps, in a short log %d", long, short)
+	}
+}
+
 // steps runs a reading and counts what SQLite's machine did for it.
 func steps(t *testing.T, db *DB, q reading) int {
 	t.Helper()
