@@ -52,11 +52,18 @@ const unblocked = `(w.ordered = 0 OR d.conversation_id = '' OR NOT EXISTS (SELEC
 const window = 200
 
 // inWindow are the first deliveries ?4 of an endpoint ?1 that are due at ?2. ?3 is for whoever uses it.
-const inWindow = `(SELECT n, conversation_id, seq, webhook_id, due_at FROM deliveries WHERE webhook_id = ?1 AND state = 'pending' AND due_at <= ?2
+const inWindow = `(SELECT n, conversation_id, seq, webhook_id, due_at, attempts, tries FROM deliveries WHERE webhook_id = ?1 AND state = 'pending' AND due_at <= ?2
 	ORDER BY due_at, n LIMIT ?4) d JOIN webhooks w ON w.id = d.webhook_id`
 
+// cutTest is the condition that a delivery d, which is pending and whose time has come, is a test whose server died while it was
+// sent: nobody claims a test before it was sent again, and then it begins with no tries.
+const cutTest = `d.conversation_id = '' AND d.seq = 0 AND d.attempts = 1 AND d.tries > 0`
+
+// cutTests are those of an endpoint ?1 at ?2.
+const cutTests = ` FROM deliveries d WHERE d.webhook_id = ?1 AND d.state = 'pending' AND ` + cutTest + ` AND d.due_at <= ?2`
+
 // claimable are up to ?3 of them that wait for no other one.
-const claimable = `SELECT d.n FROM ` + inWindow + ` WHERE ` + unblocked + ` ORDER BY d.due_at, d.n LIMIT ?3`
+const claimable = `SELECT d.n FROM ` + inWindow + ` WHERE ` + unblocked + ` AND NOT (` + cutTest + `) ORDER BY d.due_at, d.n LIMIT ?3`
 
 // blocked are those that do wait.
 const blocked = `SELECT d.n FROM ` + inWindow + ` WHERE NOT ` + unblocked
@@ -72,8 +79,12 @@ const nextInLine = `SELECT o.n FROM deliveries o WHERE o.n = (SELECT p.n FROM de
 
 // dueDeliveries are endpoints that somebody looks after, each with when its first delivery is due. That one may wait for
 // another: whoever claims puts it behind that, so nobody need look through all of them here.
-const dueDeliveries = `SELECT ` + endpointColumns + `, (SELECT d.due_at FROM deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending'
-	ORDER BY d.due_at, d.n LIMIT 1) FROM webhooks w WHERE w.state = 'active' OR w.notice_due IS NOT NULL`
+const dueDeliveries = `SELECT ` + endpointColumns + `, CASE WHEN w.state = 'active' THEN (SELECT d.due_at FROM deliveries d
+	WHERE d.webhook_id = w.id AND d.state = 'pending' ORDER BY d.due_at, d.n LIMIT 1) ELSE (SELECT min(d.due_at)` + testsOf + `) END
+	FROM webhooks w WHERE w.state = 'active' OR w.notice_due IS NOT NULL OR EXISTS (SELECT 1` + testsOf + `)`
+
+// testsOf are the tests of an endpoint w that are being sent, or were cut.
+const testsOf = ` FROM deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending' AND ` + cutTest
 
 // Due implements webhook.Queue.
 func (s *TenantStore) Due(ctx context.Context) ([]webhook.Due, error) {
@@ -169,10 +180,15 @@ func take(b *Batch, step webhook.Step, before, after webhook.Endpoint, claim int
 			version = ?, updated_at = ? WHERE id = ?`, after.State, after.Reason, moment(after.FailingSince), after.Slowed,
 			moment(after.HoldUntil), moment(after.NoticeDue), after.Version, ident.Micros(after.UpdatedAt), id)
 	}
+	now, lease := ident.Micros(step.Now), ident.Micros(step.Lease)
+	if len(step.Results) == 0 { // a lane begins, or has nothing else to do
+		b.Exec(`INSERT INTO attempts (delivery_id, number, started_at, latency_ms, status, error, answer)
+			SELECT d.id, 1, d.created_at, 0, 0, ?3, ''`+cutTests+` ON CONFLICT (delivery_id, number) DO NOTHING`, id, now, webhook.Interrupted)
+		b.Exec(`UPDATE deliveries SET state = 'failed', claim = '', finished_at = ?2 WHERE n IN (SELECT d.n`+cutTests+`)`, id, now)
+	}
 	if claim <= 0 {
 		return nil
 	}
-	now, lease := ident.Micros(step.Now), ident.Micros(step.Lease)
 	look := max(window, claim)
 	b.Exec(`UPDATE deliveries SET claim = ?5, due_at = ?6, attempts = attempts + 1 WHERE n IN (`+claimable+`)`, id, now, claim, look,
 		step.Claim, lease)

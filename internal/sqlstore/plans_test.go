@@ -154,6 +154,7 @@ func TestPlansOfWebhooks(t *testing.T) {
 		"the next in line": {sql: `UPDATE deliveries SET due_at = created_at WHERE n IN (` + nextInLine + `)`, args: []any{"d"}},
 		"what is old":      {sql: cleanFinished, args: []any{9, 500}},
 		"what is oldest":   {sql: oldestFinished},
+		"tests":            {sql: `SELECT d.n` + cutTests, args: []any{"w", 9}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			plan := queryPlan(t, db, q)

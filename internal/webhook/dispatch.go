@@ -314,16 +314,15 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 			earlier(now.Add(noticeWait))
 			s.notice(ctx, e)
 		}
-		if e.State != Active {
-			continue
+		if e.State == Active {
+			active = true
+			earlier(now.Add(sweepEvery))
 		}
-		active = true
-		earlier(now.Add(sweepEvery))
 		if due.At == nil {
 			continue
 		}
 		at := *due.At
-		if e.HoldUntil != nil && e.HoldUntil.After(at) {
+		if e.State == Active && e.HoldUntil != nil && e.HoldUntil.After(at) {
 			at = *e.HoldUntil
 		}
 		if at.After(now) {
@@ -594,6 +593,9 @@ func (l *lane) takeOnce(done []outcome, want int) (claimed []Claimed, e Endpoint
 	taken := l.do(step)
 	if taken.Err == nil {
 		l.failing = e.FailingSince != nil
+		if e.NoticeDue != nil {
+			l.Wake() // its owner is told now, and not when somebody looks again
+		}
 	}
 	return taken.Claimed, e, taken.More, taken.Err
 }

@@ -323,7 +323,8 @@ func (s *Service) RedeliverMany(ctx context.Context, actor ident.Actor, id ident
 	return out, fault.Wrap(op, err)
 }
 
-// Test sends an endpoint an event that never happened, once and now, and returns what came of it. It says nothing about the
+// Test sends an endpoint an event that never happened, once and now, and returns what came of it; one that this process cannot
+// finish has failed, and is not sent later. It says nothing about the
 // endpoint's health and needs no active one. A repeat of once sends nothing.
 func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookID, once *event.Once) (Delivery, error) {
 	const op = "webhook.Test"
@@ -345,6 +346,7 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 		return Delivery{}, err
 	}
 	ch.Once = once
+	s.part.Owe(ctx, c.Due) // should this process die, somebody says that it was cut
 	err = s.store.InsertTest(ctx, c.Delivery, c.Body, ch)
 	if event.Repeated(err) {
 		var was ident.DeliveryID
@@ -357,6 +359,9 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	}
 	// Whoever asked may leave: the attempt goes on, or it would be sent once more.
 	got := s.d.attempt(s.d.life, e, c) // its last try
+	if got.State == Pending {
+		got.State = Failed // it was cut, or could not be signed: who asks for a test wants it now, or not at all
+	}
 	store := context.WithoutCancel(ctx)
 	if _, err := s.store.Take(store, []Step{{Endpoint: id, Results: []Result{got.Result}, Now: s.d.moment(),
 		Decide: func(e Endpoint) (Endpoint, int, event.Change) { return e, 0, event.Change{} }}}); err != nil {

@@ -1,9 +1,12 @@
 package webhook_test
 
 import (
+	"net/http"
 	"testing"
 	"time"
 
+	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/webhook"
 )
 
@@ -76,4 +79,66 @@ func TestATenantThatIsOpenedIsTidied(t *testing.T) {
 	if list, _, err := w.Deliveries(t.Context(), ada, i.Endpoint.ID, webhook.DeliveryQuery{Limit: 1}); err != nil || len(list) != 0 {
 		t.Errorf("%v %v", list, err)
 	}
+}
+
+// TestATestThatIsCut: its server died, or was stopped. It has failed then; sending it later would surprise whoever asked.
+func TestATestThatIsCut(t *testing.T) {
+	for name, c := range map[string]struct{ sole, paused bool }{
+		"and the next server is alone": {sole: true}, "and others may live": {}, "and the webhook is paused": {paused: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, func(config *webhook.Config) { config.Sole = c.sole })
+			s := newSink(t, nil)
+			i := w.hook(s.URL)
+			if c.paused {
+				if _, err := w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.State = webhook.Paused; return nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.stop()
+			ch := event.NewChange(ada, w.clock.Now())
+			ch.Add("webhook.tested", string(i.Endpoint.ID), map[string]any{})
+			d := webhook.Delivery{ID: ident.New[ident.DeliveryID](), Webhook: i.Endpoint.ID, Event: ident.New[ident.EventID](), Type: "webhook.test",
+				State: webhook.Pending, Attempts: 1, Tries: 9, Due: w.clock.Now().Add(30 * time.Second), Claim: "dead.1", CreatedAt: w.clock.Now()}
+			if err := w.store.InsertTest(t.Context(), d, []byte("{}"), ch); err != nil {
+				t.Fatal(err)
+			}
+			w.start()
+			w.later(time.Second)
+			if !c.sole {
+				if d := w.last(i); d.State != webhook.Pending {
+					t.Errorf("its sender may live: %+v", d)
+				}
+				w.later(29 * time.Second)
+			}
+			got := w.last(i)
+			if got.State != webhook.Failed || len(got.Tried) != 1 || got.Tried[0].Error != webhook.Interrupted || got.Claim != "" || len(s.got) > 0 {
+				t.Errorf("%+v, %d were sent", got, len(s.got))
+			}
+			if e := w.endpoint(i); e.FailingSince != nil {
+				t.Errorf("%+v", e)
+			}
+			if c.paused {
+				return
+			}
+			if _, err := w.Redeliver(t.Context(), ada, i.Endpoint.ID, d.ID, nil); err != nil {
+				t.Fatal(err)
+			}
+			<-s.got
+			if got := w.last(i); got.State != webhook.Succeeded || got.Attempts != 2 {
+				t.Errorf("sent again: %+v", got)
+			}
+		})
+	}
+	t.Run("by a stop", func(t *testing.T) {
+		w := newWorld(t)
+		i := w.hook(newSink(t, func(_ http.ResponseWriter, r *http.Request) {
+			w.stop()
+			<-r.Context().Done()
+		}).URL)
+		d, err := w.Test(t.Context(), ada, i.Endpoint.ID, nil)
+		if err != nil || d.State != webhook.Failed || len(d.Tried) != 1 || d.Tried[0].Error != webhook.Interrupted {
+			t.Errorf("%+v %v", d, err)
+		}
+	})
 }
