@@ -24,6 +24,8 @@ func main() {
 	flag.IntVar(&b.clients, "clients", 8, "how many make changes at once")
 	flag.StringVar(&b.binary, "binary", "", "a server that is built already")
 	flag.StringVar(&b.postgres, "postgres", "", "address of a PostgreSQL for master and tenants; empty: SQLite files")
+	flag.StringVar(&b.only, "only", "", "one part: throughput, or beside; empty: both")
+	flag.IntVar(&b.besides, "besides", 500, "how many deliveries are measured alone, and as many beside bad endpoints")
 	flag.Parse()
 	if err := b.run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "webhooks:", err)
@@ -32,8 +34,9 @@ func main() {
 }
 
 type bench struct {
-	deliveries, clients int
-	binary, postgres    string
+	deliveries, clients    int
+	besides                int
+	binary, postgres, only string
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
@@ -56,6 +59,22 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer server.Kill()
+	if b.only != "beside" {
+		if err := b.throughput(ctx, server); err != nil {
+			return err
+		}
+	}
+	if b.only == "throughput" {
+		return nil
+	}
+	if err := b.beside(ctx, server.URL); err != nil {
+		return fmt.Errorf("beside: %w\n%s", err, server.Log())
+	}
+	return nil
+}
+
+// throughput measures many deliveries at once.
+func (b *bench) throughput(ctx context.Context, server *lab.Server) error {
 	fmt.Println("| | changes a second | deliveries a second, from the first change to the last delivery | delivered after: median | 95 % | 99 % | longest | came twice |")
 	fmt.Println("|---|--:|--:|--:|--:|--:|--:|--:|")
 	for _, p := range []part{
@@ -169,10 +188,15 @@ func (b *bench) measure(ctx context.Context, url string, p part) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	slices.Sort(s.after)
-	at := func(part float64) string {
-		return s.after[min(int(part*float64(len(s.after))), len(s.after)-1)].Round(100 * time.Microsecond).String()
-	}
+	at := func(part float64) string { return text(quantile(s.after, part)) }
 	fmt.Printf("| %s | %.0f | %.0f | %s | %s | %s | %s | %d |\n", p.name, made, float64(len(s.after))/s.last.Sub(begun).Seconds(),
 		at(0.5), at(0.95), at(0.99), at(1), s.twice)
 	return nil
 }
+
+// quantile is how long so large a part of them took at most. They are sorted.
+func quantile(sorted []time.Duration, part float64) time.Duration {
+	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
+}
+
+func text(d time.Duration) string { return d.Round(100 * time.Microsecond).String() }

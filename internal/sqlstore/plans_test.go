@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -139,6 +140,105 @@ func TestMissedEventsAreFound(t *testing.T) {
 	plan := queryPlan(t, db, reading{sql: `SELECT v.seq FROM webhooks w JOIN events v ON v.seq > ? WHERE ` + undelivered, args: []any{0}})
 	if text := strings.Join(plan, "\n"); !strings.Contains(text, "SEARCH d USING COVERING INDEX sqlite_autoindex_deliveries_1 (id=?)") {
 		t.Error(text)
+	}
+}
+
+// TestPlansOfWebhooks: nothing that the dispatcher asks again and again reads a whole table, but that of the endpoints, of
+// which there are few.
+func TestPlansOfWebhooks(t *testing.T) {
+	db := tenantFiles(t)(t)
+	for name, q := range map[string]reading{
+		"what is due":      {sql: dueDeliveries},
+		"a claim":          {sql: `UPDATE deliveries SET claim = 'c' WHERE n IN (` + claimable + `)`, args: []any{"w", 9, 8, window}},
+		"what waits":       {sql: `UPDATE deliveries SET due_at = ` + behind + ` WHERE n IN (` + blocked + `)`, args: []any{"w", 9, 99, window}},
+		"the next in line": {sql: `UPDATE deliveries SET due_at = created_at WHERE n IN (` + nextInLine + `)`, args: []any{"d"}},
+		"what is old":      {sql: cleanFinished, args: []any{9, 500}},
+		"what is oldest":   {sql: oldestFinished},
+		"tests":            {sql: `SELECT d.n` + cutTests, args: []any{"w", 9}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := queryPlan(t, db, q)
+			window := slices.Contains(plan, "CO-ROUTINE d")
+			for _, line := range plan {
+				if strings.HasPrefix(line, "SCAN") && line != "SCAN w" && (line != "SCAN d" || !window) || strings.Contains(line, "AUTOMATIC") {
+					t.Error(strings.Join(plan, "\n"))
+				}
+			}
+		})
+	}
+}
+
+// TestALookCostsNoBacklog: however many deliveries of an endpoint with order wait, looking for what is due costs the same.
+func TestALookCostsNoBacklog(t *testing.T) {
+	db := tenantFiles(t)(t)
+	fill := func(hook string, n int) {
+		t.Helper()
+		if err := db.Write(t.Context(), func(tx *Tx) error {
+			return tx.Commit(func(b *Batch) {
+				b.Exec(`INSERT INTO webhooks (id, suffix, name, description, url, events, ordered, state, reason, secret, slowed, version,
+					created_at, updated_at) VALUES (?1, ?1, '', '', '', '[]', 1, 'active', '', x'00', 0, 1, 1, 1)`, hook)
+				// All are of one conversation, whose first one is to be tried again much later.
+				b.Exec(`INSERT INTO deliveries (id, webhook_id, seq, event_id, event_type, conversation_id, state, attempts, tries, due_at,
+					claim, created_at) WITH RECURSIVE g (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM g WHERE i < ?2)
+					SELECT ?1 || CAST(i AS TEXT), ?1, i, 'e', 'x.y', 'conv_1', 'pending', 0, 0, CASE WHEN i = 1 THEN 1000000 ELSE i END, '', i FROM g`,
+					hook, n)
+			})
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill("short", 2*window)
+	fill("long", 20*window)
+	for name, sql := range map[string]string{"claim": claimable, "what waits": blocked} {
+		rows := 0
+		if name == "what waits" {
+			rows = window
+			sql += ` AND ?3 > 0`
+		}
+		of := func(hook string) int {
+			return steps(t, db, reading{sql: sql, args: []any{hook, 500_000, 8, window}, rows: rows})
+		}
+		if short, long := of("short"), of("long"); long > short+short/5 {
+			t.Errorf("%s: %d steps, in a short backlog %d", name, long, short)
+		}
+	}
+	due := reading{sql: dueDeliveries, rows: 2}
+	if n := steps(t, db, due); n > 500 {
+		t.Errorf("what is due: %d steps", n)
+	}
+}
+
+// TestMissedEventsCostTheirTime: what happened in a time is found in a long log as quickly as in a short one, also where numbers are
+// missing and clocks disagreed.
+func TestMissedEventsCostTheirTime(t *testing.T) {
+	const hour = 3_600_000_000
+	of := func(n int) (cost int) {
+		db := tenantFiles(t)(t)
+		if err := db.Write(t.Context(), func(tx *Tx) error {
+			return tx.Commit(func(b *Batch) {
+				// One event an hour, every other one told by a clock that is 20 hours late; and then a leap.
+				b.Exec(`INSERT INTO events (seq, id, type, subject, actor_id, actor_name, created_at, data)
+					WITH RECURSIVE g (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM g WHERE i < ?1)
+					SELECT CASE WHEN i > ?1 / 2 THEN i + 1000000 ELSE i END, 'evt_' || CAST(i AS TEXT), 'a.b', '', '', '',
+						(i - 20 * (i % 2)) * 3600000000, '{}' FROM g`, n)
+				b.Exec(`UPDATE log_head SET seq = ? + 1000000`, n)
+			})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for _, from := range []int{0, 60, n/2 - 5, n - 100, 2 * n} {
+			rows := 0
+			for i := 1; i <= n; i++ {
+				if at := i - 20*(i%2); at >= from && at < from+50 {
+					rows++
+				}
+			}
+			cost = max(cost, steps(t, db, reading{sql: `SELECT v.seq FROM events v WHERE ?1 = 0 AND ` + during(), args: []any{0, from * hour, (from + 50) * hour}, rows: rows}))
+		}
+		return cost
+	}
+	if short, long := of(1_000), of(16_000); long > 2*short {
+		t.Errorf("%d steps, in a short log %d", long, short)
 	}
 }
 

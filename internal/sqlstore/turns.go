@@ -177,7 +177,7 @@ func (s *TenantStore) RunningTurns(ctx context.Context, limit int) ([]conversati
 			b.Query(collectTurns(&list), `SELECT `+turnRead+` FROM turns WHERE state IN ('streaming', 'waiting')
 				ORDER BY lease_until, started_at, id LIMIT ?`, limit)
 			if webhooks {
-				b.One([]any{&some}, `SELECT count(*) > 0 FROM webhooks WHERE state = 'active' OR notice_due IS NOT NULL`)
+				b.One([]any{&some}, `SELECT count(*) > 0 FROM webhooks`)
 			}
 		})
 		s.watched.Store(some)

@@ -169,6 +169,10 @@ func updateEndpoint(b *Batch, e webhook.Endpoint, events string) {
 		ident.Micros(e.UpdatedAt), e.ID)
 }
 
+// releasedAtOnce is how many deliveries need not wait any more when order is no longer asked for. The rest follows when it is
+// looked at again, within waitsAtMost.
+const releasedAtOnce = 10_000
+
 // UpdateEndpoint implements webhook.Endpoints.
 func (s *TenantStore) UpdateEndpoint(ctx context.Context, id ident.WebhookID,
 	edit func(webhook.Endpoint) (webhook.Endpoint, event.Change, error)) (webhook.Endpoint, error) {
@@ -204,6 +208,10 @@ func (s *TenantStore) UpdateEndpoint(ctx context.Context, id ident.WebhookID,
 		}
 		return tx.Commit(func(b *Batch) {
 			updateEndpoint(b, next, events)
+			if e.Ordered && !next.Ordered {
+				b.Exec(`UPDATE deliveries SET due_at = created_at WHERE n IN (SELECT n FROM deliveries WHERE webhook_id = ? AND state = 'pending'
+					AND claim = '' AND tries = 0 AND due_at > ? LIMIT ?)`, id, ident.Micros(next.UpdatedAt), releasedAtOnce)
+			}
 			s.appendChange(b, ch, head)
 		})
 	})
@@ -403,6 +411,21 @@ func (s *TenantStore) Redeliver(ctx context.Context, id ident.WebhookID, d ident
 // delivery would have, since no index leads from an event to finished deliveries.
 const undelivered = `NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = ` + deliveryID + `)`
 
+// sinceAbout is the sequence number at which events that happened at a parameter or later begin, or one before it: the log
+// has no index by time, so this halves its range until it is there. Events stand in the order of their commits, and of their
+// times nearly: those that servers' clocks disagree about by less than a day are not missed.
+func sinceAbout(from string) string {
+	early := `coalesce((SELECT v.created_at FROM events v WHERE v.seq >= (g.lo + g.hi) / 2 ORDER BY v.seq LIMIT 1) < ` + from + ` - 86400000000, 0 = 1)`
+	return `(WITH RECURSIVE g (lo, hi) AS (SELECT CAST(0 AS BIGINT), seq + 1 FROM log_head WHERE one = 1 UNION ALL
+		SELECT CASE WHEN ` + early + ` THEN (g.lo + g.hi) / 2 + 1 ELSE g.lo END, CASE WHEN ` + early + ` THEN g.hi ELSE (g.lo + g.hi) / 2 END
+		FROM g WHERE g.lo < g.hi) SELECT max(lo) FROM g)`
+}
+
+// during is the condition that an event v happened from ?2 on and before ?3.
+func during() string {
+	return `v.created_at >= ?2 AND v.created_at < ?3 AND v.seq >= ` + sinceAbout("?2") + ` AND v.seq <= ` + sinceAbout("(?3 + 2 * 86400000000)")
+}
+
 // RedeliverMany implements webhook.Deliveries.
 func (s *TenantStore) RedeliverMany(ctx context.Context, id ident.WebhookID, r webhook.Range,
 	change func(webhook.Redelivered) (event.Change, error)) (webhook.Redelivered, error) {
@@ -421,7 +444,7 @@ func (s *TenantStore) RedeliverMany(ctx context.Context, id ident.WebhookID, r w
 		var matching string
 		args := []any{id, ident.Micros(r.From), to, limit}
 		if r.Missed {
-			matching = `SELECT v.created_at AS at FROM webhooks w JOIN events v ON v.created_at >= ?2 AND v.created_at < ?3` +
+			matching = `SELECT v.created_at AS at FROM webhooks w JOIN events v ON ` + during() +
 				matched(tx.Dialect()) + ` WHERE w.id = ?1 AND ` + undelivered
 		} else {
 			matching = `SELECT d.created_at AS at FROM deliveries d WHERE d.webhook_id = ?1 AND d.created_at >= ?2 AND d.created_at < ?3
@@ -447,7 +470,7 @@ func (s *TenantStore) RedeliverMany(ctx context.Context, id ident.WebhookID, r w
 		var did *Affected
 		if err := tx.Run(func(b *Batch) {
 			if r.Missed {
-				did = b.Exec(outbox(tx.Dialect(), `v.created_at >= ?2 AND v.created_at < ?3`)+` AND w.id = ?1 AND `+undelivered+` ORDER BY v.seq`,
+				did = b.Exec(outbox(tx.Dialect(), during())+` AND w.id = ?1 AND `+undelivered+` ORDER BY v.seq`,
 					id, ident.Micros(r.From), to)
 				return
 			}

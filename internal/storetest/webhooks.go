@@ -162,6 +162,7 @@ func deliveries(t *testing.T, h Harness) {
 	})
 	t.Run("results count where the claim stands", func(t *testing.T) { results(t, h) })
 	t.Run("order waits within a conversation", func(t *testing.T) { ordered(t, h) })
+	t.Run("a long line is in nobody's way", func(t *testing.T) { longLine(t, h) })
 	t.Run("sent again", func(t *testing.T) { redelivered(t, h) })
 	t.Run("two at once claim nothing twice", func(t *testing.T) {
 		r := newRoom(t, h)
@@ -218,12 +219,18 @@ func deliveries(t *testing.T, h Harness) {
 		_, err = r.take(e.ID, webhook.Step{Now: at(2), Results: []webhook.Result{{Delivery: list[0].ID, Claim: "c",
 			State: webhook.Succeeded, Due: at(2), Attempt: webhook.Attempt{Number: 1, StartedAt: at(2), Status: 204}}}}, same3(e, 0))
 		must(t, err)
-		n, err := r.Webhooks.Clean(t.Context(), at(2), 10)
+		n, oldest, err := r.Webhooks.Clean(t.Context(), at(2), 10)
 		must(t, err)
 		same(t, "too young", n, 0)
-		n, err = r.Webhooks.Clean(t.Context(), at(4), 10)
+		if oldest == nil || !oldest.Equal(at(2)) {
+			t.Errorf("the oldest one was finished at %v", oldest)
+		}
+		n, oldest, err = r.Webhooks.Clean(t.Context(), at(4), 10)
 		must(t, err)
 		same(t, "forgotten", n, 1)
+		if oldest != nil {
+			t.Errorf("nothing was finished at %v", oldest)
+		}
 		same(t, "left", r.pending(e.ID, ""), []string{"conversation.created"})
 	})
 }
@@ -416,6 +423,86 @@ func ordered(t *testing.T, h Harness) {
 	if len(next) != 1 || !next[0].Happened.CreatedAt.Equal(at(2)) {
 		t.Fatalf("%s", show(next))
 	}
+}
+
+// longLine has very many deliveries wait for the first one of their conversation.
+func longLine(t *testing.T, h Harness) {
+	r := newRoom(t, h)
+	e := plainEndpoint(0, "message.*")
+	e.Ordered = true
+	r.hook(e)
+	p := r.project(plainProject("p", 0))
+	say := func(minute, n int, conv string) {
+		t.Helper()
+		c := event.NewChange(ada, at(minute))
+		for range n {
+			c.Add("message.created", "msg_"+conv, map[string]any{"conversation_id": conv})
+		}
+		_, err := r.Projects.UpdateProject(t.Context(), p.ID, nowEdit(c))
+		must(t, err)
+	}
+	const many = 500
+	say(1, many, "conv_a")
+	say(2, 1, "conv_b")
+	// takes claims what there is, in as many steps as that needs.
+	takes := func(s webhook.Step) (claimed []string, all []webhook.Claimed) {
+		t.Helper()
+		s.Endpoint, s.Decide = e.ID, same3(e, 8)
+		for steps := 1; ; steps++ {
+			out, err := r.Webhooks.Take(t.Context(), []webhook.Step{s})
+			must(t, err)
+			must(t, out[0].Err)
+			for _, c := range out[0].Claimed {
+				claimed, all = append(claimed, c.Happened.Subject), append(all, c)
+			}
+			s.Results = nil
+			s.Claim += "+"
+			if !out[0].More {
+				return claimed, all
+			}
+			if steps > many {
+				t.Fatal("there is always more")
+			}
+		}
+	}
+	due := func() time.Time {
+		t.Helper()
+		list, err := r.Webhooks.Due(t.Context())
+		must(t, err)
+		return *list[0].At
+	}
+	result := func(c webhook.Claimed, state webhook.DeliveryState, minute int) webhook.Result {
+		return webhook.Result{Delivery: c.ID, Claim: c.Claim, State: state, Due: at(minute), Failed: state == webhook.Pending,
+			Attempt: webhook.Attempt{Number: c.Attempts, StartedAt: at(5)}}
+	}
+	subjects, list := takes(webhook.Step{Claim: "one", Now: at(5), Lease: at(9)})
+	same(t, "what is first", subjects, []string{"msg_conv_a", "msg_conv_b"})
+	same(t, "nothing is due before the lease is over", due(), at(9))
+	subjects, _ = takes(webhook.Step{Claim: "two", Now: at(6), Lease: at(10), Results: []webhook.Result{
+		result(list[0], webhook.Pending, 30), result(list[1], webhook.Succeeded, 6)}})
+	same(t, "while the first one waits to be tried again", subjects, []string(nil))
+	say(10, 1, "conv_c")
+	subjects, list = takes(webhook.Step{Claim: "three", Now: at(11), Lease: at(15)})
+	same(t, "another conversation", subjects, []string{"msg_conv_c"})
+	subjects, list = takes(webhook.Step{Claim: "four", Now: at(30), Lease: at(31), Results: []webhook.Result{result(list[0], webhook.Succeeded, 12)}})
+	same(t, "the first one again", subjects, []string{"msg_conv_a"})
+	// Each that is delivered lets the next one go, at once.
+	for i := range 3 {
+		subjects, list = takes(webhook.Step{Claim: fmt.Sprint("next", i), Now: at(30), Lease: at(31), Results: []webhook.Result{
+			result(list[0], webhook.Succeeded, 30)}})
+		same(t, "the next one", subjects, []string{"msg_conv_a"})
+		same(t, "its place", list[0].Seq, list[0].Happened.Seq)
+	}
+	// Who needs no order any more gets all of them.
+	_, err := r.Webhooks.UpdateEndpoint(t.Context(), e.ID, func(was webhook.Endpoint) (webhook.Endpoint, event.Change, error) {
+		e = was
+		e.Ordered, e.UpdatedAt = false, at(30)
+		return e, happens(30, "webhook.updated", string(e.ID)), nil
+	})
+	must(t, err)
+	list, err = r.take(e.ID, webhook.Step{Claim: "last", Now: at(30), Lease: at(31)}, same3(e, many))
+	must(t, err)
+	same(t, "without order", len(list), many-4) // the fourth is claimed
 }
 
 func redelivered(t *testing.T, h Harness) {

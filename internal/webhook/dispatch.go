@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"maps"
 	mathrand "math/rand/v2"
 	"slices"
 	"sync"
@@ -57,7 +58,7 @@ type Config struct {
 // Dispatcher sends what is due, in all tenants that are open in this process. One exists per process.
 type Dispatcher struct {
 	Config
-	slots chan struct{}
+	slots *places
 
 	life context.Context //nolint:containedctx // the dispatcher's own life, which no caller owns
 	kill context.CancelFunc
@@ -85,7 +86,7 @@ type Stats struct {
 func (d *Dispatcher) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := Stats{Sending: len(d.slots)}
+	s := Stats{Sending: d.slots.taken()}
 	for _, b := range d.behind {
 		s.Pending += b.pending
 		if s.Since.IsZero() || b.since.Before(s.Since) {
@@ -132,7 +133,7 @@ func NewDispatcher(c Config) *Dispatcher {
 	if c.Observe == nil {
 		c.Observe = func(string, time.Duration, time.Duration) {}
 	}
-	d := &Dispatcher{Config: c, slots: make(chan struct{}, c.AtOnce), behind: make(map[ident.AccountID]backlog)}
+	d := &Dispatcher{Config: c, slots: newPlaces(c.AtOnce), behind: make(map[ident.AccountID]backlog)}
 	d.life, d.kill = context.WithCancel(context.Background())
 	return d
 }
@@ -219,7 +220,14 @@ func (s *Service) Wake() {
 		defer s.d.wg.Done()
 		defer release()
 		for {
-			if _, err := s.look(s.d.life); err != nil && !fault.Is(err, fault.Canceled) {
+			next, err := s.look(s.d.life)
+			if err == nil && next.IsZero() {
+				// Nobody may ever be asked to look here again: then what is old is this one's to forget.
+				if next, err = s.tidy(s.d.life); err == nil && !next.IsZero() {
+					s.part.Owe(s.d.life, next)
+				}
+			}
+			if err != nil && !fault.Is(err, fault.Canceled) {
 				s.d.Log.Warn("deliveries not looked for", "code", fault.CodeOf(err))
 			}
 			s.mu.Lock()
@@ -240,32 +248,48 @@ func (s *Service) Sweep(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return next, fault.Wrap(op, err)
 	}
-	if next.IsZero() {
-		s.d.swept(s.owner, 0, nil) // what waits for an endpoint that is not active is nobody's backlog
-		return next, nil
-	}
-	n, since, err := s.store.Backlog(ctx)
-	if err != nil {
-		return next, fault.Wrap(op, err)
-	}
-	s.d.swept(s.owner, n, since)
-	now := s.d.moment()
-	s.mu.Lock()
-	clean := now.Sub(s.cleaned) >= cleanEvery
-	s.mu.Unlock()
-	if clean {
-		n, err := s.store.Clean(ctx, now.Add(-s.d.Keep), cleanBatch)
-		if err != nil {
+	var n int64
+	var since *time.Time
+	if !next.IsZero() { // what waits for an endpoint that is not active is nobody's backlog
+		if n, since, err = s.store.Backlog(ctx); err != nil {
 			return next, fault.Wrap(op, err)
 		}
-		if n == cleanBatch {
-			return now, nil // and again, after others had their turn
-		}
-		s.mu.Lock()
-		s.cleaned = now
-		s.mu.Unlock()
 	}
-	return next, nil
+	s.d.swept(s.owner, n, since)
+	tidy, err := s.tidy(ctx)
+	if next.IsZero() || !tidy.IsZero() && tidy.Before(next) {
+		next = tidy
+	}
+	return next, fault.Wrap(op, err)
+}
+
+// tidy forgets what is old, if that was not done lately, and returns when it is to be done again; never, if that is zero. It
+// asks for no active endpoints: what they were sent stays behind when they are none any more.
+func (s *Service) tidy(ctx context.Context) (time.Time, error) {
+	now := s.d.moment()
+	s.mu.Lock()
+	again := s.cleaned.Add(cleanEvery)
+	s.mu.Unlock()
+	if again.After(now) {
+		return again, nil
+	}
+	n, oldest, err := s.store.Clean(ctx, now.Add(-s.d.Keep), cleanBatch)
+	switch {
+	case err != nil:
+		return time.Time{}, err
+	case n == cleanBatch:
+		return now, nil // and again, after others had their turn
+	}
+	s.mu.Lock()
+	s.cleaned = now
+	s.mu.Unlock()
+	if oldest == nil {
+		return time.Time{}, nil
+	}
+	if at := oldest.Add(s.d.Keep); at.After(now.Add(cleanEvery)) {
+		return at, nil
+	}
+	return now.Add(cleanEvery), nil
 }
 
 // look finds what is due and has it sent, and returns when something is due next.
@@ -290,16 +314,15 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 			earlier(now.Add(noticeWait))
 			s.notice(ctx, e)
 		}
-		if e.State != Active {
-			continue
+		if e.State == Active {
+			active = true
+			earlier(now.Add(sweepEvery))
 		}
-		active = true
-		earlier(now.Add(sweepEvery))
 		if due.At == nil {
 			continue
 		}
 		at := *due.At
-		if e.HoldUntil != nil && e.HoldUntil.After(at) {
+		if e.State == Active && e.HoldUntil != nil && e.HoldUntil.After(at) {
 			at = *e.HoldUntil
 		}
 		if at.After(now) {
@@ -307,9 +330,14 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 			continue
 		}
 		earlier(now.Add(soon))
-		s.start(e.ID)
+		s.start(e)
 	}
 	s.watched.Store(active)
+	s.mu.Lock()
+	maps.DeleteFunc(s.trusted, func(id ident.WebhookID, _ trust) bool {
+		return !slices.ContainsFunc(list, func(d Due) bool { return d.Endpoint.ID == id })
+	})
+	s.mu.Unlock()
 	return next, nil
 }
 
@@ -347,18 +375,30 @@ func (s *Service) notice(ctx context.Context, e Endpoint) {
 // lane sends the deliveries of one endpoint. There is one at most per endpoint and process.
 type lane struct {
 	*Service
-	id     ident.WebhookID
-	wake   chan struct{} // there may be more
-	ended  chan outcome
-	flying int  // attempts that are being made
-	slow   bool // the last answer did not end in time: as long as that is so, its attempts are made one at a time
+	id      ident.WebhookID
+	wake    chan struct{} // there may be more
+	ended   chan outcome
+	flying  int        // attempts that are being made
+	held    []standing // the places for them
+	slow    bool       // the last answer did not end in time: as long as that is so, its attempts are made one at a time
+	failing bool       // the endpoint is, as far as the lane knows
+	trust   trust
 }
 
+// trust is what the last attempt at an endpoint says about how long the next one will take.
+type trust int
+
+const (
+	unknown trust = iota // nothing: it failed, or there was none since the tenant was opened
+	prompt               // it was taken at once
+	late                 // it took more than a fifth of the time that it had
+)
+
 // start has an endpoint's deliveries sent.
-func (s *Service) start(id ident.WebhookID) {
+func (s *Service) start(e Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l := s.lanes[id]; l != nil {
+	if l := s.lanes[e.ID]; l != nil {
 		select {
 		case l.wake <- struct{}{}:
 		default:
@@ -368,8 +408,9 @@ func (s *Service) start(id ident.WebhookID) {
 	if !s.d.begin() {
 		return
 	}
-	l := &lane{Service: s, id: id, wake: make(chan struct{}, 1), ended: make(chan outcome, s.d.PerEndpoint)}
-	s.lanes[id] = l
+	l := &lane{Service: s, id: e.ID, wake: make(chan struct{}, 1), ended: make(chan outcome, s.d.PerEndpoint),
+		failing: e.FailingSince != nil, trust: s.trusted[e.ID]}
+	s.lanes[e.ID] = l
 	release := s.part.Retain()
 	go func() {
 		defer s.d.wg.Done()
@@ -386,6 +427,7 @@ func (l *lane) leave(broken bool) bool {
 		return false
 	}
 	delete(l.lanes, l.id)
+	l.trusted[l.id] = l.trust
 	return true
 }
 
@@ -443,8 +485,27 @@ func (l *lane) gather(done []outcome) []outcome {
 func (l *lane) landed(done []outcome, o outcome) []outcome {
 	l.flying--
 	l.slow = o.slow
+	switch {
+	case o.slow || o.Attempt.Latency > l.d.Timeout/5:
+		l.trust = late
+	case o.State == Succeeded:
+		l.trust = prompt
+	case o.Result.Failed:
+		l.trust = unknown
+	}
 	l.giveBack()
 	return append(done, o)
+}
+
+// standing is that of the lane's next attempt.
+func (l *lane) standing() standing {
+	switch {
+	case l.failing || l.trust == late:
+		return doubtful
+	case l.trust == prompt && len(l.held) == 0:
+		return first
+	}
+	return further
 }
 
 // slotsFor takes up to n places among all attempts of the process and of the tenant; with wait at least one, if n is not
@@ -455,54 +516,45 @@ func (l *lane) slotsFor(n int, wait bool) int {
 	}
 	got := 0
 	for got < n {
-		patient := wait && got == 0
-		if !fill(l.slots, patient, l.d.life.Done()) {
+		s, patient := l.standing(), wait && got == 0
+		if !l.slots.take(s, patient, l.d.life.Done()) {
 			break
 		}
-		if !fill(l.d.slots, patient, l.d.life.Done()) {
-			<-l.slots
+		if !l.d.slots.take(s, patient, l.d.life.Done()) {
+			l.slots.back(s)
 			break
 		}
+		l.held = append(l.held, s)
 		got++
 	}
 	return got
 }
 
-// fill takes a place; without one, who is patient waits until end.
-func fill(slots chan struct{}, patient bool, end <-chan struct{}) bool {
-	select {
-	case slots <- struct{}{}:
-		return true
-	default:
-	}
-	if !patient {
-		return false
-	}
-	select {
-	case slots <- struct{}{}:
-		return true
-	case <-end:
-		return false
-	}
+// giveBack gives the place back that was taken last.
+func (l *lane) giveBack() {
+	s := l.held[len(l.held)-1]
+	l.held = l.held[:len(l.held)-1]
+	l.d.slots.back(s)
+	l.slots.back(s)
 }
-
-func (l *lane) giveBack() { <-l.d.slots; <-l.slots }
 
 // storeTries is how often results are tried to be stored. They are lost then: what they are about is sent again.
 const storeTries = 20
 
-// take stores results and claims what is due, and returns the endpoint as it was then, and whether it asked for deliveries.
+// take stores results and claims what is due, and returns the endpoint as it was then, and whether all that was due has been
+// looked at.
 func (l *lane) take(done []outcome, want int) (claimed []Claimed, e Endpoint, asked bool, err error) {
 	if len(done) == 0 && want == 0 {
 		return nil, Endpoint{}, false, nil
 	}
 	for tries := 1; ; tries++ {
-		claimed, e, err := l.takeOnce(done, want)
+		claimed, e, more, err := l.takeOnce(done, want)
+		asked := want > 0 && !more
 		if err == nil || len(done) == 0 || tries == storeTries || fault.Is(err, fault.NotFound) {
 			if err != nil && !fault.Is(err, fault.NotFound) {
 				l.d.Log.Warn("deliveries not claimed", "code", fault.CodeOf(err))
 			}
-			return claimed, e, want > 0, err
+			return claimed, e, asked, err
 		}
 		want = 0 // what is not stored now must not be delayed by more
 		pause := time.NewTimer(250 * time.Millisecond)
@@ -515,7 +567,7 @@ func (l *lane) take(done []outcome, want int) (claimed []Claimed, e Endpoint, as
 	}
 }
 
-func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
+func (l *lane) takeOnce(done []outcome, want int) (claimed []Claimed, e Endpoint, more bool, err error) {
 	now := l.d.moment()
 	step := Step{Endpoint: l.id, Claim: l.d.claim(), Now: now, Lease: now.Add(2 * l.d.Timeout)}
 	owed := step.Lease
@@ -526,7 +578,6 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 		}
 	}
 	l.part.Owe(context.WithoutCancel(l.d.life), owed)
-	var e Endpoint
 	step.Decide = func(was Endpoint) (Endpoint, int, event.Change) {
 		after, ch := judge(was, done, now)
 		e = after
@@ -540,7 +591,13 @@ func (l *lane) takeOnce(done []outcome, want int) ([]Claimed, Endpoint, error) {
 		return after, claim, ch
 	}
 	taken := l.do(step)
-	return taken.Claimed, e, taken.Err
+	if taken.Err == nil {
+		l.failing = e.FailingSince != nil
+		if e.NoticeDue != nil {
+			l.Wake() // its owner is told now, and not when somebody looks again
+		}
+	}
+	return taken.Claimed, e, taken.More, taken.Err
 }
 
 // request is a step that waits for the clerk.

@@ -139,6 +139,17 @@ func newWorld(t testing.TB, changes ...func(*webhook.Config)) *world {
 	return w
 }
 
+// neighbour is another tenant in the same process.
+func (w *world) neighbour() *world {
+	w.Helper()
+	n := newWorld(w, func(c *webhook.Config) { *c = w.config })
+	n.stop()
+	n.d, n.clock = w.d, w.clock
+	n.Service = n.d.Service(n.store, ada.Account, n.part)
+	n.store.Outbox(n.Promise, n.Queued)
+	return n
+}
+
 // start begins a process.
 func (w *world) start() {
 	w.d = webhook.NewDispatcher(w.config)

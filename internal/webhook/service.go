@@ -33,14 +33,15 @@ type Service struct {
 	part  TenantPart
 
 	watched atomic.Bool // there may be active endpoints
-	slots   chan struct{}
+	slots   *places
 
 	mu      sync.Mutex
 	looking bool // somebody looks for what is due
 	again   bool // and has to once more
 	lanes   map[ident.WebhookID]*lane
-	queue   []request // steps of lanes that wait for the clerk
-	clerk   bool      // there is one
+	trusted map[ident.WebhookID]trust // what lanes that ended knew
+	queue   []request                 // steps of lanes that wait for the clerk
+	clerk   bool                      // there is one
 	cleaned time.Time
 	alone   bool // what others had claimed was disowned
 }
@@ -48,7 +49,7 @@ type Service struct {
 // Service builds the service of the tenant that owner owns.
 func (d *Dispatcher) Service(store Store, owner ident.AccountID, part TenantPart) *Service {
 	return &Service{store: store, d: d, owner: owner, pass: access.Owning(owner), part: part,
-		slots: make(chan struct{}, d.PerTenant), lanes: make(map[ident.WebhookID]*lane)}
+		slots: newPlaces(d.PerTenant), lanes: make(map[ident.WebhookID]*lane), trusted: make(map[ident.WebhookID]trust)}
 }
 
 // Issued is an endpoint with its secret, which is shown this once.
@@ -322,7 +323,8 @@ func (s *Service) RedeliverMany(ctx context.Context, actor ident.Actor, id ident
 	return out, fault.Wrap(op, err)
 }
 
-// Test sends an endpoint an event that never happened, once and now, and returns what came of it. It says nothing about the
+// Test sends an endpoint an event that never happened, once and now, and returns what came of it; one that this process cannot
+// finish has failed, and is not sent later. It says nothing about the
 // endpoint's health and needs no active one. A repeat of once sends nothing.
 func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookID, once *event.Once) (Delivery, error) {
 	const op = "webhook.Test"
@@ -344,6 +346,7 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 		return Delivery{}, err
 	}
 	ch.Once = once
+	s.part.Owe(ctx, c.Due) // should this process die, somebody says that it was cut
 	err = s.store.InsertTest(ctx, c.Delivery, c.Body, ch)
 	if event.Repeated(err) {
 		var was ident.DeliveryID
@@ -356,6 +359,9 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	}
 	// Whoever asked may leave: the attempt goes on, or it would be sent once more.
 	got := s.d.attempt(s.d.life, e, c) // its last try
+	if got.State == Pending {
+		got.State = Failed // it was cut, or could not be signed: who asks for a test wants it now, or not at all
+	}
 	store := context.WithoutCancel(ctx)
 	if _, err := s.store.Take(store, []Step{{Endpoint: id, Results: []Result{got.Result}, Now: s.d.moment(),
 		Decide: func(e Endpoint) (Endpoint, int, event.Change) { return e, 0, event.Change{} }}}); err != nil {

@@ -68,7 +68,7 @@ type Deliveries interface {
 	RedeliverMany(ctx context.Context, id ident.WebhookID, r Range, change func(Redelivered) (event.Change, error)) (Redelivered, error)
 }
 
-// Due is an active endpoint and when something for it is due; nil: nothing.
+// Due is an endpoint and when something for it is due; nil: nothing. For one that is not active only tests are.
 type Due struct {
 	Endpoint Endpoint
 	At       *time.Time
@@ -106,15 +106,18 @@ type Step struct {
 // Taken is what came of a step. Err is fault.NotFound when there is no such endpoint any more.
 type Taken struct {
 	Claimed []Claimed
+	More    bool // only so many were looked at: there may be more, also if nothing was claimed
 	Err     error
 }
 
 // Queue is what is to be sent.
 type Queue interface {
-	// Due returns all active endpoints, and those whose owner is to be told something.
+	// Due returns all active endpoints, those whose owner is to be told something, and those with a test that is being sent.
+	// What is due may have to wait for another delivery; then nothing is claimed.
 	Due(ctx context.Context) ([]Due, error)
 	// Take does the steps of several endpoints, of each one at most, in one transaction: it stores results and claims what is
-	// due, under the locks of the endpoints. A claim is one statement, so no delivery is claimed twice.
+	// due, under the locks of the endpoints. A claim is one statement, so no delivery is claimed twice. A step without results
+	// ends the tests whose claims are over: they were cut, and are not sent again.
 	Take(ctx context.Context, steps []Step) ([]Taken, error)
 	// Backlog is how many deliveries of active endpoints are pending, and since when the oldest of their events; nil: none.
 	Backlog(ctx context.Context) (n int64, since *time.Time, err error)
@@ -122,6 +125,7 @@ type Queue interface {
 	Disown(ctx context.Context, node string, now time.Time) error
 	// Noticed notes that the owner was told.
 	Noticed(ctx context.Context, id ident.WebhookID) error
-	// Clean forgets up to limit deliveries that were finished before a moment, and says how many.
-	Clean(ctx context.Context, before time.Time, limit int) (int64, error)
+	// Clean forgets up to limit deliveries that were finished before a moment, and says how many, and when the oldest that is
+	// left was finished; nil: none is.
+	Clean(ctx context.Context, before time.Time, limit int) (n int64, oldest *time.Time, err error)
 }
