@@ -431,7 +431,9 @@ func TestConnectionsThatDiedIdle(t *testing.T) {
 func TestAThousandDatabases(t *testing.T) {
 	const databases, most, per = 1000, 24, 3
 	super := pgtest.URL(t)
-	a, password := addressOf(t, super)
+	// Through PgBouncer, for which a connection is cheap: PostgreSQL begins a process for each, 50 ms of a processor. It has
+	// far more than the bound of them, so that what is too much would be active on the server as it is without.
+	a, password := addressOf(t, pgtest.Pooled(t, super, 2*most))
 	x := openExternals(t, func(o *ExternalOptions) { o.ConnectTimeout, o.MaxConns, o.PerTenant = 10*time.Minute, most, per })
 	x.hasty = patient
 	watch, err := pgxpool.New(t.Context(), super)
