@@ -66,6 +66,9 @@ func StartPgBouncer(ctx context.Context, target string, size int) (*PgBouncer, e
 	if err != nil {
 		return nil, errors.Join(errors.New("pgtest: the target is not an address"), b.Stop())
 	}
+	if err := addWarden(ctx, target); err != nil {
+		return nil, errors.Join(err, b.Stop())
+	}
 	for range 5 { // a port that was free a moment ago may be taken now
 		if err = b.configure(u, size, uid, gid); err != nil {
 			break
@@ -86,6 +89,26 @@ func StartPgBouncer(ctx context.Context, target string, size int) (*PgBouncer, e
 	return nil, errors.Join(err, b.Stop())
 }
 
+// warden is the role with which a PgBouncer looks up who may log in. It is nobody else's: whose password is in PgBouncer's own
+// file is made to do 4,096 rounds of SCRAM at every login, whatever the server keeps of it, and everybody else as many as the
+// server keeps (see scram).
+const warden = "pgbouncer_warden"
+
+// addWarden makes that role, with the password of the target's user, unless another PgBouncer did.
+func addWarden(ctx context.Context, target string) error {
+	conn, err := pgx.Connect(ctx, target)
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	_, err = conn.Exec(ctx, `DO $$ BEGIN
+		EXECUTE format('CREATE ROLE `+warden+` SUPERUSER LOGIN PASSWORD %L', (SELECT passwd FROM pg_shadow WHERE usename = current_user));
+	EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$`)
+	if err := errors.Join(err, conn.Close(ctx)); err != nil {
+		return fmt.Errorf("pgtest: a role for PgBouncer: %w", err)
+	}
+	return nil
+}
+
 // configure picks a port and writes the settings.
 func (b *PgBouncer) configure(target *url.URL, size, uid, gid int) error {
 	address, err := freePort()
@@ -97,10 +120,10 @@ func (b *PgBouncer) configure(target *url.URL, size, uid, gid int) error {
 	b.URL = through.String()
 	password, _ := target.User.Password()
 	files := map[string]string{
-		"users": fmt.Sprintf("%q %q\n", target.User.Username(), password),
+		"users": fmt.Sprintf("%q %q\n", warden, password),
 		"settings": strings.Join([]string{
 			"[databases]",
-			"* = host=" + target.Hostname() + " port=" + target.Port() + " auth_user=" + target.User.Username(),
+			"* = host=" + target.Hostname() + " port=" + target.Port() + " auth_user=" + warden,
 			"[pgbouncer]",
 			"pool_mode = transaction",
 			"default_pool_size = " + strconv.Itoa(size),
