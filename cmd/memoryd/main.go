@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"strings"
@@ -18,10 +19,15 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	syscall.Umask(0o077) // what is written here is nobody else's to read
+	hushLibraries()
 	code := run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
+
+// hushLibraries keeps what libraries print of their own out of our log: net/http quotes there what the other side of a connection
+// says unasked, and who has a webhook chooses that.
+func hushLibraries() { log.SetOutput(io.Discard) }
 
 // Exit codes.
 const (

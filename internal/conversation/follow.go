@@ -31,6 +31,11 @@ const (
 	stopPatience = 2 * time.Second
 )
 
+// whoLeft says that whoever asked is not there any more.
+func whoLeft(ctx context.Context, op string) error {
+	return fault.New(fault.Canceled, op, "", "the request ended").With(ctx.Err())
+}
+
 // Stop ends a running turn and keeps the text that had arrived. It returns the turn as it then stands; a turn that
 // had ended already stays as it is. Where the node that runs it does not hear, the turn ends with the text that is stored,
 // and with codeStopped until that node has added its last word.
@@ -54,7 +59,7 @@ func (s *Service) Stop(ctx context.Context, actor ident.Actor, id ident.Conversa
 	select {
 	case <-j.ended:
 	case <-ctx.Done():
-		return Turn{}, fault.Wrap(op, ctx.Err())
+		return Turn{}, whoLeft(ctx, op)
 	}
 	if x, ok := j.exchange(); ok && x.Turn.State.Final() {
 		return *x.Turn, nil
@@ -219,7 +224,7 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 		for !again {
 			select {
 			case <-ctx.Done():
-				return x, fault.Wrap(op, ctx.Err())
+				return x, whoLeft(ctx, op)
 			case <-look.C:
 				again = s.engine.running(turn) == nil
 			case <-between.C:

@@ -262,6 +262,20 @@ func wantCode(t *testing.T, err error, code string) {
 	}
 }
 
+// TestWhoLeavesIsNoDefect: a client that does not wait for the answer is no failure of the server's.
+func TestWhoLeavesIsNoDefect(t *testing.T) {
+	p := newPuppet()
+	b := open(t, p)
+	x := b.send(b.conversation().ID, "Hello?")
+	hurried, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.s.Await(hurried, b.actor, x.Turn.Conversation, x.Turn.ID); !fault.Is(err, fault.Canceled) || !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	close(p.say)
+	b.await(x)
+}
+
 func TestAnAnswerIsKeptAndTold(t *testing.T) {
 	p := newPuppet()
 	p.blocks = []json.RawMessage{json.RawMessage(`{"type":"thinking","thinking":"hm","signature":"s"}`),

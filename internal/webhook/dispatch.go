@@ -689,9 +689,13 @@ func judge(e Endpoint, done []outcome, now time.Time) (Endpoint, event.Change) {
 				e.FailingSince = &at
 			}
 			if slows(o.Attempt.Status) {
-				e.Slowed++
-				until := now.Add(holdFor(e.Slowed, o.asked))
-				e.HoldUntil = &until
+				// What was under way when it asked for less has not gone against that: it counts once for all of them.
+				if e.HoldUntil == nil || !o.Attempt.StartedAt.Before(*e.HoldUntil) {
+					e.Slowed++
+				}
+				if until := now.Add(holdFor(e.Slowed, o.asked)); e.HoldUntil == nil || until.After(*e.HoldUntil) {
+					e.HoldUntil = &until
+				}
 			}
 			if o.gone {
 				end(Disabled, Gone)

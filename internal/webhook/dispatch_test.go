@@ -52,7 +52,7 @@ func TestADeliveryIsWhatTheLogSays(t *testing.T) {
 	if err := json.Unmarshal([]byte(g.body), &m); err != nil {
 		t.Fatal(err)
 	}
-	if m.Type != e.Type || m.Data.ID != e.ID || m.Data.Seq != e.Seq || m.Data.Subject != e.Subject || m.Data.Actor != e.Actor ||
+	if m.Type != e.Type || m.Data.ID != e.ID || m.Data.Seq != e.Seq || m.Data.Subject != e.Subject || m.Data.Actor.ID == nil || *m.Data.Actor.ID != e.Actor.ID || m.Data.Actor.Name != e.Actor.Name ||
 		!m.Timestamp.Equal(e.CreatedAt) || string(m.Data.Data) != string(e.Data) || g.Get("webhook-id") != string(e.ID) {
 		t.Errorf("%s\n%+v", g.body, e)
 	}
@@ -340,6 +340,37 @@ func TestAnEndpointThatAskedForLess(t *testing.T) {
 	i := w.hook(s.URL)
 	w.happen(2, "")
 	if e := w.endpoint(i); e.HoldUntil == nil || e.Slowed != 1 || len(s.got) != 2 {
+		t.Errorf("%+v after %d calls", e, len(s.got))
+	}
+}
+
+// TestManyAnswersAskForLess: those that come at once ask for it once, and the longest that one of them asks for stands.
+func TestManyAnswersAskForLess(t *testing.T) {
+	w := newWorld(t)
+	var mu sync.Mutex
+	calls, all := 0, make(chan struct{})
+	s := newSink(t, func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		calls++
+		n := calls
+		if n == 8 {
+			close(all)
+		}
+		mu.Unlock()
+		<-all
+		if n == 1 {
+			w.Header().Set("Retry-After", "60")
+		}
+		w.WriteHeader(http.StatusTooManyRequests)
+	})
+	i := w.hook(s.URL)
+	w.happen(8, "")
+	e := w.endpoint(i)
+	if e.HoldUntil == nil || e.Slowed != 1 || e.HoldUntil.Before(w.clock.Now().Add(time.Minute)) {
+		t.Fatalf("%+v", e)
+	}
+	w.later(time.Minute) // one call shows that it still does
+	if e = w.endpoint(i); e.Slowed != 2 || len(s.got) != 9 {
 		t.Errorf("%+v after %d calls", e, len(s.got))
 	}
 }
@@ -780,7 +811,7 @@ func second[T any](_ T, err error) error { return err }
 
 func TestBodies(t *testing.T) {
 	e := event.Event{ID: "evt_1", Seq: 7, Type: "a.b", Subject: "s", CreatedAt: time.Unix(1, 2000).In(time.FixedZone("x", 3600)), Data: json.RawMessage(`{"a":1}`)}
-	want := `{"type":"a.b","timestamp":"1970-01-01T00:00:01.000002Z","data":{"id":"evt_1","seq":7,"type":"a.b","subject":"s","actor":{"name":""},"created_at":"1970-01-01T00:00:01.000002Z","data":{"a":1}}}`
+	want := `{"type":"a.b","timestamp":"1970-01-01T00:00:01.000002Z","data":{"id":"evt_1","seq":7,"type":"a.b","subject":"s","actor":{"id":null,"name":""},"created_at":"1970-01-01T00:00:01.000002Z","data":{"a":1}}}`
 	if got := string(webhook.Body(e)); got != want {
 		t.Errorf("%s", got)
 	}

@@ -121,9 +121,15 @@ type Data struct {
 	Seq     event.Seq       `json:"seq,omitempty"` // a test has none
 	Type    string          `json:"type"`
 	Subject string          `json:"subject"`
-	Actor   event.Who       `json:"actor"`
+	Actor   Who             `json:"actor"`
 	Created time.Time       `json:"created_at"`
 	Data    json.RawMessage `json:"data"`
+}
+
+// Who is the one that an event is of, as the log shows it.
+type Who struct {
+	ID   *ident.AccountID `json:"id"` // null for the server itself
+	Name string           `json:"name"`
 }
 
 // maxBody is how much one message may be, in bytes.
@@ -133,7 +139,10 @@ const maxBody = 20_000
 // needs them reads the log.
 func Body(e event.Event) []byte {
 	m := Message{Type: e.Type, Timestamp: e.CreatedAt.UTC(), Data: Data{ID: e.ID, Seq: e.Seq, Type: e.Type, Subject: e.Subject,
-		Actor: e.Actor, Created: e.CreatedAt.UTC(), Data: e.Data}}
+		Actor: Who{Name: e.Actor.Name}, Created: e.CreatedAt.UTC(), Data: e.Data}}
+	if e.Actor.ID != "" {
+		m.Data.Actor.ID = &e.Actor.ID
+	}
 	raw, err := json.Marshal(m)
 	if err == nil && len(raw) <= maxBody {
 		return raw
