@@ -66,7 +66,8 @@ func TestThoseThatHangLeavePlaces(t *testing.T) {
 				w.happen(1, "")
 				<-healthy.got
 			}
-			if n := w.d.Stats().Sending; len(bad.got) > 0 || len(ended) > 0 || n > hanging+1 {
+			w.part.settled() // the server hears of the end of a call after the beginning of the next
+			if n := w.d.Stats().Sending; len(bad.got) > 0 || len(ended) > 0 || n != hanging {
 				t.Errorf("%d more hang, %d hung until they were let go, %d places are taken", len(bad.got), len(ended), n)
 			}
 			close(release)

@@ -9,7 +9,7 @@ export interface RoomEvent {
   room_id: string;
   type: string;
   subject: string;
-  actor: { id?: string; name: string };
+  actor: { id: string | null; name: string };
   created_at: string;
   data: Record<string, unknown>;
 }
