@@ -8,8 +8,8 @@
 // Placements knows how to make, open and destroy databases on each kind of place; Pool bounds how many are open,
 // closes the least recently used ones that nobody leases, keeps a tenant that cannot be opened from costing anybody
 // else anything, looks after what is due in tenants that nobody asks for, and tells tenants' own logs what the master's
-// says of their databases and members (news.go). The package holds no rule of any noun
-// and no SQL.
+// says of their databases and members (news.go). Feeds let logs be followed, and read again within each account's share
+// (again.go). The package holds no rule of any noun and no SQL.
 //
 // States of an entry in the pool:
 //
