@@ -43,13 +43,17 @@ setup: ## install what tests need and this machine lacks (Debian; root or sudo)
 # What takes longest begins first, so that no package runs alone at the end.
 LONG := ./internal/sqlstore ./cmd/memoryd ./internal/relocate ./internal/httpapi
 
+# What judges times has the machine to itself: beside other tests it would judge those.
+ALONE := ^TestCrash$$
+
 # What a test marks as parallel waits for servers more than it works: four at once keep two cores busy.
 PARALLEL ?= 4
 
 .PHONY: test
 test: setup $(PG) ## everything that CI proves: vet, then all tests on both engines, watched for races
 	go vet ./...
-	$(PG) go test $(RACE) -vet=off -parallel $(PARALLEL) -timeout 30m $(LONG) ./...
+	$(PG) go test $(RACE) -vet=off -timeout 30m -run '$(ALONE)' ./cmd/memoryd
+	$(PG) go test $(RACE) -vet=off -parallel $(PARALLEL) -timeout 30m -skip '$(ALONE)' $(LONG) ./...
 
 .PHONY: test-short
 test-short: $(PG) ## the same, quick: no vet, no race detector, nothing that takes long (go test -short)
