@@ -43,8 +43,10 @@ type world struct {
 	mu       sync.Mutex // writers report while they write
 	problems []string
 
-	kills, acked, unknown, repeated, marked, texts   int
-	slowestStart, slowestMark, longestTail, slowNote time.Duration
+	kills, acked, unknown, repeated, marked, texts int
+	slowestStart, slowestMark, slowNote            time.Duration
+
+	tails []time.Duration // of each answer that lacks something, how much
 
 	commit time.Duration // the slowest note of this round
 }
@@ -442,7 +444,7 @@ func (w *world) tail(q *asked, stored string) {
 			continue
 		}
 		missing := q.killed.Sub(p.at)
-		w.longestTail = max(w.longestTail, missing)
+		w.tails = append(w.tails, missing)
 		// Where a commit takes longer than a flush may wait, the machine is to blame: notes take as long.
 		if missing > max(crashTail, crashFlush+q.commit) {
 			w.problem("tail: %s lacks %v of its text beside notes that took %v: the client had %d, stored are %d", q.key, missing, q.commit, len(q.seen), len(stored))
@@ -573,8 +575,15 @@ func (w *world) sound(name string, db *sqlstore.DB) {
 }
 
 func (w *world) summary() string {
+	slices.Sort(w.tails)
+	tail := func(share float64) time.Duration {
+		if len(w.tails) == 0 {
+			return 0
+		}
+		return w.tails[int(share*float64(len(w.tails)-1))].Round(time.Millisecond)
+	}
 	return fmt.Sprintf("%d kills, %d acknowledged, %d unknown, %d repeated, %d turns interrupted (%d with text); "+
-		"slowest start %v, last mark %v after a start, longest tail %v, slowest note %v", w.kills, w.acked, w.unknown, w.repeated, w.marked, w.texts,
-		w.slowestStart.Round(time.Millisecond), w.slowestMark.Round(time.Millisecond), w.longestTail.Round(time.Millisecond),
-		w.slowNote.Round(time.Millisecond))
+		"slowest start %v, last mark %v after a start, %d tails: median %v, 90 %% %v, longest %v, slowest note %v", w.kills, w.acked, w.unknown,
+		w.repeated, w.marked, w.texts, w.slowestStart.Round(time.Millisecond), w.slowestMark.Round(time.Millisecond),
+		len(w.tails), tail(0.5), tail(0.9), tail(1), w.slowNote.Round(time.Millisecond))
 }

@@ -41,15 +41,14 @@ type extent struct{ bytes, units int }
 
 // flight is one flush.
 type flight struct {
-	to     extent
 	until  time.Time
 	landed chan landing
 }
 
 type landing struct {
-	stored extent // what the database had before, if that had to be looked up
-	held   bool
-	err    error
+	to   extent // up to where it carried the text
+	held bool
+	err  error
 }
 
 // flush runs until quit. away reports whether the database did not take text at the end.
@@ -98,11 +97,8 @@ func (j *job) flush(quit <-chan struct{}) (away bool) {
 func (f *flusher) arm() {
 	j := f.j
 	safe := f.stored.bytes
-	switch {
-	case f.away:
+	if f.away {
 		safe = max(safe, f.spooled.bytes)
-	case f.sent != nil:
-		safe = f.sent.to.bytes
 	}
 	j.mu.Lock()
 	pending, since := len(j.text)-safe, j.since
@@ -131,21 +127,17 @@ func (f *flusher) due() {
 	f.try()
 }
 
-// end is where the text ends now; from here on, new pieces are of a later flush.
-func (f *flusher) end() extent {
-	f.j.mu.Lock()
-	defer f.j.mu.Unlock()
-	f.j.since = time.Time{}
-	return extent{len(f.j.text), f.j.units}
+// rest is what was said behind from, and where that ends. New pieces are of a later flush.
+func (j *job) rest(from extent) (text string, to extent) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.since = time.Time{}
+	to = extent{len(j.text), j.units}
+	return string(j.text[from.bytes:to.bytes]), to
 }
 
-func (f *flusher) text(from, to extent) string {
-	f.j.mu.Lock()
-	defer f.j.mu.Unlock()
-	return string(f.j.text[from.bytes:to.bytes])
-}
-
-// try offers the database all that it does not have, unless it is still busy with the last offer.
+// try offers the database all that it does not have, unless it is still busy with the last offer. What that is, is decided
+// when the transaction has its turn: behind others, what is said while it waits goes along (decision 0078).
 func (f *flusher) try() {
 	if f.sent != nil || f.lost {
 		return
@@ -153,10 +145,9 @@ func (f *flusher) try() {
 	f.age.Stop()
 	f.waiting = false
 	f.tried = time.Now()
-	e, from := f.j.engine, f.stored
-	f.sent = &flight{to: f.end(), until: e.lease(), landed: make(chan landing, 1)}
-	sent, unsure := f.sent, f.unsure
-	text := f.text(from, sent.to)
+	j, e, from, unsure := f.j, f.j.engine, f.stored, f.unsure
+	sent := &flight{until: e.lease(), landed: make(chan landing, 1)}
+	f.sent = sent
 	f.late.Reset(f.patience())
 	e.wg.Add(1) // the job's own keeps the count above zero
 	go func() {
@@ -165,22 +156,24 @@ func (f *flusher) try() {
 		// no reason to break a connection.
 		ctx, cancel := context.WithTimeout(e.life, e.Config.Lease/2)
 		defer cancel()
-		l := landing{stored: from}
+		l := landing{to: from}
 		if unsure {
-			m, err := f.j.service.store.FindMessage(ctx, f.j.conv.ID, f.j.x.Assistant.ID)
+			m, err := j.service.store.FindMessage(ctx, j.conv.ID, j.x.Assistant.ID)
 			if err != nil {
 				l.err = err
 				sent.landed <- l
 				return
 			}
-			l.stored = extent{len(m.Content), utf16Len(m.Content)}
-			if l.stored.bytes > sent.to.bytes { // longer than all that was said: whoever wrote that has ended the turn
+			from = extent{len(m.Content), utf16Len(m.Content)}
+			if from.bytes > len(j.soFar()) { // longer than all that was said: whoever wrote that has ended the turn
 				sent.landed <- l
 				return
 			}
-			text = f.text(l.stored, sent.to)
 		}
-		l.held, l.err = f.j.service.store.FlushTurn(ctx, *f.j.x.Turn, l.stored.units, text, sent.until)
+		l.held, l.err = j.service.store.FlushTurn(ctx, *j.x.Turn, from.units, func() (text string) {
+			text, l.to = j.rest(from)
+			return text
+		}, sent.until)
 		sent.landed <- l
 	}()
 }
@@ -206,7 +199,7 @@ func (f *flusher) settle(l landing) {
 		f.ended()
 		return
 	}
-	f.stored, f.unsure = sent.to, false
+	f.stored, f.unsure = l.to, false
 	_ = j.service.tenant.Hint(context.WithoutCancel(j.ctx), sent.until) // hints may be lost
 	switch {
 	case f.spooled.bytes > f.stored.bytes: // it was slow, and more was said meanwhile
@@ -248,15 +241,19 @@ func (f *flusher) keep() {
 	if j.service.spool == nil {
 		return
 	}
-	from, to := f.stored, f.end()
+	from := f.stored
 	if f.spooled.bytes > from.bytes {
 		from = f.spooled
 	}
 	// After a refusal not at once again: all that is missing would be sealed anew for every piece.
-	if to.bytes == from.bytes || time.Since(f.refused) < f.patience() {
+	if time.Since(f.refused) < f.patience() {
 		return
 	}
-	err := j.service.spool.Append(j.turn, spooled{At: from.units, Text: f.text(from, to)}.encode())
+	text, to := j.rest(from)
+	if text == "" {
+		return
+	}
+	err := j.service.spool.Append(j.turn, spooled{At: from.units, Text: text}.encode())
 	if err == nil {
 		f.spooled = to
 		return

@@ -44,7 +44,7 @@ func (o *outage) FindTurn(ctx context.Context, id ident.ConversationID, t ident.
 	return o.TenantStore.FindTurn(ctx, id, t)
 }
 
-func (o *outage) FlushTurn(ctx context.Context, t conversation.Turn, at int, text string, lease time.Time) (bool, error) {
+func (o *outage) FlushTurn(ctx context.Context, t conversation.Turn, at int, text func() string, lease time.Time) (bool, error) {
 	if err := o.there(); err != nil {
 		return false, err
 	}
@@ -371,7 +371,7 @@ type slowStore struct {
 	release chan struct{}
 }
 
-func (o *slowStore) FlushTurn(ctx context.Context, t conversation.Turn, at int, text string, lease time.Time) (bool, error) {
+func (o *slowStore) FlushTurn(ctx context.Context, t conversation.Turn, at int, text func() string, lease time.Time) (bool, error) {
 	if o.slow.Load() {
 		<-o.release
 	}

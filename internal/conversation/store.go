@@ -121,7 +121,10 @@ type Turns interface {
 	// FlushTurn appends text to the assistant's message, which must be Streaming, hold exactly at UTF-16 code units
 	// and belong to node, and renews the lease. An empty text only renews. held is false when that is not so: somebody
 	// else ended the turn. One round trip; no event.
-	FlushTurn(ctx context.Context, t Turn, at int, text string, lease time.Time) (held bool, err error)
+	// text is asked when the transaction has its turn, which may be long after the call, so that it carries what was said
+	// meanwhile; and again where the transaction has to begin anew. What it said last is what is stored, or not. It must not
+	// use the store.
+	FlushTurn(ctx context.Context, t Turn, at int, text func() string, lease time.Time) (held bool, err error)
 	// EndTurn reads the turn and its assistant's message under a lock, lets end decide, and commits what it returns
 	// with the message's search index and the conversation's times. An end that returns an error changes nothing.
 	// The change is skipped when the Ending equals what was read and there are no events.

@@ -336,7 +336,7 @@ func (w *traffic) act(ctx context.Context, dice *rand.Rand) error {
 	}
 	said := ""
 	for range dice.IntN(4) {
-		if ok, err := w.s.FlushTurn(ctx, turn, len(said), "a word ", time.Now()); err != nil || !ok {
+		if ok, err := w.s.FlushTurn(ctx, turn, len(said), func() string { return "a word " }, time.Now()); err != nil || !ok {
 			return err
 		}
 		said += "a word "

@@ -127,8 +127,8 @@ func (d *DB) attempt(ctx context.Context, on *target, fn func(tx *Tx) error) (ag
 	return err != nil && !tx.committed && retryable(tx.failed), err
 }
 
-// Tx is a write transaction. It belongs to the function it was given to. It takes its connection with the first Run,
-// not before, so what fn computes first keeps nobody waiting.
+// Tx is a write transaction. It belongs to the function it was given to. It takes its connection with the first Run or
+// with Begin, not before, so what fn computes first keeps nobody waiting.
 type Tx struct {
 	db        *DB
 	on        *target
@@ -141,6 +141,15 @@ type Tx struct {
 
 // Dialect is the engine under this transaction.
 func (t *Tx) Dialect() Dialect { return t.on.dialect }
+
+// Begin waits until the transaction has its turn: on SQLite for the writing connection, on PostgreSQL for one of the pool.
+// That costs no round trip. It is for what must be as new as it can be when it is stored, and is looked up after it.
+func (t *Tx) Begin() error {
+	if t.failed == nil {
+		t.failed = t.open()
+	}
+	return t.failed
+}
 
 // Run executes what fill queues: one round trip, of which the first one also begins the transaction.
 func (t *Tx) Run(fill func(b *Batch)) error { return t.send(fill, false) }

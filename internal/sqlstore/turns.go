@@ -66,9 +66,13 @@ func (s *TenantStore) FindTurn(ctx context.Context, id ident.ConversationID, t i
 }
 
 // FlushTurn implements conversation.Store.
-func (s *TenantStore) FlushTurn(ctx context.Context, t conversation.Turn, at int, text string, lease time.Time) (bool, error) {
+func (s *TenantStore) FlushTurn(ctx context.Context, t conversation.Turn, at int, text func() string, lease time.Time) (bool, error) {
 	var renewed, grown *Affected
 	err := s.db.Write(ctx, func(tx *Tx) error {
+		if err := tx.Begin(); err != nil {
+			return err
+		}
+		piece := text()
 		return tx.Commit(func(b *Batch) {
 			// The turn is locked before anything is looked at: each statement sees what is committed when it begins, so
 			// behind the lock both see the same turn and message, and both match or neither.
@@ -81,7 +85,7 @@ func (s *TenantStore) FlushTurn(ctx context.Context, t conversation.Turn, at int
 			grown = b.Exec(`UPDATE messages SET content = content || ?, content_length = content_length + ?
 				WHERE id = (SELECT assistant_message_id FROM turns t WHERE t.id = ? AND t.node = ?
 				AND t.state IN ('streaming', 'waiting')) AND state = 'streaming' AND content_length = ?`,
-				text, units(text), t.ID, t.Node, at)
+				piece, units(piece), t.ID, t.Node, at)
 		})
 	})
 	return err == nil && renewed.N == 1 && grown.N == 1, err

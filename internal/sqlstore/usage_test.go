@@ -118,7 +118,7 @@ func followUsage(t *testing.T, db *DB) {
 	check(1, ofProject+ofTalk+said)
 	turn := say(true)
 	check(3, ofProject+ofTalk+2*said+7) // the system prompt once, the stub without text
-	held, err := s.FlushTurn(ctx, turn, 0, "half", noon(1))
+	held, err := s.FlushTurn(ctx, turn, 0, func() string { return "half" }, noon(1))
 	must(err)
 	if !held {
 		t.Fatal("not held")
@@ -132,7 +132,7 @@ func followUsage(t *testing.T, db *DB) {
 	check(3, ofProject+ofTalk+2*said+7+12)
 	running := say(true)
 	check(5, ofProject+ofTalk+3*said+7+12)
-	held, err = s.FlushTurn(ctx, running, 0, "never ends", noon(1))
+	held, err = s.FlushTurn(ctx, running, 0, func() string { return "never ends" }, noon(1))
 	must(err)
 	if !held {
 		t.Fatal("not held")

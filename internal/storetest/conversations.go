@@ -139,7 +139,7 @@ func conversations(t *testing.T, h Harness) {
 		running, err := r.Talk.RunningTurns(t.Context(), 5)
 		must(t, err)
 		same(t, "running", len(running), 0)
-		held, err := r.Talk.FlushTurn(t.Context(), turn, 0, "x", at(10))
+		held, err := r.Talk.FlushTurn(t.Context(), turn, 0, says("x"), at(10))
 		must(t, err)
 		same(t, "held", held, false)
 	})

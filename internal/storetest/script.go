@@ -167,7 +167,7 @@ func (p *player) turn(phrase string) {
 		return
 	}
 	turn := pick(p.dice, p.turns)
-	held, err := p.Talk.FlushTurn(p.Context(), turn, p.dice.IntN(2)*len(phrase), phrase, at(p.step))
+	held, err := p.Talk.FlushTurn(p.Context(), turn, p.dice.IntN(2)*len(phrase), says(phrase), at(p.step))
 	p.note("flush", held, err)
 	if p.dice.IntN(3) == 0 {
 		e, err := p.Talk.EndTurn(p.Context(), turn.ID,

@@ -71,7 +71,7 @@ func refusedText(t *testing.T, h Harness) {
 			tag.Tags = []string{"ok", bad}
 			p := plainProject("x", 0)
 			p.Tags = []string{bad}
-			_, flush := r.Talk.FlushTurn(t.Context(), turn, 0, bad, at(5))
+			_, flush := r.Talk.FlushTurn(t.Context(), turn, 0, says(bad), at(5))
 			_, _, listTag := r.Talk.ListConversations(t.Context(), conversation.Query{Limit: 1, Tag: bad})
 			_, _, listTitle := r.Talk.ListConversations(t.Context(), conversation.Query{Limit: 1, Title: bad})
 			for what, err := range map[string]error{

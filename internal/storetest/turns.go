@@ -30,10 +30,13 @@ func (r *room) ask(w conversation.Where, content string) (conversation.Turn, []c
 	return turn, e.Messages
 }
 
+// says is a text that is known beforehand.
+func says(text string) func() string { return func() string { return text } }
+
 // flush adds a piece of the answer.
 func (r *room) flush(turn conversation.Turn, offset int, piece string, lease time.Time) bool {
 	r.Helper()
-	held, err := r.Talk.FlushTurn(r.Context(), turn, offset, piece, lease)
+	held, err := r.Talk.FlushTurn(r.Context(), turn, offset, says(piece), lease)
 	must(r, err)
 	return held
 }

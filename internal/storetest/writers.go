@@ -157,7 +157,7 @@ func race(t *testing.T, h Harness) {
 		var mu sync.Mutex
 		must(t, errors.Join(together(8, func(i int) (err error) {
 			if i < 6 {
-				held[i], err = r.Talk.FlushTurn(t.Context(), turn, 0, "abc", at(30+i))
+				held[i], err = r.Talk.FlushTurn(t.Context(), turn, 0, says("abc"), at(30+i))
 				return err
 			}
 			_, err = r.Talk.EndTurn(t.Context(), turn.ID,
@@ -208,7 +208,7 @@ func orphans(t *testing.T, h Harness) {
 		must(t, errors.Join(together(12, func(i int) error {
 			switch i % 6 {
 			case 0:
-				_, err := r.Talk.FlushTurn(t.Context(), turn, 0, "x", at(3))
+				_, err := r.Talk.FlushTurn(t.Context(), turn, 0, says("x"), at(3))
 				return err
 			case 1:
 				_, err := r.Talk.EndTurn(t.Context(), turn.ID,
