@@ -94,7 +94,15 @@ func (s *Service) again(ctx context.Context, op string, kind Kind, actor ident.A
 	if err := c.Err(op); err != nil {
 		return Exchange{}, err
 	}
-	was, err := s.exchange(ctx, id, turn)
+	first, user, assistant, before, err := s.store.FindTurnOnce(ctx, id, turn, in.Once)
+	if err != nil {
+		return Exchange{}, fault.Wrap(op, err)
+	}
+	if before != nil {
+		x, _, err := s.replay(ctx, id, in.Once, before)
+		return x, fault.Wrap(op, err)
+	}
+	was, err := s.settled(ctx, id, first, user, assistant)
 	if err != nil {
 		return Exchange{}, fault.Wrap(op, err)
 	}
@@ -144,7 +152,12 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 			return Exchange{}, fault.Wrap(op, err)
 		}
 	}
+	var before *event.Once
+	w.Once = once
 	conv, entry, err := s.commit(ctx, id, w, j, func(sp Spot) (Entry, event.Change, error) {
+		if before = sp.Was; before != nil {
+			return Entry{}, event.Change{}, fault.New(fault.Conflict, op, event.CodeRepeated, "this was done already")
+		}
 		e, ch, err := fill(sp)
 		ch.Once = once
 		return e, ch, err
@@ -154,7 +167,7 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 			s.engine.forget(result.Turn)
 		}
 		if event.Repeated(err) {
-			x, ok, err := s.replay(ctx, id, once)
+			x, ok, err := s.replay(ctx, id, once, before)
 			if err == nil && !ok {
 				err = fault.New(fault.Conflict, op, "idempotency_in_progress", "the first request with this key has only just expired: repeat it")
 			}
@@ -189,20 +202,26 @@ func (s *Service) append(ctx context.Context, op string, actor ident.Actor, id i
 // repeats nothing is refused.
 func (s *Service) replayOr(ctx context.Context, op string, id ident.ConversationID, once *event.Once, refusal error) (Exchange, error) {
 	if once != nil {
-		if x, ok, err := s.replay(ctx, id, once); ok || err != nil {
+		if x, ok, err := s.replay(ctx, id, once, nil); ok || err != nil {
 			return x, fault.Wrap(op, err)
 		}
 	}
 	return Exchange{}, refusal
 }
 
-// replay answers a repeated send with what has become of the first one. ok is false when there was no first one.
-func (s *Service) replay(ctx context.Context, id ident.ConversationID, once *event.Once) (x Exchange, ok bool, err error) {
+// replay answers a repeated send with what has become of the first one. before is its record, where that was read already.
+// ok is false when there was no first one.
+func (s *Service) replay(ctx context.Context, id ident.ConversationID, once, before *event.Once) (x Exchange, ok bool, err error) {
 	var was onceTurn
-	if err := once.Replay(ctx, s.store, s.sealer, &was); err != nil {
-		if fault.Is(err, fault.NotFound) {
-			return Exchange{}, false, nil
-		}
+	if before != nil {
+		err = once.Open(*before, s.sealer, &was)
+	} else {
+		err = once.Replay(ctx, s.store, s.sealer, &was)
+	}
+	switch {
+	case before == nil && fault.Is(err, fault.NotFound):
+		return Exchange{}, false, nil
+	case err != nil:
 		return Exchange{}, false, err
 	}
 	if was.Turn != "" {

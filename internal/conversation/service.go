@@ -412,8 +412,13 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 	if err != nil {
 		return Exchange{}, err
 	}
+	return s.settled(ctx, id, t, user, assistant)
+}
+
+// settled is the exchange as it was read, or anew when somebody had to end the turn first.
+func (s *Service) settled(ctx context.Context, id ident.ConversationID, t Turn, user, assistant Message) (Exchange, error) {
 	if !t.State.Final() && s.engine.dead(t.ID, t.Node, t.Lease) {
-		err := s.settle(ctx, turn)
+		err := s.settle(ctx, t.ID)
 		if Unwritable(err) {
 			if t.State == Waiting {
 				e, _ := s.lapse(t, assistant)
@@ -426,7 +431,7 @@ func (s *Service) exchange(ctx context.Context, id ident.ConversationID, turn id
 		if err != nil {
 			return Exchange{}, err
 		}
-		if t, user, assistant, err = s.store.FindTurn(ctx, id, turn); err != nil {
+		if t, user, assistant, err = s.store.FindTurn(ctx, id, t.ID); err != nil {
 			return Exchange{}, err
 		}
 	}

@@ -43,10 +43,11 @@ type MessageQuery struct {
 	Cursor    string
 }
 
-// Where names the parent of what is appended.
+// Where names the parent of what is appended, and the idempotency record that comes with it.
 type Where struct {
 	Root   bool            // a new root
 	Parent ident.MessageID // under this message; empty (and not Root): under the active branch's leaf
+	Once   *event.Once     // one of its scope and key that is there already is Spot.Was; nil: none is looked for
 }
 
 // Spot is what the store read, under the conversation's lock, before an append.
@@ -59,6 +60,8 @@ type Spot struct {
 	ProjectSettings json.RawMessage
 	// Parent is the message that the new ones go under; nil for a root. Its Content and Blocks are not read.
 	Parent *Message
+	// Was is the live idempotency record that stands in the way of Where.Once; nil when there is none.
+	Was *event.Once
 }
 
 // Entry is what an append adds. The first message goes under the spot's parent, the second under the first; store
@@ -118,6 +121,9 @@ type Messages interface {
 type Turns interface {
 	// FindTurn returns the turn with its user's and its assistant's message.
 	FindTurn(ctx context.Context, id ident.ConversationID, t ident.TurnID) (Turn, Message, Message, error)
+	// FindTurnOnce also looks, in the same round trip, for the live idempotency record of once's scope and key; it returns
+	// nil when there is none.
+	FindTurnOnce(ctx context.Context, id ident.ConversationID, t ident.TurnID, once *event.Once) (Turn, Message, Message, *event.Once, error)
 	// FlushTurn appends text to the assistant's message, which must be Streaming, hold exactly at UTF-16 code units
 	// and belong to node, and renews the lease. An empty text only renews. held is false when that is not so: somebody
 	// else ended the turn. One round trip; no event.

@@ -32,11 +32,16 @@ func (o *Once) Keep(s Sealer, result any) error {
 // Replay reads the record that stood in the way of a change into result. It fails with fault.Mismatch when the
 // earlier request had another body.
 func (o *Once) Replay(ctx context.Context, onces Onces, s Sealer, result any) error {
-	const op = "event.Once.Replay"
 	was, err := onces.FindOnce(ctx, o.Scope, o.Key)
 	if err != nil {
-		return fault.Wrap(op, err)
+		return fault.Wrap("event.Once.Replay", err)
 	}
+	return o.Open(was, s, result)
+}
+
+// Open is Replay of a record that was read already.
+func (o *Once) Open(was Once, s Sealer, result any) error {
+	const op = "event.Once.Open"
 	if subtle.ConstantTimeCompare(was.Fingerprint, o.Fingerprint) != 1 {
 		return fault.New(fault.Mismatch, op, "", "this idempotency key was used with another request")
 	}

@@ -92,22 +92,30 @@ func appendAudit(b *Batch, e audit.Entry) {
 
 // findOnce reads a live idempotency record; fault.NotFound when there is none.
 func findOnce(ctx context.Context, d *DB, scope, key string, now time.Time) (event.Once, error) {
-	o := event.Once{Scope: scope, Key: key}
-	var expires int64
-	var found *Found
-	err := d.Read(ctx, func(b *Batch) {
-		found = b.One([]any{&o.Fingerprint, &o.Result, &expires},
-			`SELECT fingerprint, result, expires_at FROM idempotency WHERE scope = ? AND key = ? AND expires_at > ?`,
-			scope, key, ident.Micros(now))
-	})
-	if err != nil {
+	var was func() *event.Once
+	if err := d.Read(ctx, func(b *Batch) { was = lookForOnce(b, scope, key, now) }); err != nil {
 		return event.Once{}, err
 	}
-	if !found.Yes {
-		return event.Once{}, fault.Missing("sqlstore.FindOnce")
+	if o := was(); o != nil {
+		return *o, nil
 	}
-	o.ExpiresAt = ident.Time(expires)
-	return o, nil
+	return event.Once{}, fault.Missing("sqlstore.FindOnce")
+}
+
+// lookForOnce queues the question for a live idempotency record. When the batch has run, was answers it: nil when there is none.
+func lookForOnce(b *Batch, scope, key string, now time.Time) (was func() *event.Once) {
+	o := event.Once{Scope: scope, Key: key}
+	var expires int64
+	found := b.One([]any{&o.Fingerprint, &o.Result, &expires},
+		`SELECT fingerprint, result, expires_at FROM idempotency WHERE scope = ? AND key = ? AND expires_at > ?`,
+		scope, key, ident.Micros(now))
+	return func() *event.Once {
+		if !found.Yes {
+			return nil
+		}
+		o.ExpiresAt = ident.Time(expires)
+		return &o
+	}
 }
 
 // deleteExpiredOnces forgets idempotency records whose time is over and returns how many there were. It is no change.

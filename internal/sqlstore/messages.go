@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
@@ -153,8 +154,12 @@ func (s *TenantStore) findFork(tx *Tx, id ident.ConversationID, w conversation.W
 	var parents []conversation.Message
 	var taken *Found
 	var settings *string
+	was := func() *event.Once { return nil }
 	if err := tx.Run(func(b *Batch) {
 		selectConversation(b, &rows, id, tx.Dialect().ForUpdate())
+		if w.Once != nil { // behind the lock: of two with one key at the same time the second finds the first
+			was = lookForOnce(b, w.Once.Scope, w.Once.Key, time.Now())
+		}
 		b.One([]any{&spot.Instructions, &spot.ProjectProvider, &spot.ProjectModel, &settings},
 			`SELECT instructions, provider, model, settings FROM projects
 			WHERE id = (SELECT project_id FROM conversations WHERE id = ?)`, id)
@@ -170,7 +175,7 @@ func (s *TenantStore) findFork(tx *Tx, id ident.ConversationID, w conversation.W
 	if len(rows) == 0 || !s.sees(rows[0].ProjectID) || parent != "" && len(parents) == 0 {
 		return fork{}, fault.Missing(op)
 	}
-	spot.Conversation, spot.ProjectSettings = rows[0].Conversation, rawOf(settings)
+	spot.Conversation, spot.ProjectSettings, spot.Was = rows[0].Conversation, rawOf(settings), was()
 	f := fork{branches: rows[0].branches}
 	if len(parents) > 0 {
 		spot.Parent = &parents[0]

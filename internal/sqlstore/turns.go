@@ -46,6 +46,14 @@ func insertTurn(b *Batch, t conversation.Turn) {
 // FindTurn implements conversation.Store.
 func (s *TenantStore) FindTurn(ctx context.Context, id ident.ConversationID, t ident.TurnID) (
 	conversation.Turn, conversation.Message, conversation.Message, error) {
+	turn, user, assistant, _, err := s.FindTurnOnce(ctx, id, t, nil)
+	return turn, user, assistant, err
+}
+
+// FindTurnOnce implements conversation.Store.
+func (s *TenantStore) FindTurnOnce(ctx context.Context, id ident.ConversationID, t ident.TurnID, once *event.Once) (
+	conversation.Turn, conversation.Message, conversation.Message, *event.Once, error) {
+	was := func() *event.Once { return nil }
 	var turns []conversation.Turn
 	var users, assistants []conversation.Message
 	var seen func() bool
@@ -55,14 +63,17 @@ func (s *TenantStore) FindTurn(ctx context.Context, id ident.ConversationID, t i
 		b.Query(collectTurns(&turns), `SELECT `+turnRead+` FROM turns WHERE id = ? AND conversation_id = ?`, t, id)
 		b.Query(collect(&users), message+`(SELECT user_message_id FROM turns WHERE id = ?)`, t)
 		b.Query(collect(&assistants), message+`(SELECT assistant_message_id FROM turns WHERE id = ?)`, t)
+		if once != nil {
+			was = lookForOnce(b, once.Scope, once.Key, time.Now())
+		}
 	})
 	if err == nil && (len(turns) == 0 || len(users) == 0 || len(assistants) == 0 || !seen()) {
 		err = fault.Missing("sqlstore.FindTurn")
 	}
 	if err != nil {
-		return conversation.Turn{}, conversation.Message{}, conversation.Message{}, err
+		return conversation.Turn{}, conversation.Message{}, conversation.Message{}, nil, err
 	}
-	return turns[0], users[0], assistants[0], nil
+	return turns[0], users[0], assistants[0], was(), nil
 }
 
 // FlushTurn implements conversation.Store.
