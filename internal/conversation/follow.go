@@ -144,6 +144,15 @@ func (s *Service) Await(ctx context.Context, actor ident.Actor, id ident.Convers
 	return s.follow(ctx, actor, id, turn, idMessage, func(Moment) error { return nil }, false)
 }
 
+// Tell is Follow of a turn that has ended, as it was read.
+func Tell(x Exchange, lastID string, emit func(Moment) error) error {
+	f, err := begin(x, lastID, emit)
+	if f == nil || err != nil {
+		return err
+	}
+	return f.end(x)
+}
+
 // Follow tells of a turn from its start, or from just after lastID, up to its end: no gap, no repeat, wherever the
 // turn runs and whenever the follower comes. It returns after the end, when emit fails (with that error), or with ctx.
 // An unknown lastID counts as none.
@@ -178,27 +187,9 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 			return x, fault.Wrap(op, err)
 		}
 	}
-	f := &follower{emit: emit, message: x.Assistant.ID}
-	switch {
-	case lastID == idEnd:
-		return x, nil
-	case lastID == idMessage:
-		f.quiet = true
-	default:
-		var length string
-		length, f.waited = strings.CutPrefix(lastID, idWaiting)
-		n, err := strconv.Atoi(length)
-		if err != nil || n < 0 {
-			n, f.waited = 0, false
-			stub := *x.Assistant
-			stub.Content, stub.Blocks, stub.State, stub.Usage = "", nil, Streaming, Usage{}
-			first := *x.Turn
-			first.State, first.FinishedAt, first.ErrorCode, first.ErrorDetail = Streaming, nil, "", ""
-			if err := emit(Moment{ID: idStart, Type: MomentStarted, Turn: &first, User: &x.User, Assistant: &stub}); err != nil {
-				return x, err
-			}
-		}
-		f.have = n
+	f, err := begin(x, lastID, emit)
+	if f == nil || err != nil {
+		return x, err
 	}
 	look := time.NewTicker(lookAgain)
 	defer look.Stop()
@@ -286,6 +277,31 @@ type follower struct {
 
 // maxAhead is how many pieces wait for what is between; those after them come from the database as well.
 const maxAhead = 256
+
+// begin tells the start of a turn, unless lastID is behind that, and returns who tells the rest; nil when there is none.
+func begin(x Exchange, lastID string, emit func(Moment) error) (*follower, error) {
+	f := &follower{emit: emit, message: x.Assistant.ID}
+	switch lastID {
+	case idEnd:
+		return nil, nil //nolint:nilnil // said above
+	case idMessage:
+		f.quiet = true
+		return f, nil
+	}
+	var length string
+	length, f.waited = strings.CutPrefix(lastID, idWaiting)
+	n, err := strconv.Atoi(length)
+	if err == nil && n >= 0 {
+		f.have = n
+		return f, nil
+	}
+	f.waited = false
+	stub := *x.Assistant
+	stub.Content, stub.Blocks, stub.State, stub.Usage = "", nil, Streaming, Usage{}
+	first := *x.Turn
+	first.State, first.FinishedAt, first.ErrorCode, first.ErrorDetail = Streaming, nil, "", ""
+	return f, emit(Moment{ID: idStart, Type: MomentStarted, Turn: &first, User: &x.User, Assistant: &stub})
+}
 
 // upTo tells what is missing of text, and what had come ahead of it.
 func (f *follower) upTo(text string) error {

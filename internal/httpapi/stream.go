@@ -21,7 +21,7 @@ type follow struct {
 	id    ident.ConversationID
 	turn  ident.TurnID
 	after string
-	ended bool // the turn had ended before the stream began
+	ended *conversation.Exchange // the turn, when it had ended before the stream began; otherwise nil
 }
 
 // The data of the events, for the documentation and for writing.
@@ -95,15 +95,20 @@ func (s *Server) stream(headers http.Header, f follow) *written {
 		defer cancel()
 		moments := make(chan conversation.Moment)
 		ended := make(chan error, 1)
+		tell := func(m conversation.Moment) error {
+			select {
+			case moments <- m:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		go func() {
-			ended <- f.ws.Turns.Follow(ctx, x.actor, f.id, f.turn, f.after, func(m conversation.Moment) error {
-				select {
-				case moments <- m:
-					return nil
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			})
+			if f.ended != nil {
+				ended <- conversation.Tell(*f.ended, f.after, tell)
+				return
+			}
+			ended <- f.ws.Turns.Follow(ctx, x.actor, f.id, f.turn, f.after, tell)
 		}()
 		// The follower uses the workspace: it must be gone before that is released.
 		finish := func() {
@@ -118,7 +123,7 @@ func (s *Server) stream(headers http.Header, f follow) *written {
 		}
 		w := sse{w: x.w, rc: http.NewResponseController(x.w), now: s.now}
 		var first *conversation.Moment
-		if f.ended {
+		if f.ended != nil {
 			select {
 			case m := <-moments:
 				first = &m
@@ -162,7 +167,7 @@ func (s *Server) stream(headers http.Header, f follow) *written {
 				}
 				return
 			case <-draining:
-				if f.ended || f.ws.Turns.Here(f.turn) { // the end comes soon, and no other server has it sooner
+				if f.ended != nil || f.ws.Turns.Here(f.turn) { // the end comes soon, and no other server has it sooner
 					draining = nil
 					continue
 				}

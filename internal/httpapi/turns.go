@@ -250,10 +250,16 @@ func (s *Server) answerExchange(x *exchange, ws Workspace, e conversation.Exchan
 	}
 	switch {
 	case stream || accepts(want.Accept, "text/event-stream"):
-		return s.stream(h, follow{ws: ws, id: e.Turn.Conversation, turn: e.Turn.ID}), nil
+		f := follow{ws: ws, id: e.Turn.Conversation, turn: e.Turn.ID}
+		if e.Turn.State.Final() {
+			f.ended = &e
+		}
+		return s.stream(h, f), nil
 	case async:
 		h.Set("Preference-Applied", "respond-async")
 		return writeJSON(http.StatusAccepted, h, viewExchange(e)), nil
+	case e.Turn.State.Final(): // a repeat: what was just read is how it ended
+		return writeJSON(http.StatusCreated, h, viewExchange(e)), nil
 	}
 	done, err := ws.Turns.Await(x.ctx, x.actor, e.Turn.Conversation, e.Turn.ID)
 	if err != nil {
@@ -373,6 +379,8 @@ func (s *Server) followTurn(x *exchange, in *turnEvents) (*written, error) {
 	if f.after == "" {
 		f.after = in.After
 	}
-	f.ended = a.Turn.State.Final()
+	if a.Turn.State.Final() {
+		f.ended = &a.Exchange
+	}
 	return s.stream(http.Header{}, f), nil
 }

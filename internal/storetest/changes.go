@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -73,6 +74,7 @@ func changes(t *testing.T, h Harness) {
 		r.unchanged(2, "k")
 	})
 	t.Run("a repeat is told and writes nothing", func(t *testing.T) { repeats(t, h) })
+	t.Run("a record is found with what a repeat has to read anyway", func(t *testing.T) { met(t, h) })
 	t.Run("a record is found until it expires", func(t *testing.T) { expiry(t, h) })
 }
 
@@ -126,6 +128,64 @@ func repeats(t *testing.T, h Harness) {
 	same(t, "fingerprint", string(got.Fingerprint), "print of k1")
 	same(t, "result", string(got.Result), "result\x00\xff of k1")
 	_, err = r.Projects.FindOnce(t.Context(), "usr_bob send", "k1")
+	wantCode(t, err, "not_found")
+}
+
+// met looks for records where a repeat meets them first: before an append, and with a turn.
+func met(t *testing.T, h Harness) {
+	r := newRoom(t, h)
+	turn, _ := r.ask(active, "hello")
+	keep := func(ch event.Change) {
+		p := plainProject("p", 0)
+		must(t, r.Projects.InsertProject(t.Context(), p, ch))
+	}
+	keep(onceNow(happens(1, "project.created", "p"), "there"))
+	keep(once(happens(1, "project.created", "p"), "over", "r")) // by the wall clock
+	no := errors.New("no")
+	for key, want := range map[string]string{"there": "result\x00\xff of there", "over": "", "never": ""} {
+		o := onceNow(happens(1, "m", "m"), key).Once
+		look := map[string]func(o *event.Once) (*event.Once, error){
+			"before an append": func(o *event.Once) (was *event.Once, _ error) {
+				_, _, err := r.Talk.Append(t.Context(), r.id, conversation.Where{Once: o}, func(sp conversation.Spot) (conversation.Entry, event.Change, error) {
+					was = sp.Was
+					return conversation.Entry{}, event.Change{}, no
+				})
+				if errors.Is(err, no) {
+					err = nil
+				}
+				return was, err
+			},
+			"with a turn": func(o *event.Once) (*event.Once, error) {
+				got, user, answer, was, err := r.Talk.FindTurnOnce(t.Context(), r.id, turn.ID, o)
+				same(t, "turn", []any{got.ID, user.ID, answer.ID}, []any{turn.ID, turn.UserMessage, turn.AssistantMessage})
+				return was, err
+			},
+		}
+		for where, find := range look {
+			was, err := find(o)
+			must(t, err)
+			if was == nil {
+				same(t, key+" "+where, "", want)
+				continue
+			}
+			same(t, key+" "+where, string(was.Result), want)
+			same(t, "fingerprint", string(was.Fingerprint), string(o.Fingerprint))
+			if !was.ExpiresAt.After(time.Now()) {
+				t.Errorf("%s, %s, expires at %v", key, where, was.ExpiresAt)
+			}
+			other := *o
+			other.Scope = "usr_bob send"
+			was, err = find(&other)
+			must(t, err)
+			same(t, "of another scope", was, (*event.Once)(nil))
+		}
+		for where, find := range look {
+			was, err := find(nil)
+			must(t, err)
+			same(t, "without a key, "+where, was, (*event.Once)(nil))
+		}
+	}
+	_, _, _, _, err := r.Talk.FindTurnOnce(t.Context(), r.id, ident.New[ident.TurnID](), onceNow(happens(1, "m", "m"), "there").Once)
 	wantCode(t, err, "not_found")
 }
 
