@@ -41,6 +41,7 @@ func TestAFrozenDatabase(t *testing.T) {
 				{as: "ada", method: "GET", path: "/api/v1/conversations"},
 				{as: "ada", method: "POST", path: "/api/v1/conversations/" + conv + "/messages", body: `{"content":"a","reply":false}`},
 				{as: "ada", method: "GET", path: "/api/v1/conversations/search?q=a"},
+				{as: "ada", method: "POST", path: "/api/v1/auth/profile/erase", body: `{"password":"` + password + `","what":"data"}`},
 			}
 			if err := server.Freeze(); err != nil {
 				t.Fatal(err)
@@ -75,6 +76,11 @@ func TestAFrozenDatabase(t *testing.T) {
 				t.Errorf("%s", a.Text)
 			}
 			h.do(calls[1]).is(http.StatusCreated)
+			// Nobody had begun to erase anything: it can be asked for again.
+			h.work()
+			if a := h.do(calls[3]).is(http.StatusOK); a.text("state") != "completed" {
+				t.Errorf("%s", a.Text)
+			}
 		})
 	}
 }

@@ -96,7 +96,8 @@ type erasedAnswer struct {
 	Body   erasedView
 }
 
-// erase starts an erasure, which goes on whatever becomes of the request, and waits a while for its end.
+// erase starts an erasure, which goes on whatever becomes of the request, and waits a while for its end, or for what is in
+// its way. While the database of what is to be erased does not answer, none is started.
 func (s *Server) erase(x *exchange, in *eraseIn) (*erasedAnswer, error) {
 	if err := s.deps.Proof.Prove(x.ctx, x.actor, in.Body.Password); err != nil {
 		return nil, err

@@ -96,7 +96,8 @@ func authRows() []operation {
 			on((*Server).erase)).with(refuses(conflict)).with(func(o *operation) {
 			o.description = "Needs the password again. With `account` every session ends at once, and nothing of the account " +
 				"can be brought back; databases of the account's own are emptied of our tables as far as they can be reached. " +
-				"The answer is 200 when all is done, 202 while it goes on. The receipt says what was erased, where and how."
+				"The answer is 200 when all is done, 202 while it goes on, with an `error` when something is in its way. The receipt " +
+				"says what was erased, where and how. With `data` nothing is begun while the database does not answer (503)."
 			o.answers = map[string]*huma.Response{"200": {Description: "It has ended: `state` tells how"},
 				"202": {Description: "Under way", Content: map[string]*huma.MediaType{
 					"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/Erased"}}}}}

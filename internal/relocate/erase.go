@@ -91,7 +91,8 @@ type eraseInput struct {
 // Erase starts the job that erases a tenant's data, or the whole account. Whoever asks has proved who they are again.
 // With the account every session ends and nobody gets in from this moment on. Another job at work on the tenant is
 // Conflict, code "tenant_busy"; but erasing the account takes the place of erasing the data. The data of a tenant that
-// the operator has frozen is not erased: [workspace.Refusal].
+// the operator has frozen is not erased: [workspace.Refusal]. Nor is that in a database that does not answer at the moment:
+// it is Unavailable, as for whoever reads it, and nothing was begun.
 func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantID, what string) (job.Job, error) {
 	const op = "relocate.Erase"
 	t, err := s.own(ctx, op, actor, of)
@@ -104,6 +105,9 @@ func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantI
 		kind = KindErase
 	case EraseData:
 		if err := workspace.Refusal(t.State); err != nil {
+			return job.Job{}, fault.Wrap(op, err)
+		}
+		if err := s.answers(ctx, actor, t.ID); err != nil {
 			return job.Job{}, fault.Wrap(op, err)
 		}
 	default:
@@ -138,13 +142,28 @@ func (s *Service) Erase(ctx context.Context, actor ident.Actor, of ident.TenantI
 	return j, nil
 }
 
-// Await waits until a job has ended, or ctx has; it returns the job as it stands.
+// answers is what a request that reads the tenant's database would fail with.
+func (s *Service) answers(ctx context.Context, actor ident.Actor, id ident.TenantID) error {
+	if s.Pool == nil {
+		return nil
+	}
+	ws, err := s.Pool.Acquire(ctx, actor, id)
+	if err != nil {
+		return err
+	}
+	defer ws.Release()
+	_, err = ws.Events.Head(ctx)
+	return err
+}
+
+// Await waits until a job has ended, or has noted why it must be tried again, or ctx has ended; it returns the job as it
+// stands.
 func (s *Service) Await(ctx context.Context, id ident.JobID) (job.Job, error) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		j, err := s.Store.FindJob(context.WithoutCancel(ctx), id)
-		if err != nil || j.State.Final() {
+		if err != nil || j.State.Final() || j.Failure != nil {
 			return j, fault.Wrap("relocate.Await", err)
 		}
 		select {

@@ -234,21 +234,39 @@ func TestEraseDataFrozen(t *testing.T) {
 func TestEraseDataAway(t *testing.T) {
 	h := newHouse(t)
 	ten, actor := h.newTenant(tenant.External)
-	h.node.end()
-	h.node = h.startIdle("node-b", true)
-	if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, ten.Placement.Database, nil,
-		func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
-			now.Placement.Address.Port = 1
-			return now, event.Change{}, nil
-		}); err != nil {
+	restart := func(name string, port uint16) {
+		t.Helper()
+		h.node.end()
+		h.node = h.startIdle(name, true)
+		if _, err := h.store.UpdateDatabase(t.Context(), ten.ID, ten.Placement.Database, nil,
+			func(_ tenant.Tenant, now tenant.Database) (tenant.Database, event.Change, error) {
+				now.Placement.Address.Port = port
+				return now, event.Change{}, nil
+			}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := h.own.Port
+	restart("node-b", 1)
+	_, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
+	if !fault.Is(err, fault.Unavailable) {
 		t.Fatal(err)
 	}
+	if list, _, err := h.store.ListJobs(t.Context(), job.Filter{Tenant: ten.ID, Kind: KindEmpty}, "", 1); err != nil || len(list) != 0 {
+		t.Errorf("begun: %+v, %v", list, err)
+	}
+	restart("node-c", there)
 	data, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseData)
 	if err != nil {
 		t.Fatal(err)
 	}
+	restart("node-d", 1)
 	if data, err = h.runner.Do(t.Context(), data.ID); err != nil || data.State != job.Running || data.Failure == nil || data.Failure.Code == "" {
 		t.Fatalf("%+v, %+v, %v", data, data.Failure, err)
+	}
+	// Whoever waits for its end hears that this may take long.
+	if now, err := h.svc.Await(t.Context(), data.ID); err != nil || now.State != job.Running || now.Failure == nil {
+		t.Errorf("%+v, %v", now, err)
 	}
 	all, err := h.svc.Erase(t.Context(), actor, ten.ID, EraseAccount)
 	if err != nil {

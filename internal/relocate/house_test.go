@@ -249,11 +249,18 @@ func (h *house) await(id ident.JobID) job.Job {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
 	defer cancel()
-	j, err := h.svc.Await(ctx, id)
-	if err != nil || !j.State.Final() {
-		h.t.Fatalf("job %s: %+v, %v", j.State, j.Failure, err)
+	again := time.NewTicker(20 * time.Millisecond) // one that is to be tried again is not waited for
+	defer again.Stop()
+	for {
+		j, err := h.svc.Await(ctx, id)
+		switch {
+		case err != nil || ctx.Err() != nil:
+			h.t.Fatalf("job %s: %+v, %v", j.State, j.Failure, err)
+		case j.State.Final():
+			return j
+		}
+		<-again.C
 	}
-	return j
 }
 
 // leave makes a job one that a process claimed which was killed.
