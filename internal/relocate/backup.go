@@ -14,6 +14,7 @@ import (
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/job"
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/workspace"
@@ -242,6 +243,9 @@ func (b *backup) applyEmptied(ctx context.Context) error {
 	}
 	b.emptied = make(map[string]time.Time)
 	for _, j := range list {
+		if j.State != job.Completed { // what waits is not done yet, and may still be refused
+			continue
+		}
 		owner, at := string(j.Tenant), *j.FinishedAt
 		b.emptied[owner] = at
 		old := func(id string) bool { return madeBefore(id, at) }

@@ -331,32 +331,58 @@ func (s *Service) here() string {
 // emptiedAt is when a tenant's owner last had all data erased and kept the account; zero: never.
 func (s *Service) emptiedAt(ctx context.Context, id ident.TenantID) (time.Time, error) {
 	list, err := Emptyings(ctx, s.Store, id)
-	if err != nil || len(list) == 0 {
+	if err != nil {
 		return time.Time{}, err
 	}
-	return *list[0].FinishedAt, nil
+	for _, j := range list {
+		if j.State == job.Completed {
+			return *j.FinishedAt, nil
+		}
+	}
+	return time.Time{}, nil
 }
 
-// Emptyings are the jobs by which owners last had all data erased and kept the account, as an installation remembers them:
-// one for each tenant that did, or of one tenant alone.
+// Emptyings are the jobs by which owners have all data erased and keep the account, as an installation remembers them: for
+// each tenant the last one that was completed, and those after it that are to come, are at work, or have failed; newest
+// first. One that would be refused, since the operator has frozen the tenant meanwhile, counts as failed. With of, those of
+// that tenant alone.
 func Emptyings(ctx context.Context, store *sqlstore.MasterStore, of ident.TenantID) ([]job.Job, error) {
-	var last []job.Job
-	seen := map[ident.TenantID]bool{}
+	var list []job.Job
+	done := map[ident.TenantID]bool{}
 	for cursor := ""; ; {
-		page, next, err := store.ListJobs(ctx, job.Filter{Tenant: of, Kind: KindEmpty, State: job.Completed}, cursor, 200)
+		page, next, err := store.ListJobs(ctx, job.Filter{Tenant: of, Kind: KindEmpty}, cursor, 200)
 		if err != nil {
 			return nil, err
 		}
 		for _, j := range page { // newest first
-			if !seen[j.Tenant] && j.FinishedAt != nil {
-				seen[j.Tenant] = true
-				last = append(last, j)
+			if done[j.Tenant] || j.State == job.Cancelled { // by an erasure of the account, which is in the ledger
+				continue
 			}
+			if !j.State.Final() && len(j.Saved) == 0 {
+				if err := refused(ctx, store, &j); err != nil {
+					return nil, err
+				}
+			}
+			done[j.Tenant] = j.State == job.Completed
+			list = append(list, j)
 		}
-		if cursor = next; next == "" || of != "" && len(last) > 0 {
-			return last, nil
+		if cursor = next; next == "" || of != "" && done[of] {
+			return list, nil
 		}
 	}
+}
+
+// refused makes a job that nobody has begun a failed one, where it would be refused now.
+func refused(ctx context.Context, store *sqlstore.MasterStore, j *job.Job) error {
+	t, err := store.FindTenant(ctx, j.Tenant)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	if f, ok := errors.AsType[*fault.Error](workspace.Refusal(t.State)); ok {
+		now := time.Now().UTC().Truncate(time.Microsecond)
+		j.State, j.FinishedAt, j.Failure = job.Failed, &now, &job.Failure{Code: f.StableCode(), Detail: f.Message}
+	}
+	return nil
 }
 
 // TidySnapshots removes what this machine keeps from before migrations where it is too old, or its tenant is gone, or

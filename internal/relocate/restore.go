@@ -30,15 +30,16 @@ type RestoreOptions struct {
 	To       tenant.Kind
 	Parallel int // tenants at the same time; 4 when 0
 	Progress Progress
-	// Emptied are the jobs by which owners had all data erased, as an installation at hand remembers them ([Emptyings]):
-	// no copy from before comes back, also where the repository has not heard of it yet.
+	// Emptied are the jobs by which owners have all data erased, as an installation at hand remembers them ([Emptyings]):
+	// no copy from before comes back, also where the repository has not heard of it yet; and none at all while such a job
+	// is yet to be done, which nobody can take back.
 	Emptied []job.Job
 }
 
-// forbids reports whether a copy is from before its owner had all data erased.
+// forbids reports whether a copy is from before its owner had all data erased, or is to be erased itself.
 func (o RestoreOptions) forbids(d *Database) bool {
 	return slices.ContainsFunc(o.Emptied, func(j job.Job) bool {
-		return string(j.Tenant) == d.Owner && j.FinishedAt != nil && madeBefore(d.Key, *j.FinishedAt)
+		return string(j.Tenant) == d.Owner && (!j.State.Final() || j.State == job.Completed && madeBefore(d.Key, *j.FinishedAt))
 	})
 }
 
@@ -180,8 +181,9 @@ const restoringFact = "restoring/"
 // their own under new names; nothing that exists is touched.
 //
 // Whoever is in the ledger of the repository, in erased (the ledger of the installation that was there) or in the
-// snapshot's own does not come back; who had all data erased since comes back empty. Every session has ended. A tenant that
-// cannot be restored is reported, and is unavailable by itself; the error is about all of them.
+// snapshot's own does not come back; who had all data erased since comes back empty. Who had only asked for that, here or in
+// the snapshot, comes back empty, too, and the job goes on: it empties what was not restored, a database of the user's own,
+// and writes the receipt. Every session has ended. A tenant that cannot be restored is reported, and is unavailable by itself; the error is about all of them.
 func (r *Repository) RestoreAll(ctx context.Context, in Installation, erased []tenant.Erasure, o RestoreOptions) (*RestoreReport, error) {
 	const op = "relocate.Restore"
 	m, master, err := r.choose(ctx, o.At, "")
@@ -268,6 +270,10 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 	if _, err := sqlstore.Migrate(ctx, a.in.Master, sqlstore.Master); err != nil {
 		return err
 	}
+	waiting, err := Emptyings(ctx, a.in.Store, "") // before they count as failed, like every other job
+	if err != nil {
+		return err
+	}
 	ch := event.NewChange(ident.System(""), a.now())
 	ch.Add("installation.restored", a.m.ID, map[string]any{"snapshot": a.m.ID, "started": a.m.Started, "ended": a.m.Ended})
 	if err := a.in.Store.Revive(ctx, ch); err != nil {
@@ -282,7 +288,7 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 		return err
 	}
 	ledger = slices.Concat(ledger, erased, own)
-	if err := a.keepEmptied(ctx, ledger); err != nil {
+	if err := a.keepEmptied(ctx, waiting, ledger); err != nil {
 		return err
 	}
 	for _, e := range ledger {
@@ -308,14 +314,28 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 	return nil
 }
 
-// keepEmptied lets the restored installation remember what the present one does: who had all data erased.
-func (a *restorer) keepEmptied(ctx context.Context, erased []tenant.Erasure) error {
-	for _, j := range a.Emptied {
+// keepEmptied lets the restored installation remember what the present one does: who had all data erased, and who is still
+// to have that. Of what was waiting in the snapshot the present one may know how it ended.
+func (a *restorer) keepEmptied(ctx context.Context, waiting []job.Job, erased []tenant.Erasure) error {
+	keep := slices.Clone(a.Emptied)
+	for _, j := range waiting {
+		later := func(o job.Job) bool { return o.Tenant == j.Tenant && o.ID >= j.ID }
+		if !j.State.Final() && !slices.ContainsFunc(a.Emptied, later) {
+			keep = append(keep, j)
+		}
+	}
+	for _, j := range keep {
 		if slices.ContainsFunc(erased, func(e tenant.Erasure) bool { return e.Tenant == j.Tenant }) {
 			continue // of whom nothing is kept
 		}
-		j.Input = nil // who asked, and from where
-		if err := a.in.Store.KeepJob(ctx, j); err != nil {
+		var err error
+		if j.State.Final() {
+			j.Input = nil // who asked, and from where
+			err = a.in.Store.KeepJob(ctx, j)
+		} else if err = a.in.Store.QueueJob(ctx, j); fault.Is(err, fault.NotFound) {
+			err = nil // whoever registered after the snapshot does not come back
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -756,6 +756,94 @@ func TestEmptiedStayEmptied(t *testing.T) {
 	}
 }
 
+// Whoever has asked for all data to be erased gets it back from no snapshot, though nobody has come to it yet: not where
+// the present installation knows of that, nor where the snapshot alone does. The job goes on in the restored installation.
+func TestWhatIsToBeEmptiedComesBackEmpty(t *testing.T) {
+	for _, engine := range engines {
+		t.Run(engine, func(t *testing.T) {
+			s := newSite(t, engine, keyring(t, siteKey))
+			home, other, late := s.newTenant(), s.newTenant(), s.newTenant()
+			for _, ten := range []tenant.Tenant{home, other, late} {
+				s.write(ten, "a canary in the cage")
+			}
+			r := s.repository(folder(t))
+			before := s.backup(r, BackupOptions{}).Manifest
+			ask := func(of tenant.Tenant) job.Job {
+				t.Helper()
+				j, err := s.service().newJob(KindEmpty, of, eraseInput{Asker: asker{Account: of.Account, Name: "Ada"}})
+				s.must(err)
+				s.must(s.Store.InsertJob(t.Context(), j, event.Change{}))
+				return j
+			}
+			queued := ask(home)
+			during := s.backup(r, BackupOptions{})
+			if during.Erased != 0 {
+				t.Errorf("%+v: what is yet to be erased was", during)
+			}
+			// Of this one no snapshot knows. Its owner was frozen since: it would be refused.
+			_, err := s.service().SetState(t.Context(), ident.System(""), late.ID, tenant.ReadOnly)
+			s.must(err)
+			refused := ask(late)
+			known, err := Emptyings(t.Context(), s.Store, "")
+			s.must(err)
+
+			restore := func(at time.Time, emptied []job.Job) *site {
+				t.Helper()
+				into := blank(t, engine, s.keys)
+				restored, err := r.RestoreAll(t.Context(), into.Installation, nil, RestoreOptions{At: at, To: tenant.Kind(engine), Emptied: emptied})
+				into.must(err)
+				for _, one := range restored.Tenants {
+					if one.Outcome == OutcomeFailed {
+						t.Errorf("%+v", one)
+					}
+				}
+				for _, ten := range []tenant.Tenant{other, late} {
+					if got := into.texts(ten); !slices.Equal(got, []string{"a canary in the cage"}) {
+						t.Errorf("somebody else holds %q", got)
+					}
+				}
+				return into
+			}
+			empty := func(into *site) {
+				t.Helper()
+				if got := into.texts(home); len(got) != 0 {
+					t.Errorf("it holds %q", got)
+				}
+				j, err := into.Store.FindJob(t.Context(), queued.ID)
+				s.must(err)
+				ten, err := into.Store.FindTenant(t.Context(), home.ID)
+				s.must(err)
+				if j.State != job.Queued || j.Failure != nil || askedBy(j) != home.Account || ten.Job != j.ID {
+					t.Errorf("%+v of %+v", j, ten)
+				}
+			}
+			empty(restore(before.Ended, known))
+			into := restore(time.Time{}, known)
+			empty(into)
+			if j, err := into.Store.FindJob(t.Context(), refused.ID); err != nil || j.State != job.Failed || j.Failure.Code != "tenant_read_only" {
+				t.Errorf("%+v, %v", j, err)
+			}
+			empty(restore(time.Time{}, nil)) // the snapshot alone knows
+
+			// What the present installation knows of its end counts.
+			_, _, err = s.Store.ClaimJob(t.Context(), job.Claim{Kinds: []string{KindEmpty}, Only: queued.ID, Node: "node", Now: time.Now(), Lease: time.Now().Add(time.Minute)})
+			s.must(err)
+			now := time.Now().UTC()
+			queued.State, queued.FinishedAt, queued.Failure = job.Failed, &now, &job.Failure{Code: "tenant_suspended", Detail: "d"}
+			s.must(s.Store.FinishJob(t.Context(), queued, "node", event.Change{}))
+			known, err = Emptyings(t.Context(), s.Store, "")
+			s.must(err)
+			into = restore(time.Time{}, known)
+			if got := into.texts(home); !slices.Equal(got, []string{"a canary in the cage"}) {
+				t.Errorf("it holds %q", got)
+			}
+			if j, err := into.Store.FindJob(t.Context(), queued.ID); err != nil || j.State != job.Failed || j.Failure.Code != "tenant_suspended" {
+				t.Errorf("%+v, %v", j, err)
+			}
+		})
+	}
+}
+
 func TestRestoreAccount(t *testing.T) {
 	for _, engine := range engines {
 		t.Run(engine, func(t *testing.T) {
