@@ -65,7 +65,7 @@ type Dispatcher struct {
 
 	mu      sync.Mutex
 	closing bool
-	behind  map[ident.AccountID]backlog // by owner: tenants that had something pending when they were last swept
+	behind  map[ident.TenantID]backlog // tenants that had something pending when they were last swept
 	wg      sync.WaitGroup
 }
 
@@ -97,15 +97,18 @@ func (d *Dispatcher) Stats() Stats {
 }
 
 // swept notes what a tenant has pending.
-func (d *Dispatcher) swept(owner ident.AccountID, n int64, since *time.Time) {
+func (d *Dispatcher) swept(id ident.TenantID, n int64, since *time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if n == 0 || since == nil {
-		delete(d.behind, owner)
+		delete(d.behind, id)
 		return
 	}
-	d.behind[owner] = backlog{n, *since}
+	d.behind[id] = backlog{n, *since}
 }
+
+// Forget drops what is known of a tenant that has nothing to be sent any more: it is gone, or has no webhooks.
+func (d *Dispatcher) Forget(id ident.TenantID) { d.swept(id, 0, nil) }
 
 // NewDispatcher returns a dispatcher; Close ends it.
 func NewDispatcher(c Config) *Dispatcher {
@@ -133,7 +136,7 @@ func NewDispatcher(c Config) *Dispatcher {
 	if c.Observe == nil {
 		c.Observe = func(string, time.Duration, time.Duration) {}
 	}
-	d := &Dispatcher{Config: c, slots: newPlaces(c.AtOnce), behind: make(map[ident.AccountID]backlog)}
+	d := &Dispatcher{Config: c, slots: newPlaces(c.AtOnce), behind: make(map[ident.TenantID]backlog)}
 	d.life, d.kill = context.WithCancel(context.Background())
 	return d
 }
@@ -255,7 +258,7 @@ func (s *Service) Sweep(ctx context.Context) (time.Time, error) {
 			return next, fault.Wrap(op, err)
 		}
 	}
-	s.d.swept(s.owner, n, since)
+	s.d.swept(s.id, n, since)
 	tidy, err := s.tidy(ctx)
 	if next.IsZero() || !tidy.IsZero() && tidy.Before(next) {
 		next = tidy

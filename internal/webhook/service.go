@@ -28,6 +28,7 @@ type TenantPart interface {
 type Service struct {
 	store Store
 	d     *Dispatcher
+	id    ident.TenantID
 	owner ident.AccountID
 	pass  access.Pass
 	part  TenantPart
@@ -46,9 +47,10 @@ type Service struct {
 	alone   bool // what others had claimed was disowned
 }
 
-// Service builds the service of the tenant that owner owns.
-func (d *Dispatcher) Service(store Store, owner ident.AccountID, part TenantPart) *Service {
-	return &Service{store: store, d: d, owner: owner, pass: access.Owning(owner), part: part,
+// Service builds the service of a tenant, that owner owns. The dispatcher counts what is pending by the tenant's id, until
+// Forget.
+func (d *Dispatcher) Service(store Store, id ident.TenantID, owner ident.AccountID, part TenantPart) *Service {
+	return &Service{store: store, d: d, id: id, owner: owner, pass: access.Owning(owner), part: part,
 		slots: newPlaces(d.PerTenant), lanes: make(map[ident.WebhookID]*lane), trusted: make(map[ident.WebhookID]trust)}
 }
 
