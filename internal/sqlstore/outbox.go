@@ -161,6 +161,9 @@ func take(b *Batch, step webhook.Step, before, after webhook.Endpoint, claim int
 			SELECT id, ?, ?, ?, ?, ?, ? FROM deliveries WHERE id = ? AND claim = ?`,
 			r.Attempt.Number, ident.Micros(r.Attempt.StartedAt), r.Attempt.Latency.Milliseconds(), r.Attempt.Status, r.Attempt.Error,
 			r.Attempt.Answer, r.Delivery, r.Claim)
+		if old := r.Attempt.Number - webhook.KeptAttempts; old > 0 {
+			b.Exec(`DELETE FROM attempts WHERE delivery_id = ? AND number <= ?`, r.Delivery, old)
+		}
 		tried, finished := 0, (*int64)(nil)
 		if r.Failed {
 			tried = 1

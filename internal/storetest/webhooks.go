@@ -161,6 +161,7 @@ func deliveries(t *testing.T, h Harness) {
 		same(t, "attempts", list[0].Attempts, 2)
 	})
 	t.Run("results count where the claim stands", func(t *testing.T) { results(t, h) })
+	t.Run("of many attempts the newest are kept", func(t *testing.T) { manyAttempts(t, h) })
 	t.Run("order waits within a conversation", func(t *testing.T) { ordered(t, h) })
 	t.Run("a long line is in nobody's way", func(t *testing.T) { longLine(t, h) })
 	t.Run("sent again", func(t *testing.T) { redelivered(t, h) })
@@ -383,6 +384,31 @@ func results(t *testing.T, h Harness) {
 	if !fault.Is(err, fault.NotFound) {
 		t.Error(err)
 	}
+}
+
+// manyAttempts has one delivery tried more often than attempts are kept.
+func manyAttempts(t *testing.T, h Harness) {
+	r := newRoom(t, h)
+	e := r.hook(plainEndpoint(0, "conversation.*"))
+	r.open("a", 1)
+	step := webhook.Step{Now: at(2), Lease: at(3)}
+	const more = 3
+	var d webhook.Claimed
+	for n := range webhook.KeptAttempts + more {
+		step.Claim = fmt.Sprint("claim", n)
+		list, err := r.take(e.ID, step, same3(e, 1))
+		must(t, err)
+		d = list[0]
+		step.Results = []webhook.Result{{Delivery: d.ID, Claim: step.Claim, State: webhook.Pending, Due: at(2),
+			Attempt: webhook.Attempt{Number: d.Attempts, StartedAt: at(2), Status: 500, Error: "status"}}}
+	}
+	_, err := r.take(e.ID, step, same3(e, 0))
+	must(t, err)
+	got, err := r.Webhooks.FindDelivery(t.Context(), e.ID, d.ID)
+	must(t, err)
+	same(t, "attempts", got.Attempts, webhook.KeptAttempts+more)
+	same(t, "kept", len(got.Tried), webhook.KeptAttempts)
+	same(t, "from and to", []int{got.Tried[0].Number, got.Tried[len(got.Tried)-1].Number}, []int{more + 1, webhook.KeptAttempts + more})
 }
 
 func ordered(t *testing.T, h Harness) {

@@ -53,6 +53,7 @@ type Config struct {
 	AtOnce       int           // attempts of this process (default 512)
 	PerTenant    int           // of one open tenant (default 128)
 	PerEndpoint  int           // of one endpoint; of one that is failing: one (default 8)
+	Tests        int           // test calls of one open tenant at once (default 4); of the process: a quarter of AtOnce
 }
 
 // Dispatcher sends what is due, in all tenants that are open in this process. One exists per process.
@@ -65,6 +66,7 @@ type Dispatcher struct {
 
 	mu      sync.Mutex
 	closing bool
+	tests   int                        // test calls that are being made
 	behind  map[ident.TenantID]backlog // tenants that had something pending when they were last swept
 	wg      sync.WaitGroup
 }
@@ -121,6 +123,7 @@ func NewDispatcher(c Config) *Dispatcher {
 	def(&c.AtOnce, 512)
 	def(&c.PerTenant, 128)
 	def(&c.PerEndpoint, 8)
+	def(&c.Tests, 4)
 	if c.Keep <= 0 {
 		c.Keep = 30 * 24 * time.Hour
 	}

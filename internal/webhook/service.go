@@ -43,6 +43,7 @@ type Service struct {
 	trusted map[ident.WebhookID]trust // what lanes that ended knew
 	queue   []request                 // steps of lanes that wait for the clerk
 	clerk   bool                      // there is one
+	tests   int                       // that are being made
 	cleaned time.Time
 	alone   bool // what others had claimed was disowned
 }
@@ -73,7 +74,7 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	if err := s.pass.Allow(op, actor, access.ManageWebhooks); err != nil {
 		return Issued{}, err
 	}
-	if err := s.d.check(op, in.Details); err != nil {
+	if err := s.d.check(op, in.Details, ""); err != nil {
 		return Issued{}, err
 	}
 	ch := event.NewChange(actor, s.d.moment())
@@ -156,10 +157,9 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.WebhookI
 		if err := change(&edit); err != nil {
 			return e, event.Change{}, err
 		}
-		// What was allowed once may not be any more: nobody is kept from pausing it.
 		same := reflect.DeepEqual(edit.Details, e.Details)
 		if !same {
-			if err := s.d.check(op, edit.Details); err != nil {
+			if err := s.d.check(op, edit.Details, e.URL); err != nil {
 				return e, event.Change{}, err
 			}
 		}
@@ -326,8 +326,8 @@ func (s *Service) RedeliverMany(ctx context.Context, actor ident.Actor, id ident
 }
 
 // Test sends an endpoint an event that never happened, once and now, and returns what came of it; one that this process cannot
-// finish has failed, and is not sent later. It says nothing about the
-// endpoint's health and needs no active one. A repeat of once sends nothing.
+// finish has failed, and is not sent later. It says nothing about the endpoint's health and needs no active one. A repeat of once
+// sends nothing. It is fault.Throttled, "too_many_tests", while as many are being made as may be at once.
 func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookID, once *event.Once) (Delivery, error) {
 	const op = "webhook.Test"
 	if err := s.pass.Allow(op, actor, access.ManageWebhooks); err != nil {
@@ -337,6 +337,11 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	if err != nil {
 		return Delivery{}, fault.Wrap(op, err)
 	}
+	if !s.beginTest() {
+		return Delivery{}, fault.New(fault.Throttled, op, "too_many_tests", "too many tests are being made at the moment: wait until some have ended").
+			RetryAfter(time.Second)
+	}
+	defer s.endTest()
 	now := s.d.moment()
 	made := event.Event{ID: ident.New[ident.EventID](), Type: "webhook.test", Subject: string(id),
 		Actor: event.Who{ID: actor.Account, Name: actor.Name}, CreatedAt: now, Data: json.RawMessage(`{"test":true}`)}
@@ -371,4 +376,27 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	}
 	out, err := s.store.FindDelivery(store, id, c.ID)
 	return out, fault.Wrap(op, err)
+}
+
+// beginTest counts a test, unless there are as many as may be made at once: of this tenant, or of all (decision 0082).
+func (s *Service) beginTest() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	if s.tests >= s.d.Tests || s.d.tests >= max(1, s.d.AtOnce/4) {
+		return false
+	}
+	s.tests++
+	s.d.tests++
+	return true
+}
+
+func (s *Service) endTest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	s.tests--
+	s.d.tests--
 }
