@@ -316,6 +316,11 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 	active := false
 	for _, due := range list {
 		e := due.Endpoint
+		if e.State == Deleted {
+			earlier(now.Add(soon))
+			s.purge()
+			continue
+		}
 		if e.NoticeDue != nil {
 			earlier(now.Add(noticeWait))
 			s.notice(ctx, e)
@@ -345,6 +350,33 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 	})
 	s.mu.Unlock()
 	return next, nil
+}
+
+// purge removes what is left of deleted endpoints, beside, in pieces between which others have their turn.
+func (s *Service) purge() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.purging || !s.d.begin() {
+		return
+	}
+	s.purging = true
+	release := s.part.Retain()
+	go func() {
+		defer s.d.wg.Done()
+		defer release()
+		for more := true; more && !s.d.stopping(); {
+			var err error
+			if _, more, err = s.store.Purge(s.d.life, cleanBatch); err != nil {
+				if !fault.Is(err, fault.Canceled) {
+					s.d.Log.Warn("deleted webhook not removed", "code", fault.CodeOf(err))
+				}
+				break // whoever looks next goes on
+			}
+		}
+		s.mu.Lock()
+		s.purging = false
+		s.mu.Unlock()
+	}()
 }
 
 // disown takes, once, what a process had claimed that cannot be there any more: nobody need wait for its leases.

@@ -19,6 +19,8 @@
 //	  ▲  ├───► disabled    it answered 410, or its secret cannot be read any more
 //	  └──┴──── by its owner
 //
+// and deleted, which nobody sees: what is left of it is being removed (decision 0083)
+//
 // States of a delivery:
 //
 //	pending ──► succeeded   an answer 2xx

@@ -44,6 +44,7 @@ type Service struct {
 	queue   []request                 // steps of lanes that wait for the clerk
 	clerk   bool                      // there is one
 	tests   int                       // that are being made
+	purging bool                      // what was deleted is being removed
 	cleaned time.Time
 	alone   bool // what others had claimed was disowned
 }
@@ -191,20 +192,26 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	return e, fault.Wrap(op, err)
 }
 
-// Delete removes an endpoint with all its deliveries.
+// Delete removes an endpoint with all its deliveries: nobody sees them any more when it returns; there may be very many, which
+// go afterwards, piece by piece (decision 0083).
 func (s *Service) Delete(ctx context.Context, actor ident.Actor, id ident.WebhookID, ifVersion *int64) error {
 	const op = "webhook.Delete"
 	if err := s.pass.Allow(op, actor, access.ManageWebhooks); err != nil {
 		return err
 	}
-	return fault.Wrap(op, s.store.DeleteEndpoint(ctx, id, func(e Endpoint) (event.Change, error) {
+	s.part.Owe(ctx, s.d.Now().Add(soon)) // should this process die, another one goes on
+	err := s.store.DeleteEndpoint(ctx, id, func(e Endpoint) (event.Change, error) {
 		if ifVersion != nil && *ifVersion != e.Version {
 			return event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again and repeat your edit")
 		}
 		ch := event.NewChange(actor, s.d.moment())
 		ch.Add("webhook.deleted", string(id), facts(e))
 		return ch, nil
-	}))
+	})
+	if err == nil {
+		s.Wake()
+	}
+	return fault.Wrap(op, err)
 }
 
 // Rotate gives an endpoint a new secret; the one before signs too for 24 hours. A repeat of once answers with the first

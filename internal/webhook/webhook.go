@@ -16,6 +16,8 @@ const (
 	Active   State = "active"
 	Paused   State = "paused"
 	Disabled State = "disabled"
+	// Deleted is one that nobody sees any more, while what is left of it is being removed.
+	Deleted State = "deleted"
 )
 
 // Why an endpoint is not active.
