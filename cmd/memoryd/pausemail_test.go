@@ -148,7 +148,7 @@ func TestAPauseIsMailed(t *testing.T) {
 			}
 			text, err := io.ReadAll(quotedprintable.NewReader(letter.Body))
 			since := clock.Now().Add(-3 * (24*time.Hour + time.Second)).UTC()
-			for _, part := range []string{"Every attempt has failed since", since.Format("2006"), "/webhooks/" + string(hook.Endpoint.ID)} {
+			for _, part := range []string{"Every attempt has failed since", since.Format("2 January 2006, 15:04 UTC"), "/webhooks/" + string(hook.Endpoint.ID)} {
 				if err != nil || !strings.Contains(string(text), part) {
 					t.Errorf("no %q in %s, %v", part, text, err)
 				}
