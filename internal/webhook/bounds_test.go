@@ -2,13 +2,16 @@ package webhook_test
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/webhook"
 )
@@ -31,10 +34,13 @@ func TestTestsAreBounded(t *testing.T) {
 				}
 			})
 			i, theirs := w.hook(s.URL), other.hook(newSink(t, nil).URL)
+			once := func(n int) *event.Once {
+				return &event.Once{Scope: "s", Key: fmt.Sprint(n), Fingerprint: []byte("p"), ExpiresAt: time.Now().Add(time.Hour)}
+			}
 			var tests sync.WaitGroup
-			for range 2 {
+			for n := range 2 {
 				tests.Go(func() {
-					if d, err := w.Test(t.Context(), ada, i.Endpoint.ID, nil); err != nil || d.State != webhook.Succeeded {
+					if d, err := w.Test(t.Context(), ada, i.Endpoint.ID, once(n)); err != nil || d.State != webhook.Succeeded {
 						t.Errorf("%+v %v", d, err)
 					}
 				})
@@ -43,6 +49,9 @@ func TestTestsAreBounded(t *testing.T) {
 			_, err := w.Test(t.Context(), ada, i.Endpoint.ID, nil)
 			if !fault.Is(err, fault.Throttled) || fault.CodeOf(err) != "too_many_tests" {
 				t.Errorf("one more: %v", err)
+			}
+			if d, err := w.Test(t.Context(), ada, i.Endpoint.ID, once(0)); err != nil || d.State != webhook.Pending {
+				t.Errorf("a repeat: %+v %v", d, err)
 			}
 			list, _, err := w.Deliveries(t.Context(), ada, i.Endpoint.ID, webhook.DeliveryQuery{Limit: 9})
 			if err != nil || len(list) != 2 {

@@ -345,6 +345,10 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 		return Delivery{}, fault.Wrap(op, err)
 	}
 	if !s.beginTest() {
+		var was ident.DeliveryID
+		if once != nil && once.Replay(ctx, s.store, s.d.Sealer, &was) == nil {
+			return s.Delivery(ctx, actor, id, was)
+		}
 		return Delivery{}, fault.New(fault.Throttled, op, "too_many_tests", "too many tests are being made at the moment: wait until some have ended").
 			RetryAfter(time.Second)
 	}
