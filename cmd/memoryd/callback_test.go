@@ -303,6 +303,30 @@ func (w *workflows) noted(node int, action, subject string) bool {
 	return len(page.Data) == 1 && page.Data[0].Subject == subject
 }
 
+// An n8n that takes calls and says nothing holds a turn as long as the operator lets it.
+func TestN8NThatSaysNothing(t *testing.T) {
+	t.Parallel()
+	w := startWorkflows(t, 1, "N8N_TIMEOUT=1")
+	w.n8n.Set(n8nfake.Stalled(nil))
+	conv, err := w.clients[0].NewConversation(w.ctx, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var x struct {
+		Turn struct {
+			State string
+			Error *struct{ Code string }
+		}
+	}
+	a := w.clients[0].Do(w.ctx, http.MethodPost, "/conversations/"+conv.ID+"/messages", map[string]any{"content": "Hello?", "provider": "n8n"})
+	if err := a.Into(&x, http.StatusCreated); err != nil {
+		t.Fatal(err)
+	}
+	if x.Turn.State != "failed" || x.Turn.Error == nil || x.Turn.Error.Code != "provider_timeout" {
+		t.Errorf("%+v", x.Turn)
+	}
+}
+
 // Whoever asks while n8n is down is told so at once, and when to come back; who asks somebody else notices nothing.
 func TestN8NThatIsDownKeepsNobodyWaiting(t *testing.T) {
 	t.Parallel()

@@ -283,7 +283,8 @@ func newModels(s *settings, prices *claude.Prices) (models, error) {
 	}
 	if url := s.text("N8N_WEBHOOK_URL"); url != "" {
 		n8n, err := claude.NewN8N(claude.N8NConfig{URL: url, HeaderSecret: s.secret("N8N_API_KEY"), SigningSecret: s.secret("N8N_SIGNING_SECRET"),
-			SigningBefore: s.secret("N8N_SIGNING_SECRET_PREVIOUS"), Model: s.text("CLAUDE_MODEL"), MaxTokens: 8192, CostFunc: func(model string, raw json.RawMessage) int64 {
+			SigningBefore: s.secret("N8N_SIGNING_SECRET_PREVIOUS"), Model: s.text("CLAUDE_MODEL"), MaxTokens: 8192,
+			Timeout: time.Duration(s.number("N8N_TIMEOUT")) * time.Second, CostFunc: func(model string, raw json.RawMessage) int64 {
 				cost, _ := prices.Cost(model, raw)
 				return cost
 			}})

@@ -97,6 +97,7 @@ func variables() []variable {
 		{"N8N_API_KEY", "", true, anyText, "header secret that the n8n webhook expects"},
 		{"N8N_SIGNING_SECRET", "", true, minLength(24), "signs calls to n8n and answers that it delivers later; empty: N8N_API_KEY does"},
 		{"N8N_SIGNING_SECRET_PREVIOUS", "", true, anyText, "the one before, while rotating: signs and is accepted, too"},
+		{"N8N_TIMEOUT", "300", false, number(1, 3_600), "seconds that a call of n8n may take, to the end of its answer"},
 		{"N8N_CALLBACK_TIMEOUT", "900", false, number(1, 86_400), "seconds that a turn may take when its workflow answers later; needs PUBLIC_URL"},
 		{"PRICES_FILE", "", false, readable, "model prices instead of the built-in ones (JSON)"},
 		{"TITLE_MODEL", "", false, anyText, "model that names conversations; empty: their first words do"},

@@ -127,6 +127,10 @@ type n8nMetadata struct {
 func (n *N8N) payload(p conversation.Prompt) ([]byte, error) {
 	body := n8nPayload{TurnID: p.Turn, ConversationID: p.Conversation, Model: p.Model, MaxTokens: p.MaxTokens,
 		System: p.System, Messages: make([]n8nMessage, len(p.Messages)), Settings: p.Settings, Stream: true}
+	var chosen map[string]json.RawMessage
+	if json.Unmarshal(p.Settings, &chosen) == nil && len(chosen) == 0 {
+		body.Settings = nil // conversations without settings have {}
+	}
 	if body.Model == "" {
 		body.Model = n.c.Model
 	}

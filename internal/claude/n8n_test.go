@@ -412,6 +412,17 @@ func TestN8NCall(t *testing.T) {
 			t.Errorf("sent %s", got)
 		}
 	})
+	t.Run("settings that choose nothing are left out", func(t *testing.T) {
+		for _, none := range []string{"{}", " { } ", "null"} {
+			if _, _, err := hear(t, model, t.Context(), conversation.Prompt{Turn: "turn_9", Conversation: "conv_7", Settings: json.RawMessage(none)}); err != nil {
+				t.Fatal(err)
+			}
+			calls := fake.Calls()
+			if got := string(calls[len(calls)-1].Body); got != `{"turn_id":"turn_9","conversation_id":"conv_7","messages":[],"stream":true}` {
+				t.Errorf("with %s it sent %s", none, got)
+			}
+		}
+	})
 	t.Run("an address that is none", func(t *testing.T) {
 		for _, address := range []string{"", "n8n", "ftp://host/x", "http://", "http://user:pass word@h/%zz"} {
 			if _, err := NewN8N(N8NConfig{URL: address}); !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), "pass word") {

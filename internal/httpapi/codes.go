@@ -155,6 +155,7 @@ func Codes() []Explanation {
 		{"too_many_connections", "Too many connections to databases are in use", "Repeat after `Retry-After` seconds."},
 
 		// Webhooks.
+		{"too_many_tests", "Too many test calls of webhooks are under way", "Come back after `Retry-After` seconds: an account may have four at once."},
 		{"too_many_webhooks", "The account has as many webhooks as it may have", "Delete one that is not needed, or let one take more types of events."},
 		{"webhook_not_active", "Nothing is sent to this webhook", "Make it active first: `PATCH` it with `state`."},
 

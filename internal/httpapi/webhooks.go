@@ -30,7 +30,8 @@ func webhookRows() []operation {
 		row(tagWebhooks, "test-webhook", "POST", one+"/test", "Send an event that never happened", on((*Server).testWebhook)).
 			with(refuses(missing)).with(func(o *operation) {
 			o.Body, o.once = NoBody, true
-			o.description = "Sends `webhook.test` once and answers what came of it."
+			o.description = "Sends `webhook.test` once and answers what came of it. An account may have four under way at once on a node, and all together " +
+				"128: who asks for more gets 429 `too_many_tests`."
 		}),
 		row(tagWebhooks, "rotate-webhook-secret", "POST", one+"/rotate-secret", "Replace the secret", on((*Server).rotateWebhook)).
 			with(refuses(missing)).with(shown).with(func(o *operation) {
@@ -328,7 +329,7 @@ type DeliveryView struct {
 	EventType     string       `json:"event_type"`
 	Seq           *int64       `json:"seq" doc:"Of the event in the log; null for a test"`
 	State         string       `json:"state" enum:"pending,sending,succeeded,failed"`
-	Attempts      int          `json:"attempts" doc:"So far, with the one that is being made"`
+	Attempts      int          `json:"attempts" doc:"Begun so far, with the one that is being made"`
 	NextAttemptAt *time.Time   `json:"next_attempt_at"`
 	CreatedAt     time.Time    `json:"created_at"`
 	FinishedAt    *time.Time   `json:"finished_at"`
@@ -359,7 +360,7 @@ func viewDelivery(now time.Time) func(webhook.Delivery) DeliveryView {
 // triedView is a delivery with all its attempts.
 type triedView struct {
 	DeliveryView
-	AttemptList []attemptView `json:"attempt_list" doc:"Oldest first"`
+	AttemptList []attemptView `json:"attempt_list" doc:"Oldest first, the newest 50. One that a crash of the server cut is not in it: its number is missing"`
 }
 
 type deliveryAnswer struct {

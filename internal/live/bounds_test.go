@@ -5,10 +5,13 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"claude-memory-backend/internal/access"
 	"claude-memory-backend/internal/account"
@@ -96,6 +99,55 @@ func TestControlFramesAreBounded(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Parts of a frame that hold nothing are no frames, and could come for ever: nobody else's would be read slower for it, but the
+// server's time is everybody's.
+func TestEmptyPartsAreBounded(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, func(c *live.Config) { c.MaxFrame, c.Linger = 1<<10, 100*time.Millisecond })
+	ada := h.user("ada")
+	const text, part, last = 0x01, 0x00, 0x80
+	in := func(parts int) string {
+		t.Helper()
+		_, in := ada.raw(slices.Concat(masked(text, 8, `{"type":`), bytes.Repeat(masked(part, 0, ""), parts), masked(last, 7, `"ping"}`),
+			masked(0x88, 2, "\x03\xe8")))
+		return rest(in)
+	}
+	if got := in(100); !strings.Contains(got, `"pong"`) || said(got) != websocket.StatusNormalClosure {
+		t.Errorf("in a few parts: %d, %q", said(got), got)
+	}
+	if got := in(10_000); strings.Contains(got, `"pong"`) || said(got) != live.CloseTooLarge {
+		t.Errorf("in many parts: %d", said(got))
+	}
+}
+
+// An account's connections share what all of them may send; others notice nothing.
+func TestFramesOfAnAccountAreBounded(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, func(c *live.Config) { c.Rate, c.Burst, c.AccountRate, c.AccountBurst = 0.001, 10, 0.001, 15 })
+	ada, bob := h.user("ada"), h.user("bob")
+	pongs := func(s *socket) (answered int) {
+		t.Helper()
+		for range 10 {
+			s.send("ping", nil)
+			if f := s.next("pong", "error"); f.Type == "pong" {
+				answered++
+			} else {
+				f.refused(t, "throttled")
+			}
+		}
+		return answered
+	}
+	first, second := ada.connect(), ada.connect()
+	if a, b := pongs(first), pongs(second); a != 10 || b != 5 {
+		t.Errorf("%d and %d pings of one account were answered", a, b)
+	}
+	if n := pongs(bob.connect()); n != 10 {
+		t.Errorf("%d of somebody else's", n)
+	}
+	second.drop()
+	first.drop()
 }
 
 // late does something when a token was verified, before anybody knows.

@@ -39,7 +39,8 @@ type conn struct {
 	refused int // frames in a row that came too fast
 
 	mu      sync.Mutex
-	actor   ident.Actor // zero until it has signed in
+	actor   ident.Actor   // zero until it has signed in
+	shared  *rate.Limiter // of the account; nil until then
 	tenant  ident.TenantID
 	expires time.Time // when it has to have signed in, or renewed that
 	seats   []*seat
@@ -258,6 +259,7 @@ func (c *conn) part(rest []byte) {
 
 // gotPing answers a ping, as everything is said: without waiting. One that came too fast is not answered.
 func (c *conn) gotPing(_ context.Context, payload []byte) bool {
+	c.wire.came = 0
 	if c.paced() {
 		c.put(control(opPong, payload))
 	}
@@ -267,6 +269,7 @@ func (c *conn) gotPing(_ context.Context, payload []byte) bool {
 // gotPong notes that somebody is there. Only a pong that nobody asked for counts as a frame: what was asked for must not end
 // somebody who says much.
 func (c *conn) gotPong(context.Context, []byte) {
+	c.wire.came = 0
 	c.mu.Lock()
 	asked := c.pinging
 	c.pinging, c.ping = false, c.hub.Now().Add(c.hub.PingEvery)
@@ -276,9 +279,14 @@ func (c *conn) gotPong(context.Context, []byte) {
 	}
 }
 
-// paced counts a frame of any kind that came, and reports whether it came in time. Who goes on sending too fast is ended.
+// paced counts a frame of any kind that came, and reports whether it came in time: for its connection, and for all connections of
+// the account. Who goes on sending too fast is ended.
 func (c *conn) paced() bool {
-	if c.pace.AllowN(c.hub.Now(), 1) {
+	c.mu.Lock()
+	shared := c.shared
+	c.mu.Unlock()
+	now := c.hub.Now()
+	if c.pace.AllowN(now, 1) && (shared == nil || shared.AllowN(now, 1)) {
 		c.refused = 0
 		return true
 	}
@@ -338,6 +346,7 @@ func (c *conn) read() {
 			c.unread(err)
 			return
 		}
+		c.wire.came = 0
 		c.hub.meters.in.Inc()
 		switch {
 		case kind != websocket.MessageText:
@@ -351,6 +360,7 @@ func (c *conn) read() {
 			continue
 		}
 		// The writer says goodbye. A connection that is closed with unread bytes loses what was sent last, so they are read.
+		c.wire.most = 0
 		for err == nil {
 			if _, err = io.Copy(io.Discard, r); err == nil {
 				_, r, err = c.ws.Reader(context.Background())
@@ -362,7 +372,13 @@ func (c *conn) read() {
 
 // unread tells a client what the library did not: that what it sent is no frame. Who has left is told nothing.
 func (c *conn) unread(err error) {
+	c.wire.most = 0
 	var lost *net.OpError
+	if errors.Is(err, errOverlong) {
+		c.over(tooLarge)
+		_, _ = io.Copy(io.Discard, c.wire)
+		return
+	}
 	if websocket.CloseStatus(err) != -1 || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
 		errors.As(err, &lost) {
 		return

@@ -45,6 +45,8 @@ type Config struct {
 	MaxRefused     int           // frames in a row that may come too fast (default 100)
 	Rate           float64       // frames a second that a client may send (default 30)
 	Burst          int           // frames that may come at once (default 120)
+	AccountRate    float64       // frames a second of all connections of an account on this node (default five times Rate)
+	AccountBurst   int           // of them at once (default five times Burst)
 	SendBuffer     int           // bytes that the kernel may hold for a reader (default 32 KiB)
 	AuthTime       time.Duration // to send auth, for who came without a ticket (default 5 s)
 	ActionTime     time.Duration // for what one frame asks for (default 15 s)
@@ -104,6 +106,7 @@ type Hub struct {
 // visitor is an account with connections.
 type visitor struct {
 	conns map[*conn]struct{}
+	pace  *rate.Limiter      // of all of them together
 	stop  context.CancelFunc // ends listening for its access
 }
 
@@ -118,6 +121,8 @@ func New(c Config) *Hub {
 	def(&c.MaxRefused, 100)
 	def(&c.Rate, 30)
 	def(&c.Burst, 120)
+	def(&c.AccountRate, 5*c.Rate)
+	def(&c.AccountBurst, 5*c.Burst)
 	def(&c.SendBuffer, 32<<10)
 	def(&c.AuthTime, 5*time.Second)
 	def(&c.ActionTime, 15*time.Second)
@@ -182,6 +187,7 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, who *account.Identi
 	h.conns[c] = struct{}{} // before anything can end it
 	late := h.closing
 	h.mu.Unlock()
+	t.wire.most = 2*h.MaxFrame + 4*readAhead
 	c.begin(ws, t.wire, who != nil)
 	go func() {
 		defer h.work.Done()
@@ -239,7 +245,7 @@ func (h *Hub) admit(c *conn, who *account.Identity) error {
 func (h *Hub) welcome(c *conn, who account.Identity) error {
 	v := h.accounts[who.Actor.Account]
 	if v == nil {
-		v = &visitor{conns: make(map[*conn]struct{})}
+		v = &visitor{conns: make(map[*conn]struct{}), pace: rate.NewLimiter(rate.Limit(h.AccountRate), h.AccountBurst)}
 		h.accounts[who.Actor.Account] = v
 		h.listen(who.Actor.Account, v)
 	}
@@ -248,7 +254,7 @@ func (h *Hub) welcome(c *conn, who account.Identity) error {
 	}
 	v.conns[c] = struct{}{}
 	c.mu.Lock()
-	c.actor, c.tenant, c.expires = who.Actor, who.Tenant, who.ExpiresAt
+	c.actor, c.tenant, c.expires, c.shared = who.Actor, who.Tenant, who.ExpiresAt, v.pace
 	c.mu.Unlock()
 	return nil
 }

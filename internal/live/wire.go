@@ -3,6 +3,7 @@ package live
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/http"
 	"runtime"
@@ -21,6 +22,8 @@ type wire struct {
 	net.Conn
 	raw   syscall.RawConn // nil: there is no asking whether there is room
 	early []byte          // came with the handshake; of the reader alone
+	came  int             // bytes since the last frame that was counted; of the reader alone
+	most  int             // of those; 0: any number
 
 	mu     sync.Mutex // held for writing
 	closed bool       // a close frame went out
@@ -89,8 +92,21 @@ func (w *wire) keep(d time.Duration) {
 	}
 }
 
+// errOverlong is what a reader finds when more came than a frame may have, and no frame: parts of one, with nothing or next to
+// nothing in them, could come for ever and count as none.
+var errOverlong = errors.New("live: a frame in too many parts")
+
 // Read implements net.Conn.
 func (w *wire) Read(p []byte) (int, error) {
+	if w.most > 0 && w.came > w.most {
+		return 0, errOverlong
+	}
+	n, err := w.read(p)
+	w.came += n
+	return n, err
+}
+
+func (w *wire) read(p []byte) (int, error) {
 	if len(w.early) > 0 {
 		n := copy(p, w.early)
 		if w.early = w.early[n:]; len(w.early) == 0 {

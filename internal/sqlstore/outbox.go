@@ -80,8 +80,8 @@ const nextInLine = `SELECT o.n FROM deliveries o WHERE o.n = (SELECT p.n FROM de
 // dueDeliveries are endpoints that somebody looks after, each with when its first delivery is due. That one may wait for
 // another: whoever claims puts it behind that, so nobody need look through all of them here.
 const dueDeliveries = `SELECT ` + endpointColumns + `, CASE WHEN w.state = 'active' THEN (SELECT d.due_at FROM deliveries d
-	WHERE d.webhook_id = w.id AND d.state = 'pending' ORDER BY d.due_at, d.n LIMIT 1) ELSE (SELECT min(d.due_at)` + testsOf + `) END
-	FROM webhooks w WHERE w.state = 'active' OR w.notice_due IS NOT NULL OR EXISTS (SELECT 1` + testsOf + `)`
+	WHERE d.webhook_id = w.id AND d.state = 'pending' ORDER BY d.due_at, d.n LIMIT 1) WHEN w.state <> 'deleted' THEN (SELECT min(d.due_at)` + testsOf + `) END
+	FROM webhooks w WHERE w.state IN ('active', 'deleted') OR w.notice_due IS NOT NULL OR EXISTS (SELECT 1` + testsOf + `)`
 
 // testsOf are the tests of an endpoint w that are being sent, or were cut.
 const testsOf = ` FROM deliveries d WHERE d.webhook_id = w.id AND d.state = 'pending' AND ` + cutTest
@@ -161,6 +161,9 @@ func take(b *Batch, step webhook.Step, before, after webhook.Endpoint, claim int
 			SELECT id, ?, ?, ?, ?, ?, ? FROM deliveries WHERE id = ? AND claim = ?`,
 			r.Attempt.Number, ident.Micros(r.Attempt.StartedAt), r.Attempt.Latency.Milliseconds(), r.Attempt.Status, r.Attempt.Error,
 			r.Attempt.Answer, r.Delivery, r.Claim)
+		if old := r.Attempt.Number - webhook.KeptAttempts; old > 0 {
+			b.Exec(`DELETE FROM attempts WHERE delivery_id = ? AND number <= ?`, r.Delivery, old)
+		}
 		tried, finished := 0, (*int64)(nil)
 		if r.Failed {
 			tried = 1
@@ -249,6 +252,39 @@ func (s *TenantStore) Noticed(ctx context.Context, id ident.WebhookID) error {
 	return s.db.Write(ctx, func(tx *Tx) error {
 		return tx.Commit(func(b *Batch) { b.Exec(`UPDATE webhooks SET notice_due = NULL WHERE id = ?`, id) })
 	})
+}
+
+// Purge implements webhook.Queue.
+func (s *TenantStore) Purge(ctx context.Context, limit int) (n int64, more bool, err error) {
+	limit = max(1, limit)
+	err = s.db.Write(ctx, func(tx *Tx) error {
+		n, more = 0, false
+		var id ident.WebhookID
+		var there bool
+		if err := tx.Run(func(b *Batch) {
+			// Its lock keeps two from removing the same rows in different orders.
+			b.Query(func(s Scanner) error {
+				there = true
+				return s.Scan(&id)
+			}, `SELECT id FROM webhooks WHERE state = 'deleted' ORDER BY n LIMIT 1`+tx.Dialect().ForUpdate())
+		}); err != nil || !there {
+			return err
+		}
+		more = true
+		var gone *Affected
+		if err := tx.Run(func(b *Batch) {
+			gone = b.Exec(`DELETE FROM deliveries WHERE n IN (SELECT n FROM deliveries WHERE webhook_id = ? LIMIT ?)`, id, limit)
+		}); err != nil {
+			return err
+		}
+		n = gone.N
+		return tx.Commit(func(b *Batch) {
+			if n < int64(limit) {
+				b.Exec(`DELETE FROM webhooks WHERE id = ?`, id)
+			}
+		})
+	})
+	return n, more, fault.Wrap("sqlstore.Purge", err)
 }
 
 const cleanFinished = `DELETE FROM deliveries WHERE n IN (SELECT n FROM deliveries WHERE state <> 'pending' AND finished_at < ?

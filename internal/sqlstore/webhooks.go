@@ -59,7 +59,7 @@ func selectEndpoint(b *Batch, list *[]webhook.Endpoint, id ident.WebhookID, lock
 		e, err := scanEndpoint(s)
 		*list = append(*list, e)
 		return err
-	}, `SELECT `+endpointColumns+` FROM webhooks w WHERE w.id = ?`+lock, id)
+	}, `SELECT `+endpointColumns+` FROM webhooks w WHERE w.id = ? AND w.state <> 'deleted'`+lock, id)
 }
 
 // suffixes are the ends that a delivery's identifier may have: its event's identifier gives the rest, so that an event makes
@@ -84,18 +84,22 @@ func (s *TenantStore) InsertEndpoint(ctx context.Context, e webhook.Endpoint, li
 	}
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		var used []string
-		project := true
+		there, project := 0, true
 		if err := tx.Run(func(b *Batch) {
 			// The head's lock comes last in every transaction; here it comes first, and alone, so that two at once do not take
 			// the same place.
 			b.Query(func(Scanner) error { return nil }, `SELECT seq FROM log_head WHERE one = 1`+tx.Dialect().ForUpdate())
 			used = nil
+			there = 0
 			b.Query(func(s Scanner) error {
 				var suffix string
-				err := s.Scan(&suffix)
-				used = append(used, suffix)
+				var counts bool
+				err := s.Scan(&suffix, &counts)
+				if used = append(used, suffix); counts {
+					there++
+				}
 				return err
-			}, `SELECT suffix FROM webhooks`)
+			}, `SELECT suffix, state <> 'deleted' FROM webhooks`)
 			if e.Project != "" {
 				b.One([]any{&project}, `SELECT count(*) > 0 FROM projects WHERE id = ?`, e.Project)
 			}
@@ -106,7 +110,7 @@ func (s *TenantStore) InsertEndpoint(ctx context.Context, e webhook.Endpoint, li
 		switch {
 		case !project:
 			return fault.BadInput(op, "body.project_id", "there is no such project")
-		case len(used) >= limit || suffix == "":
+		case there >= limit || suffix == "":
 			return fault.New(fault.Conflict, op, "too_many_webhooks", "this account has as many webhooks as it may have")
 		}
 		return tx.Commit(func(b *Batch) {
@@ -138,6 +142,7 @@ func (s *TenantStore) FindEndpoint(ctx context.Context, id ident.WebhookID) (web
 func (s *TenantStore) ListEndpoints(ctx context.Context, project ident.ProjectID, cursor string, limit int) ([]webhook.Endpoint, string, error) {
 	limit = max(1, limit)
 	var c conditions
+	c.and("w.state <> 'deleted'")
 	if err := c.beforeCursor("webhooks", "w.id", cursor); err != nil {
 		return nil, "", err
 	}
@@ -244,7 +249,10 @@ func (s *TenantStore) DeleteEndpoint(ctx context.Context, id ident.WebhookID, de
 			return err
 		}
 		return tx.Commit(func(b *Batch) {
-			b.Exec(`DELETE FROM webhooks WHERE id = ?`, id)
+			// What its owner wrote goes at once.
+			b.Exec(`UPDATE webhooks SET state = 'deleted', reason = '', name = '', description = '', url = '', events = '[]', project_id = NULL,
+				secret = ?, secret_before = NULL, before_until = NULL, failing_since = NULL, slowed = 0, hold_until = NULL, notice_due = NULL
+				WHERE id = ?`, []byte{}, id)
 			s.appendChange(b, ch, head)
 		})
 	})
@@ -336,7 +344,7 @@ func (s *TenantStore) ListDeliveries(ctx context.Context, id ident.WebhookID, q 
 	var list []webhook.Delivery
 	var there bool
 	err := s.db.Read(ctx, func(b *Batch) {
-		b.One([]any{&there}, `SELECT count(*) > 0 FROM webhooks WHERE id = ?`, id)
+		b.One([]any{&there}, `SELECT count(*) > 0 FROM webhooks WHERE id = ? AND state <> 'deleted'`, id)
 		b.Query(takeDeliveries(&list), `SELECT `+deliveryColumns+` FROM deliveries d`+c.where()+order, append(slices.Clone(c.args), limit+1)...)
 		b.Query(takeAttempts(&list), `SELECT `+attemptColumns+` FROM (SELECT d.id FROM deliveries d`+c.where()+order+`) p
 			JOIN attempts a ON a.delivery_id = p.id
@@ -365,8 +373,11 @@ func (s *TenantStore) FindDelivery(ctx context.Context, id ident.WebhookID, d id
 	return list[0], nil
 }
 
+// undeleted is the condition that the endpoint of a delivery d can be seen.
+const undeleted = `EXISTS (SELECT 1 FROM webhooks w WHERE w.id = d.webhook_id AND w.state <> 'deleted')`
+
 func selectDelivery(b *Batch, list *[]webhook.Delivery, id ident.WebhookID, d ident.DeliveryID) {
-	b.Query(takeDeliveries(list), `SELECT `+deliveryColumns+` FROM deliveries d WHERE d.id = ? AND d.webhook_id = ?`, d, id)
+	b.Query(takeDeliveries(list), `SELECT `+deliveryColumns+` FROM deliveries d WHERE d.id = ? AND d.webhook_id = ? AND `+undeleted, d, id)
 	b.Query(takeAttempts(list), `SELECT `+attemptColumns+` FROM attempts a WHERE a.delivery_id = ? ORDER BY a.number`, d)
 }
 
@@ -385,7 +396,7 @@ func (s *TenantStore) InsertTest(ctx context.Context, d webhook.Delivery, body [
 // again makes finished deliveries pending.
 const again = `UPDATE deliveries SET state = 'pending', tries = 0, due_at = ?1, claim = '', finished_at = NULL`
 
-// Redeliver implements webhook.Deliveries.
+// Redeliver implements webhook.Deliveries. What belongs to a deleted endpoint is not found, and nothing is changed then.
 func (s *TenantStore) Redeliver(ctx context.Context, id ident.WebhookID, d ident.DeliveryID, ch event.Change) (webhook.Delivery, error) {
 	var list []webhook.Delivery
 	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {

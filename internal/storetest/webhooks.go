@@ -132,6 +132,91 @@ func webhooks(t *testing.T, h Harness) {
 		_, _, err := r.Webhooks.ListDeliveries(t.Context(), e.ID, webhook.DeliveryQuery{Limit: 5})
 		wantCode(t, err, "not_found")
 	})
+	t.Run("a deleted one is nowhere, and goes in pieces", func(t *testing.T) { purged(t, h) })
+}
+
+// purged deletes an endpoint with many deliveries beside one that stays.
+func purged(t *testing.T, h Harness) {
+	r := newRoom(t, h)
+	e, stays := plainEndpoint(0, "message.*"), r.hook(plainEndpoint(0, "message.*"))
+	since := at(0)
+	e.State, e.NoticeDue = webhook.Active, &since
+	r.hook(e)
+	p := r.project(plainProject("p", 0))
+	ch := event.NewChange(ada, at(1))
+	const many, piece = 25, 10
+	for n := range many {
+		ch.Add("message.created", fmt.Sprint("msg_", n), map[string]any{})
+	}
+	_, err := r.Projects.UpdateProject(t.Context(), p.ID, nowEdit(ch))
+	must(t, err)
+	claimed, err := r.take(e.ID, webhook.Step{Claim: "c", Now: at(2), Lease: at(9)}, same3(e, 1))
+	must(t, err)
+	_, more, err := r.Webhooks.Purge(t.Context(), piece)
+	must(t, err)
+	same(t, "to be removed before", more, false)
+	gone := func(ch event.Change) func(webhook.Endpoint) (event.Change, error) {
+		return func(webhook.Endpoint) (event.Change, error) { return ch, nil }
+	}
+	must(t, r.Webhooks.DeleteEndpoint(t.Context(), e.ID, gone(happens(2, "webhook.deleted", string(e.ID)))))
+	unseen := func() {
+		t.Helper()
+		id, d, told := e.ID, claimed[0].ID, happens(3, "webhook.updated", string(e.ID))
+		_, err := r.Webhooks.FindEndpoint(t.Context(), id)
+		wantCode(t, err, "not_found")
+		_, err = r.Webhooks.UpdateEndpoint(t.Context(), id, func(e webhook.Endpoint) (webhook.Endpoint, event.Change, error) { return e, told, nil })
+		wantCode(t, err, "not_found")
+		wantCode(t, r.Webhooks.DeleteEndpoint(t.Context(), id, gone(told)), "not_found")
+		_, _, err = r.Webhooks.ListDeliveries(t.Context(), id, webhook.DeliveryQuery{Limit: 5})
+		wantCode(t, err, "not_found")
+		_, err = r.Webhooks.FindDelivery(t.Context(), id, d)
+		wantCode(t, err, "not_found")
+		_, err = r.Webhooks.Redeliver(t.Context(), id, d, told)
+		wantCode(t, err, "not_found")
+		_, err = r.Webhooks.RedeliverMany(t.Context(), id, webhook.Range{From: at(0), To: at(9), Limit: 5, At: at(9)},
+			func(webhook.Redelivered) (event.Change, error) { return told, nil })
+		wantCode(t, err, "not_found")
+		_, err = r.take(id, webhook.Step{Claim: "d", Now: at(9), Lease: at(10), Results: []webhook.Result{{Delivery: d, Claim: "c",
+			State: webhook.Succeeded, Due: at(9), Attempt: webhook.Attempt{Number: 1, StartedAt: at(2), Status: 200}}}}, same3(e, 9))
+		wantCode(t, err, "not_found")
+		list, _, err := r.Webhooks.ListEndpoints(t.Context(), "", "", 9)
+		must(t, err)
+		if len(list) != 1 || list[0].ID != stays.ID {
+			t.Errorf("%s", show(list))
+		}
+		n, _, err := r.Webhooks.Backlog(t.Context())
+		must(t, err)
+		same(t, "pending", n, many)
+	}
+	unseen()
+	due, err := r.Webhooks.Due(t.Context())
+	must(t, err)
+	for _, d := range due {
+		if d.Endpoint.ID == e.ID && (d.Endpoint.State != webhook.Deleted || d.At != nil || d.Endpoint.URL != "" || len(d.Endpoint.Secret) != 0) {
+			t.Errorf("what is left: %s", show(d))
+		}
+	}
+	same(t, "looked after", len(due), 2)
+	// It counts for nothing.
+	other := plainEndpoint(0, "none.*")
+	must(t, r.Webhooks.InsertEndpoint(t.Context(), other, 2, happens(3, "webhook.created", string(other.ID))))
+	must(t, r.Webhooks.DeleteEndpoint(t.Context(), other.ID, gone(happens(3, "webhook.deleted", string(other.ID)))))
+	// The pieces: of the one, and then the other, which has nothing.
+	for i, want := range []int64{piece, piece, many - 2*piece, 0} {
+		n, more, err := r.Webhooks.Purge(t.Context(), piece)
+		must(t, err)
+		same(t, fmt.Sprint("piece ", i), n, want)
+		same(t, "more", more, true)
+		unseen()
+	}
+	n, more, err := r.Webhooks.Purge(t.Context(), piece)
+	must(t, err)
+	same(t, "left", n, 0)
+	same(t, "more", more, false)
+	if due, err = r.Webhooks.Due(t.Context()); err != nil || len(due) != 1 {
+		t.Errorf("%s %v", show(due), err)
+	}
+	same(t, "of the other one", len(r.pending(stays.ID, webhook.Pending)), many)
 }
 
 func deliveries(t *testing.T, h Harness) {
@@ -161,6 +246,7 @@ func deliveries(t *testing.T, h Harness) {
 		same(t, "attempts", list[0].Attempts, 2)
 	})
 	t.Run("results count where the claim stands", func(t *testing.T) { results(t, h) })
+	t.Run("of many attempts the newest are kept", func(t *testing.T) { manyAttempts(t, h) })
 	t.Run("order waits within a conversation", func(t *testing.T) { ordered(t, h) })
 	t.Run("a long line is in nobody's way", func(t *testing.T) { longLine(t, h) })
 	t.Run("sent again", func(t *testing.T) { redelivered(t, h) })
@@ -383,6 +469,31 @@ func results(t *testing.T, h Harness) {
 	if !fault.Is(err, fault.NotFound) {
 		t.Error(err)
 	}
+}
+
+// manyAttempts has one delivery tried more often than attempts are kept.
+func manyAttempts(t *testing.T, h Harness) {
+	r := newRoom(t, h)
+	e := r.hook(plainEndpoint(0, "conversation.*"))
+	r.open("a", 1)
+	step := webhook.Step{Now: at(2), Lease: at(3)}
+	const more = 3
+	var d webhook.Claimed
+	for n := range webhook.KeptAttempts + more {
+		step.Claim = fmt.Sprint("claim", n)
+		list, err := r.take(e.ID, step, same3(e, 1))
+		must(t, err)
+		d = list[0]
+		step.Results = []webhook.Result{{Delivery: d.ID, Claim: step.Claim, State: webhook.Pending, Due: at(2),
+			Attempt: webhook.Attempt{Number: d.Attempts, StartedAt: at(2), Status: 500, Error: "status"}}}
+	}
+	_, err := r.take(e.ID, step, same3(e, 0))
+	must(t, err)
+	got, err := r.Webhooks.FindDelivery(t.Context(), e.ID, d.ID)
+	must(t, err)
+	same(t, "attempts", got.Attempts, webhook.KeptAttempts+more)
+	same(t, "kept", len(got.Tried), webhook.KeptAttempts)
+	same(t, "from and to", []int{got.Tried[0].Number, got.Tried[len(got.Tried)-1].Number}, []int{more + 1, webhook.KeptAttempts + more})
 }
 
 func ordered(t *testing.T, h Harness) {

@@ -25,13 +25,16 @@ const (
 	maxEvents = 50
 )
 
-// check says everything that is wrong with details.
-func (d *Dispatcher) check(op string, in Details) error {
+// check says everything that is wrong with details. An address that stays as it was is not judged again: the operator may allow
+// less than then, and whether it may be called is decided at each call.
+func (d *Dispatcher) check(op string, in Details, was string) error {
 	var c fault.Checks
 	c.Text("body.name", in.Name, 1, 200)
 	c.Text("body.description", in.Description, 0, 2_000)
-	if why := d.checkURL(in.URL); why != "" {
-		c.Add("body.url", why)
+	if in.URL == "" || in.URL != was {
+		if why := d.checkURL(in.URL); why != "" {
+			c.Add("body.url", why)
+		}
 	}
 	switch {
 	case len(in.Events) == 0:

@@ -53,6 +53,7 @@ type Config struct {
 	AtOnce       int           // attempts of this process (default 512)
 	PerTenant    int           // of one open tenant (default 128)
 	PerEndpoint  int           // of one endpoint; of one that is failing: one (default 8)
+	Tests        int           // test calls of one open tenant at once (default 4); of the process: a quarter of AtOnce
 }
 
 // Dispatcher sends what is due, in all tenants that are open in this process. One exists per process.
@@ -65,7 +66,8 @@ type Dispatcher struct {
 
 	mu      sync.Mutex
 	closing bool
-	behind  map[ident.AccountID]backlog // by owner: tenants that had something pending when they were last swept
+	tests   int                        // test calls that are being made
+	behind  map[ident.TenantID]backlog // tenants that had something pending when they were last swept
 	wg      sync.WaitGroup
 }
 
@@ -97,15 +99,18 @@ func (d *Dispatcher) Stats() Stats {
 }
 
 // swept notes what a tenant has pending.
-func (d *Dispatcher) swept(owner ident.AccountID, n int64, since *time.Time) {
+func (d *Dispatcher) swept(id ident.TenantID, n int64, since *time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if n == 0 || since == nil {
-		delete(d.behind, owner)
+		delete(d.behind, id)
 		return
 	}
-	d.behind[owner] = backlog{n, *since}
+	d.behind[id] = backlog{n, *since}
 }
+
+// Forget drops what is known of a tenant that has nothing to be sent any more: it is gone, or has no webhooks.
+func (d *Dispatcher) Forget(id ident.TenantID) { d.swept(id, 0, nil) }
 
 // NewDispatcher returns a dispatcher; Close ends it.
 func NewDispatcher(c Config) *Dispatcher {
@@ -118,6 +123,7 @@ func NewDispatcher(c Config) *Dispatcher {
 	def(&c.AtOnce, 512)
 	def(&c.PerTenant, 128)
 	def(&c.PerEndpoint, 8)
+	def(&c.Tests, 4)
 	if c.Keep <= 0 {
 		c.Keep = 30 * 24 * time.Hour
 	}
@@ -133,7 +139,7 @@ func NewDispatcher(c Config) *Dispatcher {
 	if c.Observe == nil {
 		c.Observe = func(string, time.Duration, time.Duration) {}
 	}
-	d := &Dispatcher{Config: c, slots: newPlaces(c.AtOnce), behind: make(map[ident.AccountID]backlog)}
+	d := &Dispatcher{Config: c, slots: newPlaces(c.AtOnce), behind: make(map[ident.TenantID]backlog)}
 	d.life, d.kill = context.WithCancel(context.Background())
 	return d
 }
@@ -255,7 +261,7 @@ func (s *Service) Sweep(ctx context.Context) (time.Time, error) {
 			return next, fault.Wrap(op, err)
 		}
 	}
-	s.d.swept(s.owner, n, since)
+	s.d.swept(s.id, n, since)
 	tidy, err := s.tidy(ctx)
 	if next.IsZero() || !tidy.IsZero() && tidy.Before(next) {
 		next = tidy
@@ -310,6 +316,11 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 	active := false
 	for _, due := range list {
 		e := due.Endpoint
+		if e.State == Deleted {
+			earlier(now.Add(soon))
+			s.purge()
+			continue
+		}
 		if e.NoticeDue != nil {
 			earlier(now.Add(noticeWait))
 			s.notice(ctx, e)
@@ -339,6 +350,33 @@ func (s *Service) look(ctx context.Context) (next time.Time, err error) {
 	})
 	s.mu.Unlock()
 	return next, nil
+}
+
+// purge removes what is left of deleted endpoints, beside, in pieces between which others have their turn.
+func (s *Service) purge() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.purging || !s.d.begin() {
+		return
+	}
+	s.purging = true
+	release := s.part.Retain()
+	go func() {
+		defer s.d.wg.Done()
+		defer release()
+		for more := true; more && !s.d.stopping(); {
+			var err error
+			if _, more, err = s.store.Purge(s.d.life, cleanBatch); err != nil {
+				if !fault.Is(err, fault.Canceled) {
+					s.d.Log.Warn("deleted webhook not removed", "code", fault.CodeOf(err))
+				}
+				break // whoever looks next goes on
+			}
+		}
+		s.mu.Lock()
+		s.purging = false
+		s.mu.Unlock()
+	}()
 }
 
 // disown takes, once, what a process had claimed that cannot be there any more: nobody need wait for its leases.

@@ -419,7 +419,7 @@ func TestNobodysBacklog(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatIsNotAllowedAnyMore: its webhook can be paused, but nothing else about it changed.
+// TestAnAddressThatIsNotAllowedAnyMore stays as it is while other things about its webhook change; another one is judged.
 func TestAnAddressThatIsNotAllowedAnyMore(t *testing.T) {
 	w := newWorld(t)
 	i := w.hook(newSink(t, nil).URL)
@@ -430,8 +430,16 @@ func TestAnAddressThatIsNotAllowedAnyMore(t *testing.T) {
 	if err != nil || e.State != webhook.Paused {
 		t.Errorf("%+v %v", e, err)
 	}
-	_, err = w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.Name = "another"; return nil })
+	e, err = w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.Name = "another"; return nil })
+	if err != nil || e.Name != "another" {
+		t.Errorf("%+v %v", e, err)
+	}
+	_, err = w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.URL += "/else"; return nil })
 	if f := field(err); f != "body.url" {
+		t.Errorf("%q: %v", f, err)
+	}
+	_, err = w.Edit(t.Context(), ada, i.Endpoint.ID, nil, func(e *webhook.Edit) error { e.Name = ""; return nil })
+	if f := field(err); f != "body.name" {
 		t.Errorf("%q: %v", f, err)
 	}
 }

@@ -8,7 +8,7 @@
 // arrives at least once, always under the same id; two attempts at one never run at the same time.
 //
 // How many attempts are made at once is bounded, and those at endpoints that fail or take long get only a share of that
-// (places.go).
+// (places.go). Test calls are counted by themselves.
 //
 // The package never dials by itself: every call goes through outbound. It holds no SQL and keeps no secret in the
 // clear, and neither addresses nor answers of endpoints are in its logs, errors or metrics.
@@ -18,6 +18,8 @@
 //	active ──► paused      by its owner, or after 72 hours of nothing but failures: the owner is told
 //	  ▲  ├───► disabled    it answered 410, or its secret cannot be read any more
 //	  └──┴──── by its owner
+//
+// and deleted, which nobody sees: what is left of it is being removed (decision 0083)
 //
 // States of a delivery:
 //

@@ -145,7 +145,7 @@ func (w *world) neighbour() *world {
 	n := newWorld(w, func(c *webhook.Config) { *c = w.config })
 	n.stop()
 	n.d, n.clock = w.d, w.clock
-	n.Service = n.d.Service(n.store, ada.Account, n.part)
+	n.Service = n.d.Service(n.store, "ten_neighbour", ada.Account, n.part)
 	n.store.Outbox(n.Promise, n.Queued)
 	return n
 }
@@ -153,7 +153,7 @@ func (w *world) neighbour() *world {
 // start begins a process.
 func (w *world) start() {
 	w.d = webhook.NewDispatcher(w.config)
-	w.Service = w.d.Service(w.store, ada.Account, w.part)
+	w.Service = w.d.Service(w.store, "ten_ada", ada.Account, w.part)
 	w.store.Outbox(w.Promise, w.Queued)
 }
 

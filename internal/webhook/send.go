@@ -56,6 +56,9 @@ func (d *Dispatcher) attempt(ctx context.Context, e Endpoint, c Claimed) outcome
 		"webhook-id":        {id},
 		"webhook-timestamp": {strconv.FormatInt(began.Unix(), 10)},
 		"webhook-signature": {Sign(id, began, body, secrets...)},
+		// Without values it is not sent, and tells net/http that the call may be repeated: on a connection that was kept, and that the
+		// other side closed just now, nobody is to blame, and a repeat is what receivers expect.
+		"Idempotency-Key": nil,
 	}, body)
 	o.Attempt.Latency = d.Now().Sub(began)
 	o.Attempt.Status, o.Attempt.Answer = answer.Status, clipped(answer.Body)

@@ -28,6 +28,7 @@ type TenantPart interface {
 type Service struct {
 	store Store
 	d     *Dispatcher
+	id    ident.TenantID
 	owner ident.AccountID
 	pass  access.Pass
 	part  TenantPart
@@ -42,13 +43,16 @@ type Service struct {
 	trusted map[ident.WebhookID]trust // what lanes that ended knew
 	queue   []request                 // steps of lanes that wait for the clerk
 	clerk   bool                      // there is one
+	tests   int                       // that are being made
+	purging bool                      // what was deleted is being removed
 	cleaned time.Time
 	alone   bool // what others had claimed was disowned
 }
 
-// Service builds the service of the tenant that owner owns.
-func (d *Dispatcher) Service(store Store, owner ident.AccountID, part TenantPart) *Service {
-	return &Service{store: store, d: d, owner: owner, pass: access.Owning(owner), part: part,
+// Service builds the service of a tenant, that owner owns. The dispatcher counts what is pending by the tenant's id, until
+// Forget.
+func (d *Dispatcher) Service(store Store, id ident.TenantID, owner ident.AccountID, part TenantPart) *Service {
+	return &Service{store: store, d: d, id: id, owner: owner, pass: access.Owning(owner), part: part,
 		slots: newPlaces(d.PerTenant), lanes: make(map[ident.WebhookID]*lane), trusted: make(map[ident.WebhookID]trust)}
 }
 
@@ -71,7 +75,7 @@ func (s *Service) Create(ctx context.Context, actor ident.Actor, in CreateInput)
 	if err := s.pass.Allow(op, actor, access.ManageWebhooks); err != nil {
 		return Issued{}, err
 	}
-	if err := s.d.check(op, in.Details); err != nil {
+	if err := s.d.check(op, in.Details, ""); err != nil {
 		return Issued{}, err
 	}
 	ch := event.NewChange(actor, s.d.moment())
@@ -154,10 +158,9 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.WebhookI
 		if err := change(&edit); err != nil {
 			return e, event.Change{}, err
 		}
-		// What was allowed once may not be any more: nobody is kept from pausing it.
 		same := reflect.DeepEqual(edit.Details, e.Details)
 		if !same {
-			if err := s.d.check(op, edit.Details); err != nil {
+			if err := s.d.check(op, edit.Details, e.URL); err != nil {
 				return e, event.Change{}, err
 			}
 		}
@@ -189,20 +192,26 @@ func (s *Service) Edit(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	return e, fault.Wrap(op, err)
 }
 
-// Delete removes an endpoint with all its deliveries.
+// Delete removes an endpoint with all its deliveries: nobody sees them any more when it returns; there may be very many, which
+// go afterwards, piece by piece (decision 0083).
 func (s *Service) Delete(ctx context.Context, actor ident.Actor, id ident.WebhookID, ifVersion *int64) error {
 	const op = "webhook.Delete"
 	if err := s.pass.Allow(op, actor, access.ManageWebhooks); err != nil {
 		return err
 	}
-	return fault.Wrap(op, s.store.DeleteEndpoint(ctx, id, func(e Endpoint) (event.Change, error) {
+	s.part.Owe(ctx, s.d.Now().Add(soon)) // should this process die, another one goes on
+	err := s.store.DeleteEndpoint(ctx, id, func(e Endpoint) (event.Change, error) {
 		if ifVersion != nil && *ifVersion != e.Version {
 			return event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again and repeat your edit")
 		}
 		ch := event.NewChange(actor, s.d.moment())
 		ch.Add("webhook.deleted", string(id), facts(e))
 		return ch, nil
-	}))
+	})
+	if err == nil {
+		s.Wake()
+	}
+	return fault.Wrap(op, err)
 }
 
 // Rotate gives an endpoint a new secret; the one before signs too for 24 hours. A repeat of once answers with the first
@@ -324,8 +333,8 @@ func (s *Service) RedeliverMany(ctx context.Context, actor ident.Actor, id ident
 }
 
 // Test sends an endpoint an event that never happened, once and now, and returns what came of it; one that this process cannot
-// finish has failed, and is not sent later. It says nothing about the
-// endpoint's health and needs no active one. A repeat of once sends nothing.
+// finish has failed, and is not sent later. It says nothing about the endpoint's health and needs no active one. A repeat of once
+// sends nothing. It is fault.Throttled, "too_many_tests", while as many are being made as may be at once.
 func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookID, once *event.Once) (Delivery, error) {
 	const op = "webhook.Test"
 	if err := s.pass.Allow(op, actor, access.ManageWebhooks); err != nil {
@@ -335,6 +344,15 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	if err != nil {
 		return Delivery{}, fault.Wrap(op, err)
 	}
+	if !s.beginTest() {
+		var was ident.DeliveryID
+		if once != nil && once.Replay(ctx, s.store, s.d.Sealer, &was) == nil {
+			return s.Delivery(ctx, actor, id, was)
+		}
+		return Delivery{}, fault.New(fault.Throttled, op, "too_many_tests", "too many tests are being made at the moment: wait until some have ended").
+			RetryAfter(time.Second)
+	}
+	defer s.endTest()
 	now := s.d.moment()
 	made := event.Event{ID: ident.New[ident.EventID](), Type: "webhook.test", Subject: string(id),
 		Actor: event.Who{ID: actor.Account, Name: actor.Name}, CreatedAt: now, Data: json.RawMessage(`{"test":true}`)}
@@ -369,4 +387,27 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	}
 	out, err := s.store.FindDelivery(store, id, c.ID)
 	return out, fault.Wrap(op, err)
+}
+
+// beginTest counts a test, unless there are as many as may be made at once: of this tenant, or of all (decision 0082).
+func (s *Service) beginTest() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	if s.tests >= s.d.Tests || s.d.tests >= max(1, s.d.AtOnce/4) {
+		return false
+	}
+	s.tests++
+	s.d.tests++
+	return true
+}
+
+func (s *Service) endTest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	s.tests--
+	s.d.tests--
 }

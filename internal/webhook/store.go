@@ -27,7 +27,7 @@ type Endpoints interface {
 	ListEndpoints(ctx context.Context, project ident.ProjectID, cursor string, limit int) (list []Endpoint, next string, err error)
 	// UpdateEndpoint lets edit alter one under its lock; a change without events alters nothing.
 	UpdateEndpoint(ctx context.Context, id ident.WebhookID, edit func(Endpoint) (Endpoint, event.Change, error)) (Endpoint, error)
-	// DeleteEndpoint removes one with its deliveries.
+	// DeleteEndpoint makes one Deleted: from then on it is as if it and its deliveries were not there. They go by Purge.
 	DeleteEndpoint(ctx context.Context, id ident.WebhookID, decide func(Endpoint) (event.Change, error)) error
 }
 
@@ -112,7 +112,8 @@ type Taken struct {
 
 // Queue is what is to be sent.
 type Queue interface {
-	// Due returns all active endpoints, those whose owner is to be told something, and those with a test that is being sent.
+	// Due returns all active endpoints, those whose owner is to be told something, those with a test that is being sent, and
+	// those that are Deleted and not purged yet, for which nothing is due.
 	// What is due may have to wait for another delivery; then nothing is claimed.
 	Due(ctx context.Context) ([]Due, error)
 	// Take does the steps of several endpoints, of each one at most, in one transaction: it stores results and claims what is
@@ -125,6 +126,9 @@ type Queue interface {
 	Disown(ctx context.Context, node string, now time.Time) error
 	// Noticed notes that the owner was told.
 	Noticed(ctx context.Context, id ident.WebhookID) error
+	// Purge removes up to limit deliveries of endpoints that are Deleted, each with its attempts, and an endpoint that has none
+	// left. It says how many deliveries went, and whether there is more to do.
+	Purge(ctx context.Context, limit int) (n int64, more bool, err error)
 	// Clean forgets up to limit deliveries that were finished before a moment, and says how many, and when the oldest that is
 	// left was finished; nil: none is.
 	Clean(ctx context.Context, before time.Time, limit int) (n int64, oldest *time.Time, err error)

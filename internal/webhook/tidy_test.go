@@ -2,10 +2,12 @@ package webhook_test
 
 import (
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
 	"claude-memory-backend/internal/event"
+	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/webhook"
 )
@@ -78,6 +80,56 @@ func TestATenantThatIsOpenedIsTidied(t *testing.T) {
 	w.part.settled()
 	if list, _, err := w.Deliveries(t.Context(), ada, i.Endpoint.ID, webhook.DeliveryQuery{Limit: 1}); err != nil || len(list) != 0 {
 		t.Errorf("%v %v", list, err)
+	}
+}
+
+// TestADeletedOneGoes in pieces, after the answer: also where the process that was asked died.
+func TestADeletedOneGoes(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		t.Run(map[bool]string{false: "here", true: "by another process"}[dies], func(t *testing.T) {
+			w := newWorld(t)
+			i := w.hook(newSink(t, nil).URL)
+			w.stop() // nobody sends
+			w.happen(1_200, "")
+			left := func() int {
+				t.Helper()
+				due, err := w.store.Due(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(due)
+			}
+			if !dies {
+				w.start()
+			}
+			w.part.owed = nil
+			if err := w.Delete(t.Context(), ada, i.Endpoint.ID, nil); err != nil {
+				t.Fatal(err)
+			}
+			w.part.mu.Lock()
+			owed := slices.Clone(w.part.owed)
+			w.part.mu.Unlock()
+			if len(owed) == 0 || owed[0].Sub(w.clock.Now()) > time.Minute {
+				t.Errorf("owed: %v", owed)
+			}
+			if _, err := w.Find(t.Context(), ada, i.Endpoint.ID); fault.CodeOf(err) != "not_found" {
+				t.Errorf("found: %v", err)
+			}
+			if dies {
+				if n := left(); n != 1 {
+					t.Fatalf("%d are left", n)
+				}
+				w.start()
+				w.later(time.Minute)
+			}
+			w.part.settled()
+			if n := left(); n != 0 {
+				t.Errorf("%d are left", n)
+			}
+			if n, more, err := w.store.Purge(t.Context(), 1); n != 0 || more || err != nil {
+				t.Errorf("%d, %v, %v", n, more, err)
+			}
+		})
 	}
 }
 

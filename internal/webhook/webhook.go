@@ -16,6 +16,8 @@ const (
 	Active   State = "active"
 	Paused   State = "paused"
 	Disabled State = "disabled"
+	// Deleted is one that nobody sees any more, while what is left of it is being removed.
+	Deleted State = "deleted"
 )
 
 // Why an endpoint is not active.
@@ -83,8 +85,11 @@ type Delivery struct {
 	Claim      string    // who sends it now; empty: nobody
 	CreatedAt  time.Time
 	FinishedAt *time.Time
-	Tried      []Attempt // oldest first; a list has the last one only
+	Tried      []Attempt // oldest first, KeptAttempts at most; a list has the last one only
 }
+
+// KeptAttempts is how many attempts at one delivery are kept, the newest: who sends one again and again keeps no more.
+const KeptAttempts = 50
 
 // Attempt is one call of an endpoint.
 type Attempt struct {

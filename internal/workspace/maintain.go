@@ -113,6 +113,7 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 		next := p.Now().Add(2 * pause)
 		if fault.Is(err, fault.NotFound) {
 			next = time.Time{} // the tenant is gone, and so is what was due
+			p.unsent(id)
 		}
 		if err := p.Hints.Settle(ctx, id, now, next); err != nil {
 			p.Log.Warn("hint not settled", "code", fault.CodeOf(err))
@@ -121,12 +122,16 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 	}
 	defer ws.Release()
 	next, err := ws.Conversations.Sweep(look)
-	if err == nil && ws.entry.webhooks() && ws.entry.refuses(ws.Tenant) == nil {
+	switch {
+	case err != nil || ws.entry.refuses(ws.Tenant) != nil:
+	case ws.entry.webhooks():
 		var due time.Time
 		due, err = ws.Webhooks.Sweep(look)
 		if !due.IsZero() && (next.IsZero() || due.Before(next)) {
 			next = due
 		}
+	default:
+		p.unsent(id)
 	}
 	switch {
 	case err != nil && ws.entry.refuses(ws.Tenant) != nil:
@@ -137,6 +142,13 @@ func (p *Pool) lookAt(ctx context.Context, id ident.TenantID, now time.Time) {
 	}
 	if err := ws.entry.settle(ctx, now, next); err != nil {
 		p.Log.Warn("hint not settled", "code", fault.CodeOf(err))
+	}
+}
+
+// unsent is called when a tenant has nothing to be sent any more: what waited for that went with it.
+func (p *Pool) unsent(id ident.TenantID) {
+	if p.Webhooks != nil {
+		p.Webhooks.Forget(id)
 	}
 }
 

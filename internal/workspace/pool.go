@@ -384,7 +384,7 @@ func (p *Pool) open(ctx context.Context, e *entry) {
 			Events:        e.store,
 		}
 		if p.Webhooks != nil {
-			e.ws.Webhooks = p.Webhooks.Service(e.store, t.Account, e)
+			e.ws.Webhooks = p.Webhooks.Service(e.store, e.id, t.Account, e)
 			e.store.Outbox(e.ws.Webhooks.Promise, e.ws.Webhooks.Queued)
 		}
 		if p.Grants != nil {

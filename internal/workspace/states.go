@@ -285,6 +285,9 @@ func (p *Pool) tell(ctx context.Context, ev event.Event) {
 	e := p.entries[id]
 	p.mu.Unlock()
 	if e == nil {
+		if ev.Type == EventErased {
+			p.unsent(id)
+		}
 		return
 	}
 	var data struct {
@@ -298,7 +301,10 @@ func (p *Pool) tell(ctx context.Context, ev event.Event) {
 	case EventSwitching:
 		go p.await(ctx, e)
 	case EventErased:
-		go p.Expel(context.WithoutCancel(ctx), id)
+		go func() {
+			p.Expel(context.WithoutCancel(ctx), id)
+			p.unsent(id) // after whoever was looking at it
+		}()
 	default:
 		if !opened(e) || !p.retain(e) { // what it is opened by may be old already
 			p.refreshBeside(ctx, e)

@@ -9,10 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/event/catalogue"
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/outbound"
 	"claude-memory-backend/internal/project"
+	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/webhook"
 )
 
@@ -100,4 +102,71 @@ func TestWebhooksOweTheMaster(t *testing.T) {
 	open(dispatcher())
 	h.acquire(me).Release()
 	<-came
+}
+
+// TestTheBacklogForgets what is no tenant's any more, or of no webhook.
+func TestTheBacklogForgets(t *testing.T) {
+	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }))
+	t.Cleanup(sink.Close)
+	for name, end := range map[string]func(h *house, me tenant.Tenant, hook ident.WebhookID){
+		"a tenant that is gone when it is looked at": func(h *house, me tenant.Tenant, _ ident.WebhookID) {
+			h.pool.Expel(t.Context(), me.ID)
+			h.town.mu.Lock()
+			delete(h.town.tenants, me.ID)
+			h.town.mu.Unlock()
+			h.pool.lookAt(t.Context(), me.ID, h.pool.Now())
+		},
+		"one of which the master tells": func(h *house, me tenant.Tenant, _ ident.WebhookID) {
+			h.pool.tell(t.Context(), event.Event{Type: EventErased, Subject: string(me.ID)})
+		},
+		"one that is not open, of which the master tells": func(h *house, me tenant.Tenant, _ ident.WebhookID) {
+			h.pool.Expel(t.Context(), me.ID)
+			h.pool.tell(t.Context(), event.Event{Type: EventErased, Subject: string(me.ID)})
+		},
+		"one without webhooks": func(h *house, me tenant.Tenant, hook ident.WebhookID) {
+			ws := h.acquire(me)
+			defer ws.Release()
+			if err := ws.Webhooks.Delete(t.Context(), ident.Actor{Account: me.Account}, hook, nil); err != nil {
+				t.Fatal(err)
+			}
+			h.pool.lookAt(t.Context(), me.ID, h.pool.Now())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			guard := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}})
+			d := webhook.NewDispatcher(webhook.Config{Client: outbound.NewClient(guard, nil), Guard: guard, Inside: true, Sealer: h.keys,
+				Known: catalogue.Known, Node: "a", Sole: true})
+			h.start(func(c *Config) { c.Webhooks = d })
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			t.Cleanup(func() { d.Close(ended) })
+			me := h.newTenant()
+			actor := ident.Actor{Account: me.Account}
+			ws := h.acquire(me)
+			hook, err := ws.Webhooks.Create(t.Context(), actor, webhook.CreateInput{Details: webhook.Details{Name: "w", URL: sink.URL, Events: []string{"project.*"}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ws.Projects.Create(t.Context(), actor, project.CreateInput{Details: project.Details{Name: "p"}}); err != nil {
+				t.Fatal(err)
+			}
+			ws.Release()
+			h.pool.lookAt(t.Context(), me.ID, h.pool.Now())
+			if n := d.Stats().Pending; n != 1 {
+				t.Fatalf("%d are pending", n)
+			}
+			end(h, me, hook.Endpoint.ID)
+			wait := time.NewTicker(time.Millisecond) // the master's news are acted on beside
+			defer wait.Stop()
+			for late := time.Now().Add(10 * time.Second); d.Stats().Pending != 0; <-wait.C {
+				if time.Now().After(late) {
+					t.Fatalf("%d are still pending", d.Stats().Pending)
+				}
+			}
+			if s := d.Stats(); !s.Since.IsZero() {
+				t.Errorf("since %v", s.Since)
+			}
+		})
+	}
 }

@@ -11,13 +11,17 @@ const preface = `# Events
 
 Everything that changes in an account's data is an event in its log. ` + "`GET /api/v1/events`" + ` pulls the log from any place,
 ` + "`GET /api/v1/events/stream`" + ` and the [WebSocket](LIVE.md) follow it. An event has an ` + "`id`" + `, a ` + "`seq`" + ` (its place in the log:
-without gaps, in the order of commits), a ` + "`type`" + `, a ` + "`subject`" + ` (what it is about), an ` + "`actor`" + ` (whose ` + "`id`" + ` is null for the
+without gaps but for a leap where the data was put back to an earlier state, in the order of commits), a ` + "`type`" + `, a ` + "`subject`" + ` (what it is about), an ` + "`actor`" + ` (whose ` + "`id`" + ` is null for the
 server itself), ` + "`created_at`" + ` and ` + "`data`" + `.
 
 - **Data holds identifiers and facts, never text** ([0004](decisions/0004-events-hold-no-text.md)): what was said is read where it
   lies, by whoever may.
 - **Take what you do not know.** Later versions add types of events and members of data; what is described here stays.
-- A filter is a type (` + "`message.created`" + `), all types of one noun (` + "`message.*`" + `), or ` + "`*`" + `.
+- Webhooks take filters, in ` + "`events`" + `; the ways to pull or follow the log take none but ` + "`project_id`" + `. A filter is a type, written as here
+  (` + "`message.created`" + `), or a noun, what stands before the dot, with ` + "`.*`" + ` (` + "`message.*`" + `: all types of that noun, those of later versions
+  too), or ` + "`*`" + `: every type of every noun, so also ` + "`webhook.*`" + ` and ` + "`database.*`" + `. There are no other patterns (no ` + "`*.created`" + `), capitals
+  count, and what matches no type here is refused. An event is sent once if any of the filters lets it through. ` + "`webhook.test`" + `, which the
+  test call sends, is in no log and asks no filter.
 - ` + "`GET /api/v1/events/catalogue`" + ` serves this page as data: each type with the JSON Schema of its data and an example.
 
 This page is written by ` + "`go test ./internal/event/catalogue -update`" + `; a test holds it against the catalogue, and others hold the
