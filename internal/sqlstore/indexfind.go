@@ -107,8 +107,9 @@ func (s *TenantStore) frequencies(ctx context.Context, clauses []words.Clause) (
 	err = read(func(b *Batch) {
 		countAll(b, &f)
 		for i, c := range clauses {
-			b.One([]any{&f.Clauses[i]}, `SELECT count(*) FROM message_words WHERE message_words MATCH ?
-				AND rowid > (SELECT coalesce(max(n), 0) - ? FROM messages)`, clauseText(SQLite, c), countWindow)
+			// From the newest: the other way it would have to come through all that is older.
+			b.One([]any{&f.Clauses[i]}, `SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ?
+				AND rowid > (SELECT coalesce(max(n), 0) - ? FROM messages) ORDER BY rowid DESC)`, clauseText(SQLite, c), countWindow)
 		}
 	})
 	f.Total = f.Messages

@@ -215,6 +215,11 @@ func unlock(o SQLiteOptions, uri string, flags sqlite3.OpenFlag) (*sqliteConn, e
 		return nil, sqliteFault(op, onDisk(err, o.Path), "", "")
 	}
 	c := &sqliteConn{Conn: conn, path: o.Path, statements: map[string]*sqlite3.Stmt{}}
+	// Plans do not depend on what is bound: otherwise FTS5 prepares the statement with which it looks words up each time.
+	if _, err := conn.Config(sqlite3.DBCONFIG_ENABLE_QPSG, true); err != nil {
+		_ = c.close()
+		return nil, sqliteFault(op, onDisk(err, o.Path), "", "")
+	}
 	if o.Key != nil {
 		// By PRAGMA, not in the URI, where other code of the process could read it. The error is replaced, since the
 		// driver's holds the statement.
