@@ -46,12 +46,13 @@ func filesOfTenants(files uint64) uint64 {
 	return files - min(reserve, files/4)
 }
 
-// searchShare is how much of one processor the searches of a tenant may take for long: a twentieth of what there is.
+// searchShare is how much of one processor the searches of a tenant may take for long: a fortieth of what there is
+// (decision 0077).
 func searchShare(s *settings) float64 {
 	if !s.on("RATE_LIMIT") {
 		return 0
 	}
-	return float64(runtime.GOMAXPROCS(0)) / 20
+	return float64(runtime.GOMAXPROCS(0)) / 40
 }
 
 // memory is how much of it this process may use, in bytes: of what the machine has and what control groups allow, the

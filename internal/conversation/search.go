@@ -22,7 +22,11 @@ const (
 	searchLimitMax = 200 // and at most
 	snippetLength  = 200 // runes
 	// candidatesMax documents are read to find the best among; of words that more documents have, the newest count.
-	candidatesMax  = 2_000
+	candidatesMax = 2_000
+	// enoughFound of those are enough when they have the rarest words: of what has none of these no more are read than that
+	// leaves room for, and commonLeast in any case (decision 0076).
+	enoughFound    = 500
+	commonLeast    = 100
 	titlesMax      = 500
 	candidatesText = 8 << 20 // bytes: where messages are long, fewer are read
 	titleWeight    = 1.5     // a title says what a whole conversation is about
@@ -322,7 +326,8 @@ func (s *searcher) loose(ctx context.Context, p searchPlace) (out []found, err e
 	if err != nil {
 		return nil, err
 	}
-	if room -= int64(len(f.Found)); room > 0 && len(left) > 0 {
+	had := int64(len(f.Found))
+	if room = min(room-had, max(commonLeast, enoughFound-had)); room > 0 && len(left) > 0 {
 		q := Question{Messages: []Candidates{round(false)}}
 		if len(left) > 0 {
 			q.Messages = append(q.Messages, round(true))

@@ -235,3 +235,29 @@ func TestSearchAsksThreeTimesAtMost(t *testing.T) {
 		t.Errorf("by time: %d questions, %v", s.trips, err)
 	}
 }
+
+// Of what has none of the rarest words little is read once there is enough of what has, for each page the same.
+func TestSearchReadsLessOfWhatHasOnlyCommonWords(t *testing.T) {
+	for rare, common := range map[int]int{20: enoughFound - 20, enoughFound - 50: commonLeast} {
+		s := &shelf{}
+		for i := range candidatesMax + 100 {
+			if i%2 == 0 && i < 2*rare {
+				s.say("rare")
+			} else {
+				s.say("common")
+			}
+		}
+		in := SearchInput{Text: "rare common", Mode: MatchAny, Limit: 10}
+		for page := range 2 {
+			s.asked = nil
+			hits, next, err := search(t.Context(), s, in)
+			if err != nil || next == "" || hits[0].Snippet != "<mark>rare</mark>" {
+				t.Fatal(hits, next, err)
+			}
+			if len(s.asked) < 2 || s.asked[1].Limit != common || s.asked[1].Match.Any[0][0].Text != "common" {
+				t.Errorf("%d with the rare word, page %d: asked %+v", rare, page, s.asked)
+			}
+			in.Cursor = next
+		}
+	}
+}

@@ -551,7 +551,7 @@ func (s *Service) Search(ctx context.Context, actor ident.Actor, in SearchInput)
 
 // searchBurst is how long the searches of a tenant may take before they are held to their share of a processor. Who
 // searches now and then notices nothing of it; who searches without a pause gets slower, not everybody else.
-const searchBurst = 500 * time.Millisecond
+const searchBurst = 250 * time.Millisecond
 
 // take waits for a turn.
 func take(ctx context.Context, op string, turn chan struct{}) (done func(), err error) {

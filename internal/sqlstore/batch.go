@@ -36,6 +36,7 @@ type statement struct {
 	args  []any // nil, string, int64, float64 or []byte
 	oids  []uint32
 	each  func(s Scanner) error
+	until func() bool // asked after each row; true: no more are wanted. nil: all are
 	count *Affected
 	dest  []any
 	found *Found
@@ -64,6 +65,12 @@ func (b *Batch) Query(each func(s Scanner) error, sql string, args ...any) {
 	b.add(statement{sql: sql, each: each}, args)
 }
 
+// QueryUntil is Query for rows of which enough may come before the last: done is asked after each of them, and when it says
+// true, SQLite does not look for another. PostgreSQL may have sent more, which are not handed over.
+func (b *Batch) QueryUntil(each func(s Scanner) error, done func() bool, sql string, args ...any) {
+	b.add(statement{sql: sql, each: each, until: done}, args)
+}
+
 // One queues a statement whose first row goes to dest; later rows are ignored. Without a row dest stays as it is.
 func (b *Batch) One(dest []any, sql string, args ...any) *Found {
 	s := statement{sql: sql, dest: dest, found: &Found{}}
@@ -89,7 +96,8 @@ func (b *Batch) add(s statement, args []any) {
 func (s *statement) row(r Scanner) (more bool, err error) {
 	switch {
 	case s.each != nil:
-		return true, s.each(r)
+		err := s.each(r)
+		return err == nil && (s.until == nil || !s.until()), err
 	case s.found != nil:
 		s.found.Yes = true
 		return false, r.Scan(s.dest...)

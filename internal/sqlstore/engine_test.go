@@ -14,9 +14,13 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/ncruces/go-sqlite3"
+
+	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/pgtest"
 	"claude-memory-backend/internal/seal"
+	"claude-memory-backend/internal/words"
 )
 
 // fixture is a small line of migrations, the same tables on both engines.
@@ -393,6 +397,57 @@ func TestReadsSeeOneSnapshot(t *testing.T) {
 			t.Fatal(n)
 		}
 	})
+}
+
+func TestReadsWriteNothing(t *testing.T) {
+	both(t, func(t *testing.T, db *DB) {
+		for range 2 { // and leave the connection as it was
+			if err := db.Read(t.Context(), func(b *Batch) { add(b, 1, "a") }); err == nil {
+				t.Error("a read has written")
+			}
+			if n := count(t, db); n != 0 {
+				t.Errorf("%d rows", n)
+			}
+		}
+		if err := db.Write(t.Context(), func(tx *Tx) error { return tx.Commit(func(b *Batch) { add(b, 1, "a") }) }); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRowsThatNobodyWantsAreNotHandedOver(t *testing.T) {
+	both(t, func(t *testing.T, db *DB) {
+		got := 0
+		if err := db.Read(t.Context(), func(b *Batch) {
+			b.QueryUntil(func(Scanner) error { got++; return nil }, func() bool { return got == 3 },
+				`WITH RECURSIVE up (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM up WHERE n < 10) SELECT n FROM up`)
+		}); err != nil || got != 3 {
+			t.Error(got, err)
+		}
+	})
+}
+
+// A tenant that one person uses is read with its writing connection. What that has prepared stays so.
+func TestReadsAndWritesInTurnsPrepareOnce(t *testing.T) {
+	db := tenantFiles(t)(t)
+	s := NewTenantStore(db, nil)
+	fill(t, db, 20)
+	for range 3 {
+		if _, err := s.Ask(t.Context(), conversation.Question{Count: true,
+			Clauses: []words.Clause{{{Text: word(1), Stem: word(1)}}, {{Text: word(2), Stem: word(2)}}}}); err != nil {
+			t.Fatal(err)
+		}
+		put(t, db, func(b *Batch) { indexMessage(b, SQLite, "m1", "another text") })
+	}
+	e := db.on.Load().engine.(*sqliteEngine)
+	for sql, s := range e.write.statements {
+		if n := s.Status(sqlite3.STMTSTATUS_REPREPARE, false); n > 0 {
+			t.Errorf("prepared %d times more: %s", n, sql)
+		}
+	}
+	if len(e.idle) > 0 || len(e.write.statements) < 4 {
+		t.Errorf("%d other connections, %d statements", len(e.idle), len(e.write.statements))
+	}
 }
 
 func TestViolationsAreNamedOnBothEngines(t *testing.T) {

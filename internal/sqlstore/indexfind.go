@@ -107,8 +107,9 @@ func (s *TenantStore) frequencies(ctx context.Context, clauses []words.Clause) (
 	err = read(func(b *Batch) {
 		countAll(b, &f)
 		for i, c := range clauses {
-			b.One([]any{&f.Clauses[i]}, `SELECT count(*) FROM message_words WHERE message_words MATCH ?
-				AND rowid > (SELECT coalesce(max(n), 0) - ? FROM messages)`, clauseText(SQLite, c), countWindow)
+			// From the newest: the other way it would have to come through all that is older.
+			b.One([]any{&f.Clauses[i]}, `SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ?
+				AND rowid > (SELECT coalesce(max(n), 0) - ? FROM messages) ORDER BY rowid DESC)`, clauseText(SQLite, c), countWindow)
 		}
 	})
 	f.Total = f.Messages
@@ -337,35 +338,27 @@ func (f *finding) ended() []conversation.Doc {
 	return f.docs
 }
 
-// stream finds newest first on SQLite: FTS5 delivers in this order, and the join stops it when there are enough. It
-// reads in portions, since the text of a thousand messages may be a lot or very little. moved is true when the database
-// is on another engine now.
+// stream finds newest first on SQLite: FTS5 delivers in this order, and who has enough stops it. moved is true when the
+// database is on another engine now.
 func (f *finding) stream(ctx context.Context, db *DB) (moved bool, err error) {
+	if f.done {
+		return false, nil
+	}
 	var filters []any
 	where := f.filters(f.Candidates, func(v any) string { filters = append(filters, v); return "?" })
-	sql := f.rows + ` FROM (SELECT rowid AS n FROM ` + f.name + ` WHERE ` + f.name + ` MATCH ? AND rowid < ?
-		ORDER BY rowid DESC LIMIT ?) x` + f.lite + where + ` LIMIT ?`
-	for portion := 128; !f.done && f.room() > 0; {
-		portion = min(portion, f.room())
-		hits := portion
-		if where != "" {
-			hits = scanMax
-		}
-		before := len(f.docs)
-		err := db.Read(ctx, func(b *Batch) {
-			if moved = b.Dialect() != SQLite; !moved {
-				args := append([]any{expression(SQLite, f.Match, f.role), f.Before, hits}, filters...)
-				b.Query(f.read, sql, append(args, portion)...)
-			}
-		})
-		if err != nil || moved || len(f.docs)-before < portion {
-			return moved, err
-		}
-		f.Before = f.docs[len(f.docs)-1].N
-		usual := f.size/int64(len(f.docs)) + 1
-		portion = int(max(16, min(1000, (f.Text-f.size)/usual)))
+	hits := f.Limit
+	if where != "" {
+		hits = scanMax
 	}
-	return false, nil
+	args := append([]any{expression(SQLite, f.Match, f.role), f.Before, hits}, filters...)
+	err = db.Read(ctx, func(b *Batch) {
+		if moved = b.Dialect() != SQLite; !moved {
+			b.QueryUntil(f.read, func() bool { return f.room() <= 0 },
+				f.rows+` FROM (SELECT rowid AS n FROM `+f.name+` WHERE `+f.name+` MATCH ? AND rowid < ?
+				ORDER BY rowid DESC LIMIT ?) x`+f.lite+where, args...)
+		}
+	})
+	return moved, err
 }
 
 // The ways on from the newest rows.

@@ -142,6 +142,9 @@ type sqliteConn struct {
 	spare      bool // it holds a place in Spare
 	path       string
 	statements map[string]*sqlite3.Stmt
+	// lent is set while a writing connection reads: statements that write are refused. PRAGMA query_only would refuse them
+	// as well, but whenever it changes, SQLite prepares every statement of the connection once more.
+	lent bool
 }
 
 func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
@@ -212,6 +215,11 @@ func unlock(o SQLiteOptions, uri string, flags sqlite3.OpenFlag) (*sqliteConn, e
 		return nil, sqliteFault(op, onDisk(err, o.Path), "", "")
 	}
 	c := &sqliteConn{Conn: conn, path: o.Path, statements: map[string]*sqlite3.Stmt{}}
+	// Plans do not depend on what is bound: otherwise FTS5 prepares the statement with which it looks words up each time.
+	if _, err := conn.Config(sqlite3.DBCONFIG_ENABLE_QPSG, true); err != nil {
+		_ = c.close()
+		return nil, sqliteFault(op, onDisk(err, o.Path), "", "")
+	}
 	if o.Key != nil {
 		// By PRAGMA, not in the URI, where other code of the process could read it. The error is replaced, since the
 		// driver's holds the statement.
@@ -355,6 +363,9 @@ func (c *sqliteConn) one(st *statement) (err error) {
 	s, err := c.prepared(st.sql)
 	if err != nil {
 		return err
+	}
+	if c.lent && !s.ReadOnly() && !strings.HasPrefix(st.sql, "EXPLAIN ") {
+		return fault.New(fault.Internal, "sqlstore", "", "a read would have written")
 	}
 	if n := s.BindCount(); n != len(st.args) {
 		return fault.New(fault.Internal, "sqlstore", "", "a statement has "+strconv.Itoa(n)+" places for "+
@@ -533,9 +544,7 @@ func (e *sqliteEngine) borrow(ctx context.Context) (c *sqliteConn, back func(fin
 				return nil, nil, err
 			}
 		}
-		if c, back = e.lend(); c == nil {
-			return nil, nil, unavailable("sqlstore.Read", "busy", "the database has no connection to read with", nil)
-		}
+		c, back = e.lend()
 		return c, back, nil
 	}
 	return c, func(fine bool) {
@@ -566,18 +575,14 @@ func (e *sqliteEngine) borrowWriter() (c *sqliteConn, back func(fine bool)) {
 	return e.lend()
 }
 
-// lend hands the writing connection to a reader. The caller is the writer; whether it gets a connection or not, it is
-// the writer no longer.
+// lend hands the writing connection to a reader. The caller is the writer, until back is called.
 func (e *sqliteEngine) lend() (c *sqliteConn, back func(fine bool)) {
-	if err := e.write.Exec("PRAGMA query_only = ON"); err != nil {
-		_ = e.write.close() // kept, it would refuse every reader; whoever needs one opens another
-		e.write = nil
-		<-e.writer
-		return nil, nil // a reader will say what is wrong
-	}
-	return e.write, func(fine bool) {
-		if err := e.write.Exec("PRAGMA query_only = OFF"); err != nil || !fine {
-			_ = e.write.close()
+	c = e.write
+	c.lent = true
+	return c, func(fine bool) {
+		c.lent = false
+		if !fine {
+			_ = c.close()
 			e.write = nil
 		}
 		<-e.writer

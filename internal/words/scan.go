@@ -30,10 +30,36 @@ type scanner struct {
 
 func newScanner(text string) *scanner { return &scanner{text: text} }
 
+// asciiLetters are the bytes below 0x80 that belong to words: letters and digits.
+var asciiLetters = func() (is [utf8.RuneSelf]bool) {
+	for c := range is {
+		is[c] = 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+	}
+	return is
+}()
+
 // next moves to the next word.
 func (s *scanner) next() bool {
 	i := s.end
 	for i < len(s.text) {
+		if c := s.text[i]; c < utf8.RuneSelf {
+			if !asciiLetters[c] {
+				i++
+				continue
+			}
+			// Most words end where their ASCII letters do.
+			end := i + 1
+			for end < len(s.text) && s.text[end] < utf8.RuneSelf && asciiLetters[s.text[end]] {
+				end++
+			}
+			s.start = i
+			if end == len(s.text) || s.text[end] < utf8.RuneSelf && s.text[end] != '\'' {
+				s.end, s.ascii, s.single, s.elided = end, true, false, false
+			} else {
+				s.run(letter, end)
+			}
+			return true
+		}
 		k, size := kindAt(s.text, i)
 		if k == letter || k == single {
 			s.start = i
@@ -107,7 +133,7 @@ func kindAt(text string, i int) (kind, int) {
 	}
 	if c := text[i]; c < utf8.RuneSelf {
 		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case asciiLetters[c]:
 			return letter, 1
 		case c == '\'':
 			return quote, 1

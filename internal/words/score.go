@@ -26,6 +26,9 @@ type Scorer struct {
 	known   map[string]int // spelling as in a text -> place in hits; 0: nothing matches
 	hits    [][]hit
 	tallies []tally
+	// first are the bytes that ASCII words begin with that can match: of both cases. A stem begins like its word. Others
+	// need not be looked up, and most words are such others.
+	first [utf8.RuneSelf]bool
 }
 
 // hit says that a word is the place-th term of a clause.
@@ -44,7 +47,7 @@ type tally struct {
 
 // NewScorer takes how many of all documents match each clause.
 func NewScorer(clauses []Clause, counts []int64, total int64) *Scorer {
-	s := &Scorer{clauses: clauses, weights: make([]float64, len(clauses)), known: map[string]int{}, hits: make([][]hit, 1),
+	s := &Scorer{clauses: clauses, weights: make([]float64, len(clauses)), known: make(map[string]int, 512), hits: make([][]hit, 1),
 		tallies: make([]tally, len(clauses))}
 	for i, c := range clauses {
 		n := 0.0
@@ -53,8 +56,22 @@ func NewScorer(clauses []Clause, counts []int64, total int64) *Scorer {
 		}
 		s.weights[i] = math.Log(1 + (float64(max(total, 1))-n+0.5)/(n+0.5))
 		s.tallies[i].ends = make([]int, len(c))
+		for _, t := range c {
+			s.begin(t.Text)
+			s.begin(t.Stem)
+		}
 	}
 	return s
+}
+
+// begin notes how a term begins.
+func (s *Scorer) begin(term string) {
+	if term != "" && term[0] < utf8.RuneSelf {
+		s.first[term[0]] = true
+		if c := term[0]; 'a' <= c && c <= 'z' {
+			s.first[c-'a'+'A'] = true
+		}
+	}
 }
 
 // Score ranks one text: higher is better, 0 when nothing matches.
@@ -122,6 +139,9 @@ func (s *Scorer) meet(id, place int, found func(clause, length int)) {
 // lookup finds what the current word matches. Spellings repeat, so it rarely has to fold anything.
 func (s *Scorer) lookup(w *scanner) int {
 	raw := w.text[w.start:w.end]
+	if w.ascii && !s.first[raw[0]] {
+		return 0
+	}
 	id, ok := s.known[raw]
 	if !ok {
 		if hits := s.match(string(w.word())); hits != nil {
@@ -132,6 +152,10 @@ func (s *Scorer) lookup(w *scanner) int {
 	}
 	return id
 }
+
+// kept is what every Latin word with a stem begins with: all but two letters of the stem (able, ability: abl), and at
+// least one (die, dying).
+func kept(stem string) string { return stem[:max(1, len(stem)-2)] }
 
 // match compares a folded word with all terms, in the same way as the index does.
 func (s *Scorer) match(word string) (hits []hit) {
@@ -144,8 +168,8 @@ func (s *Scorer) match(word string) (hits []hit) {
 				grade = 1
 			case t.Prefix && strings.HasPrefix(word, t.Text):
 				grade = formGrade
-			// Latin words keep their first letter in every form. Stemming is most of the cost of a spelling.
-			case t.Stem != "" && (word[0] == t.Stem[0] || word[0] >= utf8.RuneSelf):
+			// Stemming is most of the cost of a spelling.
+			case t.Stem != "" && (word[0] >= utf8.RuneSelf || strings.HasPrefix(word, kept(t.Stem))):
 				if stem == "" {
 					stem = Stem(word)
 				}
