@@ -120,7 +120,11 @@ func (s *Server) specJSON(*exchange, *probe) (*written, error) {
 }
 
 func (s *Server) specYAML(*exchange, *probe) (*written, error) {
-	return s.specAnswer("application/openapi+yaml", s.spec.yaml), nil
+	text, err := s.spec.yaml()
+	if err != nil {
+		return nil, err
+	}
+	return s.specAnswer("application/openapi+yaml", text), nil
 }
 
 func (s *Server) specAnswer(kind string, text []byte) *written {

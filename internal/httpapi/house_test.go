@@ -224,18 +224,26 @@ func (h *house) work() {
 	h.t.Cleanup(func() { cancel(); <-ended })
 }
 
+// routerOf checks the server's document and makes the router that answers are held against. Hundreds of houses have a few
+// documents between them, and to check one takes longer than all that most houses are asked: it is done once for each.
 func routerOf(t testing.TB, s *Server) routers.Router {
 	t.Helper()
-	doc, err := openapi3.NewLoader().LoadFromData(s.spec.json)
-	if err != nil {
-		t.Fatal(err)
-	}
-	router, err := legacy.NewRouter(doc)
+	made, _ := checkedRouters.LoadOrStore(string(s.spec.json), sync.OnceValues(func() (routers.Router, error) {
+		doc, err := openapi3.NewLoader().LoadFromData(s.spec.json)
+		if err != nil {
+			return nil, err
+		}
+		return legacy.NewRouter(doc)
+	}))
+	router, err := made.(func() (routers.Router, error))()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return router
 }
+
+// checkedRouters are those of routerOf, by the text of their documents. A router is only read, by any number of tests.
+var checkedRouters sync.Map
 
 // call is one request of a scenario.
 type call struct {

@@ -1,20 +1,26 @@
 package httpapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/yaml"
 
 	"claude-memory-backend/internal/fault"
 )
 
 // document is the OpenAPI description as it is served.
-type document struct{ json, yaml []byte }
+type document struct {
+	json []byte
+	yaml func() ([]byte, error) // made of json when somebody first asks, which at most servers nobody does
+}
 
 // description is huma's configuration: formats, names, and what the document says about the whole.
 func (s *Server) description() huma.Config {
@@ -94,11 +100,11 @@ func (s *Server) describe() (document, error) {
 	if err != nil {
 		return document{}, fault.Wrap("httpapi.describe", err)
 	}
-	text, err := api.YAML()
-	if err != nil {
-		return document{}, fault.Wrap("httpapi.describe", err)
-	}
-	return document{json: raw, yaml: text}, nil
+	return document{json: raw, yaml: sync.OnceValues(func() ([]byte, error) {
+		var text bytes.Buffer
+		err := yaml.Convert(&text, bytes.NewReader(raw))
+		return text.Bytes(), fault.Wrap("httpapi.describe", err)
+	})}, nil
 }
 
 func problemResponse(status int, schema *huma.Schema) *huma.Response {
