@@ -851,7 +851,7 @@ func TestASwitchKeepsWhatWasEditedMeanwhile(t *testing.T) {
 			want[id] = edited
 		}
 		ch := told("database.activated")
-		if switched := settle[bool](t)(s.SwitchDatabase(t.Context(), a.Tenant, j.ID, from, to, tenant.Facts{SchemaVersion: 7, SizeBytes: 4096}, ch)); !switched {
+		if switched := settle[bool](t)(s.SwitchDatabase(t.Context(), a.Tenant, j.ID, from, to, tenant.Facts{SchemaVersion: 7, SizeBytes: 4096}, nil, ch)); !switched {
 			t.Fatal("not switched")
 		}
 		was, is := want[from], want[to]
