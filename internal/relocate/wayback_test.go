@@ -185,9 +185,9 @@ func TestAWayBackThatIsKilled(t *testing.T) {
 			a.quiet()
 			id := a.activate(a.original)
 			before := "nothing"
-			steps := []string{stepMade, stepVerified, stepFenced, stepAnnounced, stepTaken}
-			if from != tenant.SQLite {
-				steps = []string{stepFenced, stepTaken} // the others are the same everywhere, and schemas take longer than files
+			steps := []string{stepFenced, stepTaken}
+			if from == tenant.SQLite {
+				steps = []string{stepMade, stepVerified, stepAnnounced, stepTaken} // files are made sooner than schemas
 			}
 			for _, step := range steps {
 				reached := false
@@ -246,39 +246,7 @@ func TestAWayBackThatIsKilled(t *testing.T) {
 				t.Error(err)
 			}
 			a.w.check2(t)
-			a.moveTo(a.actor, a.id, a.place(a.actor, a.id, to)) // and away again, to what is kept there by now
 		})
-	}
-}
-
-// TestAWayBackThatIsCancelled: a wish to cancel is heard at every step before the switch, and leaves the original.
-func TestAWayBackThatIsCancelled(t *testing.T) {
-	h := newHouse(t)
-	a := h.leaveFor(tenant.SQLite, tenant.Postgres)
-	a.quiet()
-	for _, step := range []string{stepMade, stepCopied, stepVerified, stepFenced, stepTaken} {
-		id := a.activate(a.original)
-		j := a.attempt(id, func(s string) {
-			if s == step {
-				if _, err := a.svc.CancelJob(t.Context(), a.actor, id); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-		if j.State != job.Cancelled {
-			t.Fatalf("cancelled when %s: %+v, %+v", step, j, j.Failure)
-		}
-		a.kept("cancelled when " + step)
-		if left := a.beside(); len(left) > 0 {
-			t.Errorf("cancelled when %s: left %v", step, left)
-		}
-	}
-	if err := a.w.say(t.Context(), 4, false); err != nil {
-		t.Error(err)
-	}
-	d, err := a.svc.Release(t.Context(), a.actor, a.id, a.original)
-	if err != nil || d.State != tenant.Empty {
-		t.Errorf("%+v, %v", d, err)
 	}
 }
 
@@ -294,11 +262,9 @@ func TestAWayBackToAServerThatFails(t *testing.T) {
 	schema := "claude_memory_" + strings.TrimPrefix(string(a.original), a.original.Prefix())
 	fails := func(code string, watch func(step string)) {
 		t.Helper()
-		j := a.attempt(a.activate(a.original), watch)
-		if j.State != job.Failed || code != "" && j.Failure.Code != code {
+		if j := a.attempt(a.activate(a.original), watch); j.State != job.Failed || code != "" && j.Failure.Code != code {
 			t.Fatalf("wanted %s: %+v, %+v", code, j, j.Failure)
 		}
-		a.kept(code)
 		if err := a.w.say(t.Context(), 4, false); err != nil {
 			t.Errorf("%s: it cannot be written: %v", code, err)
 		}
@@ -311,6 +277,7 @@ func TestAWayBackToAServerThatFails(t *testing.T) {
 		fails("schema_exists", nil)
 		run(t, owner, `DROP TABLE `+schema+suffix+`.precious`, `DROP SCHEMA `+schema+suffix) // it was still there
 	}
+	a.kept("refused")
 	// The disk is full, as PostgreSQL would say it.
 	fails("storage_full", func(step string) {
 		if step == stepMade {
@@ -319,49 +286,27 @@ func TestAWayBackToAServerThatFails(t *testing.T) {
 				`CREATE TRIGGER full_disk BEFORE INSERT ON `+schema+`_next.messages EXECUTE FUNCTION `+schema+`_next.full()`)
 		}
 	})
+	a.kept("full")
 	if left := a.beside(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
-	for _, step := range []string{stepCopied, stepTaken} {
-		id := a.activate(a.original)
-		j := a.attempt(id, func(s string) {
-			if s == step {
+	before := ""
+	for _, gone := range []string{stepCopied, stepTaken} {
+		fails("", func(step string) {
+			switch {
+			case step == stepMade && before != "": // what the one before left is settled by now
+				a.kept("gone when " + before)
+			case step == gone:
 				link.Cut()
 			}
 		})
-		if j.State != job.Failed {
-			t.Fatalf("gone when %s: %+v, %+v", step, j, j.Failure)
-		}
-		if left := a.beside(); len(left) == 0 {
-			t.Errorf("gone when %s: nothing could be left, and nothing was taken away", step)
-		}
-		if err := a.w.say(t.Context(), 4, false); err != nil {
-			t.Errorf("gone when %s: it cannot be written: %v", step, err)
+		if len(a.beside()) == 0 {
+			t.Errorf("gone when %s: nothing is left, and nothing could be taken away", gone)
 		}
 		link.Restore()
-		settled := false
-		if j := a.attempt(a.activate(a.original), func(s string) {
-			if s == stepMade {
-				a.kept("gone when " + step)
-				settled = true
-				if _, err := a.svc.CancelJob(t.Context(), a.actor, a.jobNow()); err != nil {
-					t.Error(err)
-				}
-			}
-		}); j.State != job.Cancelled || !settled {
-			t.Fatalf("%+v, %+v", j, j.Failure)
-		}
+		before = gone
 	}
-	// Gone in the middle of the exchange, and released next: what stays is the original.
-	id := a.activate(a.original)
-	if j := a.attempt(id, func(s string) {
-		if s == stepTaken {
-			link.Cut()
-		}
-	}); j.State != job.Failed {
-		t.Fatalf("%+v, %+v", j, j.Failure)
-	}
-	link.Restore()
+	// The last time it went in the middle of the exchange. What is released now is the original.
 	if d, err := a.svc.Release(t.Context(), a.actor, a.id, a.original); err != nil || d.State != tenant.Released {
 		t.Fatalf("%+v, %v", d, err)
 	}
@@ -393,23 +338,30 @@ func TestAWayBackToAServerThatFails(t *testing.T) {
 	}
 }
 
-// jobNow is the job that works on the tenant.
-func (a *away) jobNow() ident.JobID {
-	a.t.Helper()
-	t, err := a.store.FindTenant(a.t.Context(), a.id)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return t.Job
-}
-
-// TestWhatHappensBesideAMove: while a tenant moves, nothing else works on the whole of it; what the operator decides holds,
-// and a backup has it.
+// TestWhatHappensBesideAMove: a wish to cancel is heard until the switch, and leaves the original. While a tenant moves,
+// nothing else works on the whole of it; what the operator decides holds, and a backup has it.
 func TestWhatHappensBesideAMove(t *testing.T) {
 	h := newHouse(t)
 	a := h.leaveFor(tenant.SQLite, tenant.Postgres)
 	a.quiet()
 	other := a.place(a.actor, a.id, tenant.External)
+	for _, step := range []string{stepVerified, stepTaken} {
+		id := a.activate(a.original)
+		j := a.attempt(id, func(s string) {
+			if s == step {
+				if _, err := a.svc.CancelJob(t.Context(), a.actor, id); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		if j.State != job.Cancelled {
+			t.Fatalf("cancelled when %s: %+v, %+v", step, j, j.Failure)
+		}
+		a.kept("cancelled when " + step)
+		if left := a.beside(); len(left) > 0 {
+			t.Errorf("cancelled when %s: left %v", step, left)
+		}
+	}
 	id := a.activate(a.original)
 	r := h.repository()
 	busy := func(what string, err error) {
