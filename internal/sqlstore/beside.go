@@ -128,18 +128,28 @@ func (h *PostgresHost) drop(tx *Tx, name, schema string) error {
 }
 
 // rename runs ddl that renames schemas of the role name. Whoever renames must own the schema and may make schemas in the
-// database: the operator's login may the second, and is the first while it inherits from that role, which from version 16
-// on it does not: there it does so inside this transaction.
+// database: the operator's login may the second. It is the first while it inherits from that role, which it need not do
+// otherwise, and does inside this transaction, where nobody else sees it.
 func (h *PostgresHost) rename(tx *Tx, name, ddl string) error {
 	var me string
-	var super bool
+	var super, inherit bool
 	if err := tx.Run(func(b *Batch) {
-		b.One([]any{&me, &super}, `SELECT rolname, rolsuper FROM pg_roles WHERE rolname = current_user`)
+		b.One([]any{&me, &super, &inherit}, `SELECT rolname, rolsuper, rolinherit FROM pg_roles WHERE rolname = current_user`)
 	}); err != nil {
 		return err
 	}
-	if !super && h.version >= 160000 {
-		ddl = `GRANT ` + quoted(name) + ` TO "` + strings.ReplaceAll(me, `"`, `""`) + `" WITH INHERIT TRUE, SET TRUE;` + ddl + h.grant(name, me)
+	login := `"` + strings.ReplaceAll(me, `"`, `""`) + `"`
+	switch {
+	case super:
+	case h.version >= 160000: // since then each grant says so for itself
+		ddl = `GRANT ` + quoted(name) + ` TO ` + login + ` WITH INHERIT TRUE, SET TRUE;` + ddl + h.grant(name, me)
+	case !inherit:
+		if err := tx.Run(func(b *Batch) { // two that alter a role at once are an error of the server's
+			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(me))
+		}); err != nil {
+			return err
+		}
+		ddl = `ALTER ROLE ` + login + ` INHERIT;` + ddl + `ALTER ROLE ` + login + ` NOINHERIT;`
 	}
 	return tx.script(ddl)
 }
