@@ -233,7 +233,7 @@ func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.
 		return sqlstore.Report{}, err
 	}
 	if d.Placement.Kind != tenant.External {
-		return s.look(ctx, d), nil
+		return s.look(ctx, d)
 	}
 	if d.State == tenant.Released {
 		return sqlstore.Report{}, fault.New(fault.Conflict, op, "database_released",
@@ -291,11 +291,22 @@ func sizeNow(ctx context.Context, db *sqlstore.DB) int64 {
 }
 
 // look reports on a hosted database, which is the operator's to keep well.
-func (s *Service) look(ctx context.Context, d tenant.Database) sqlstore.Report {
+func (s *Service) look(ctx context.Context, d tenant.Database) (sqlstore.Report, error) {
 	r := sqlstore.Report{Schema: sqlstore.SchemaNone, Encoding: "UTF8"}
 	if d.State == tenant.Empty {
 		r.OK, r.Reachable = true, true
-		return r
+		return r, nil
+	}
+	if d.State != tenant.InUse {
+		// While a job works on the tenant, names of copies may be exchanged.
+		t, err := s.Store.FindTenant(ctx, d.Tenant)
+		if err == nil && t.Job != "" {
+			err = fault.New(fault.Conflict, "relocate.TestDatabase", "tenant_busy",
+				"another job works on this account's data: wait for its end, or cancel it")
+		}
+		if err != nil {
+			return r, fault.Wrap("relocate.TestDatabase", err)
+		}
 	}
 	began, facts := s.Now(), d.Facts
 	db, err := s.Places.Open(ctx, d.Placement)
@@ -318,7 +329,7 @@ func (s *Service) look(ctx context.Context, d tenant.Database) sqlstore.Report {
 		r.OK, r.Reachable, r.Schema = true, true, sqlstore.SchemaOurs
 	}
 	s.noteFacts(ctx, d, facts)
-	return r
+	return r, nil
 }
 
 // EditDatabase lets change alter a configuration. With ifVersion it is Stale unless that is the current version. The
@@ -596,7 +607,9 @@ func (s *Service) release(ctx context.Context, run *job.Run) (any, error) {
 	case d.State == tenant.Filling:
 		err = s.Places.Destroy(sqlstore.Patient(within), d.Placement)
 	case d.State == tenant.Original:
-		err = s.letGo(within, d)
+		if err = s.settle(sqlstore.Patient(within), d); err == nil {
+			err = s.letGo(within, d)
+		}
 	}
 	if err != nil {
 		return nil, fault.Wrap(op, err)

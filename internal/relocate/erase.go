@@ -283,6 +283,9 @@ func (s *Service) destroyAll(ctx context.Context, run *job.Run, t tenant.Tenant,
 				store.Method, store.Outcome, err = "not reachable ("+fault.CodeOf(err)+"): drop the schema yourself", outcomeLeft, nil
 			}
 		}
+		if err == nil {
+			err = s.Store.ForgetFacts(ctx, sqlstore.TakingOver(d.ID()))
+		}
 		if err != nil {
 			return err
 		}
@@ -441,6 +444,13 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	copied := func(d tenant.Database) bool { return d.State == tenant.Original || d.State == tenant.Filling }
 	if err := s.destroyAll(ctx, run, t, &r, copied); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
+	}
+	// So is an original whose place the present database took, where it could not be removed then.
+	if err := s.Places.Shed(sqlstore.Patient(ctx), ws.Tenant.Placement); err != nil && ws.Tenant.Placement.Kind != tenant.External {
+		return nil, errors.Join(job.ErrAgain, err)
+	} else if err != nil {
+		r.add(ErasedStore{Store: KindName(tenant.External), Name: string(ws.Tenant.Placement.Database) + ", the original before it",
+			Method: "not removed (" + fault.CodeOf(err) + "): drop the schema yourself", Outcome: outcomeLeft})
 	}
 	list, err := s.Store.ListDatabases(ctx, t.ID)
 	if err != nil {

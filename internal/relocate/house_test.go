@@ -37,6 +37,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m, toxic.Remains()) }
 type house struct {
 	t         *testing.T
 	dir       string
+	master    *sqlstore.DB
+	servers   []string // addresses of the PostgreSQL servers: the operator's two, and the user's
 	store     *sqlstore.MasterStore
 	news      workspace.News   // nil: tenants' logs hold nothing but what is written in them
 	grants    workspace.Grants // nil: nobody is a member of anything
@@ -77,9 +79,10 @@ func newHouse(t *testing.T) *house {
 	if _, err := sqlstore.Migrate(ctx, master, sqlstore.Master); err != nil {
 		t.Fatal(err)
 	}
-	h.store = sqlstore.NewMasterStore(master, nil)
-	for _, name := range []string{"one", "two"} {
-		host, err := sqlstore.NewLazyHost(seal.Secret(pgtest.URL(t)), sqlstore.PostgresHostOptions{MaxConns: 12,
+	h.master, h.store = master, sqlstore.NewMasterStore(master, nil)
+	h.servers = []string{pgtest.URL(t), pgtest.URL(t), pgtest.URL(t)}
+	for i, name := range []string{"one", "two"} {
+		host, err := sqlstore.NewLazyHost(seal.Secret(h.servers[i]), sqlstore.PostgresHostOptions{MaxConns: 12,
 			RuntimePassword: seal.Secret(ident.New[ident.SessionID]())})
 		if err != nil {
 			t.Fatal(err)
@@ -87,7 +90,7 @@ func newHouse(t *testing.T) *house {
 		t.Cleanup(host.Close)
 		h.hosts[name] = host
 	}
-	h.own, h.password = addressOf(t, pgtest.URL(t))
+	h.own, h.password = addressOf(t, h.servers[2])
 	dialer := outbound.NewDialer(outbound.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
 	h.externals = sqlstore.NewExternals(sqlstore.ExternalOptions{Dial: dialer.DialContext, PlainAllowed: dialer.Allowed, Judge: dialer.Judge, PerTenant: 6})
 	t.Cleanup(h.externals.Close)

@@ -87,13 +87,13 @@ func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
 		return m.finish(ctx)
 	}
 	if run.Again() {
-		m.touched = true
+		m.touched, m.begun = true, true
 		undo, cancel := settling(ctx)
 		defer cancel()
 		if err := m.undo(undo); err != nil {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
-		m.touched = false
+		m.touched, m.begun = false, false
 	}
 	if err := m.do(ctx); err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, job.ErrStopping) {
@@ -101,7 +101,10 @@ func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
 		}
 		undo, cancel := settling(ctx)
 		defer cancel()
-		uerr := m.undo(undo)
+		uerr := run.Held(undo)
+		if uerr == nil {
+			uerr = m.undo(undo)
+		}
 		if errors.Is(uerr, errSwitched) {
 			m.arrived(undo)
 			return m.finish(ctx)
@@ -126,12 +129,14 @@ type mover struct {
 	tenant tenant.Tenant
 	target tenant.Database
 	report MoveReport
-	back   bool // to an earlier state: what its log tells after the switch is not what it told before
-	saved  any  // what the job saves in place of the report, when moving is only a part of it
+	kept   *tenant.Database // the original beside which the target is made, until it takes that one's place
+	back   bool             // to an earlier state: what its log tells after the switch is not what it told before
+	saved  any              // what the job saves in place of the report, when moving is only a part of it
 
 	lease    *workspace.Workspace
 	from, to *sqlstore.DB
 	touched  bool  // something may have been done to the source that must be undone there
+	begun    bool  // something may have been done at the target
 	at       int64 // how far the changes of the source were followed
 	done     int64
 	total    int64
@@ -158,15 +163,21 @@ func (m *mover) do(ctx context.Context) (err error) {
 	if err := m.prepare(ctx); err != nil {
 		return err
 	}
-	if m.to, err = m.Places.Open(ctx, m.target.Placement); err != nil {
+	if m.kept != nil {
+		m.to, err = m.Places.OpenBeside(ctx, m.target.Placement)
+	} else {
+		m.to, err = m.Places.Open(ctx, m.target.Placement)
+	}
+	if err != nil {
 		return err
 	}
 	handedOver := false
 	defer func() {
-		if !handedOver {
+		if !handedOver && m.to != nil {
 			_ = m.to.Close()
 		}
 	}()
+	m.reached(stepMade)
 	m.touched = true
 	if err := sqlstore.StartCapture(ctx, m.from); err != nil {
 		return err
@@ -174,12 +185,14 @@ func (m *mover) do(ctx context.Context) (err error) {
 	if err := m.copyAll(ctx); err != nil {
 		return err
 	}
+	m.reached(stepCopied)
 	if err := m.catchUp(ctx); err != nil {
 		return err
 	}
 	if err := m.verify(ctx); err != nil {
 		return err
 	}
+	m.reached(stepVerified)
 	if err := m.catchUp(ctx); err != nil {
 		return err
 	}
@@ -223,7 +236,25 @@ func (m *mover) prove(ctx context.Context) error {
 	return err
 }
 
-// prepare makes the target: an empty database, in place of whatever copy of this tenant was there.
+// Steps of a move, as tests hear of them.
+const (
+	stepMade      = "made"      // the target is there, and empty
+	stepCopied    = "copied"    // one state of the source is in it
+	stepVerified  = "verified"  // and was found to be the same
+	stepFenced    = "fenced"    // nobody writes to the source any more
+	stepAnnounced = "announced" // of a way back: the target may take the original's place
+	stepTaken     = "taken"     // it has
+	stepSwitched  = "switched"  // the tenant lives at the target
+)
+
+// reached tells a test how far a move has come.
+func (m *mover) reached(step string) {
+	if m.watch != nil {
+		m.watch(step)
+	}
+}
+
+// prepare makes the target: an empty database, beside an original that is kept there, or in place of half a copy.
 func (m *mover) prepare(ctx context.Context) error {
 	d, err := m.Store.FindDatabase(ctx, m.tenant.ID, m.in.To)
 	if err != nil {
@@ -232,24 +263,22 @@ func (m *mover) prepare(ctx context.Context) error {
 	m.report.From, m.report.To = m.tenant.Placement.Database, d.ID()
 	m.report.FromKind, m.report.ToKind = KindName(m.tenant.Placement.Kind), KindName(d.Placement.Kind)
 	if d.Placement.Kind == tenant.External {
-		password, err := m.Places.Password(d.Placement)
-		if err != nil {
+		if err := m.probe(ctx, d); err != nil {
 			return err
-		}
-		r, err := m.Probe.Probe(ctx, d.ID(), d.Placement.Address, password)
-		if err != nil {
-			return err
-		}
-		for _, p := range r.Problems {
-			if p.Level == sqlstore.ProblemError {
-				facts := d.Facts
-				facts.Problem = p.Code
-				m.noteFacts(ctx, d, facts)
-				return fault.New(fault.Conflict, "relocate.Move", p.Code, p.Message)
-			}
 		}
 	}
-	if d.State == tenant.Original || d.State == tenant.Filling {
+	m.begun = true
+	if d.State == tenant.Original {
+		if err := m.settle(ctx, d); err != nil {
+			return err
+		}
+		kept := d
+		m.kept, m.target = &kept, d
+		m.target.Facts = tenant.Facts{} // they are of what is kept
+		m.target.Placement, err = m.Places.MakeBeside(ctx, d.Placement)
+		return err
+	}
+	if d.State == tenant.Filling {
 		if err := m.Places.Destroy(ctx, d.Placement); err != nil {
 			return err
 		}
@@ -259,14 +288,55 @@ func (m *mover) prepare(ctx context.Context) error {
 	if d.Placement, err = m.Places.Choose(ctx, d.Placement); err != nil {
 		return err
 	}
-	if d, err = m.note(ctx, d, tenant.Filling); err != nil {
+	if d, err = m.noteTarget(ctx, d, tenant.Filling); err != nil {
 		return err
 	}
-	if d.Placement, err = m.Places.Make(ctx, d.Placement); err != nil {
+	if d.Placement, err = m.Places.Make(ctx, d.Placement); fault.CodeOf(err) == "schema_exists" {
+		// It is somebody else's, who was faster: undoing must not take it away.
+		_, nerr := m.noteTarget(ctx, d, tenant.Ready)
+		return errors.Join(err, nerr)
+	}
+	if err != nil {
 		return err
 	}
-	m.target, err = m.note(ctx, d, tenant.Filling)
+	m.target, err = m.noteTarget(ctx, d, tenant.Filling)
 	return err
+}
+
+// probe looks at a user's own database: only one that is good, and where nobody has anything under the name that the copy
+// will have, is worked on.
+func (m *mover) probe(ctx context.Context, d tenant.Database) error {
+	const op = "relocate.Move"
+	password, err := m.Places.Password(d.Placement)
+	if err != nil {
+		return err
+	}
+	r, err := m.Probe.Probe(ctx, d.ID(), d.Placement.Address, password)
+	if err != nil {
+		return err
+	}
+	for _, p := range r.Problems {
+		if p.Level == sqlstore.ProblemError {
+			facts := d.Facts
+			facts.Problem = p.Code
+			m.noteFacts(ctx, d, facts)
+			return fault.New(fault.Conflict, op, p.Code, p.Message)
+		}
+	}
+	if d.State == tenant.Ready && r.Schema != sqlstore.SchemaNone {
+		// What was released is the owner's. It is nothing to be filled, nor to be taken away when filling it fails.
+		return fault.New(fault.Conflict, op, "schema_exists",
+			"the database holds a schema of that name with something in it already, such as a copy that was released there: rename or drop it first")
+	}
+	return nil
+}
+
+// noteTarget is note for the target, whose address and credentials stay those that were tested: what their owner makes of
+// them meanwhile counts from the switch on.
+func (m *mover) noteTarget(ctx context.Context, d tenant.Database, state tenant.DatabaseState) (tenant.Database, error) {
+	now, err := m.note(ctx, d, state)
+	now.Placement.Address, now.Placement.SealedPassword = d.Placement.Address, d.Placement.SealedPassword
+	return now, err
 }
 
 // note keeps what became of a configuration, without an event: the job tells of itself.
@@ -440,7 +510,8 @@ func (m *mover) change(ctx context.Context) error {
 		// From here on nobody's impatience matters: it is done or undone.
 		now, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 		defer cancel()
-		return m.to, m.changeNow(now)
+		err := m.changeNow(now)
+		return m.to, err // which is another one where it took an original's place
 	})
 	m.report.PausedMS = m.Now().Sub(began).Milliseconds()
 	if err != nil {
@@ -457,6 +528,7 @@ func (m *mover) changeNow(ctx context.Context) (err error) {
 	if err := sqlstore.Fence(ctx, m.from); err != nil {
 		return err
 	}
+	m.reached(stepFenced)
 	snap, err := m.from.Snapshot(ctx)
 	if err != nil {
 		return err
@@ -489,6 +561,11 @@ func (m *mover) changeNow(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if m.kept != nil {
+		if err := m.takeOver(ctx); err != nil {
+			return err
+		}
+	}
 	if m.target.Facts.SchemaVersion, err = sqlstore.SchemaVersion(ctx, m.to); err != nil {
 		return err
 	}
@@ -501,6 +578,48 @@ func (m *mover) changeNow(ctx context.Context) (err error) {
 		return err
 	}
 	return m.commit(ctx)
+}
+
+// takeOver lets the copy that was made beside the original take its place. Until the tenant is switched, a fact in the
+// master database says that the original may lie beside now.
+func (m *mover) takeOver(ctx context.Context) error {
+	if _, err := m.Store.PutFact(ctx, sqlstore.TakingOver(m.in.To), nil, m.moment()); err != nil {
+		return err
+	}
+	m.reached(stepAnnounced)
+	made := m.to
+	m.to = nil
+	if err := made.Close(); err != nil {
+		return err
+	}
+	if err := m.Places.TakeOver(ctx, m.kept.Placement); err != nil {
+		return err
+	}
+	m.reached(stepTaken)
+	to, err := m.Places.Open(ctx, m.target.Placement)
+	if err == nil {
+		m.to = to
+	}
+	return err
+}
+
+// settle makes of a kept original what it was, whatever became of a way back to it: it has its name again, and nothing lies
+// beside it. It must be done before anything else is done with an original, and may be done again.
+func (s *Service) settle(ctx context.Context, d tenant.Database) error {
+	if d.State != tenant.Original {
+		return nil
+	}
+	_, err := s.Store.FindFact(ctx, sqlstore.TakingOver(d.ID()))
+	if fault.Is(err, fault.NotFound) {
+		return s.Places.Shed(ctx, d.Placement)
+	}
+	if err == nil {
+		err = s.Places.PutBack(ctx, d.Placement)
+	}
+	if err == nil {
+		err = s.Store.ForgetFacts(ctx, sqlstore.TakingOver(d.ID()))
+	}
+	return err
 }
 
 // count compares how many rows the tables have.
@@ -539,7 +658,11 @@ func (m *mover) commit(ctx context.Context) error {
 	if m.back {
 		ch.Add(event.Restored, string(m.tenant.ID), map[string]any{"job_id": m.run.Job.ID})
 	}
-	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, m.in.To, m.target.Facts, ch)
+	var key []byte
+	if m.kept != nil {
+		key = m.target.Placement.WrappedKey
+	}
+	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job, m.report.From, m.in.To, m.target.Facts, key, ch)
 	for fault.Unknown(err) {
 		// Only looking can tell. Until it is known neither place may be used.
 		t, lerr := m.Store.FindTenant(ctx, m.tenant.ID)
@@ -552,6 +675,9 @@ func (m *mover) commit(ctx context.Context) error {
 		case <-ctx.Done():
 			return err
 		}
+	}
+	if err == nil && switched {
+		m.reached(stepSwitched)
 	}
 	if err == nil && !switched {
 		err = fault.New(fault.Conflict, "relocate.Move", "move_overtaken", "something else moved this data meanwhile")
@@ -585,6 +711,7 @@ func (m *mover) finish(ctx context.Context) (any, error) {
 		defer cancel()
 		ctx = after
 	}
+	m.shed(ctx)
 	d, err := m.Store.FindDatabase(ctx, m.tenant.ID, m.report.From)
 	if fault.Is(err, fault.NotFound) {
 		return m.report, nil
@@ -614,6 +741,20 @@ func (m *mover) finish(ctx context.Context) (any, error) {
 	return m.report, nil
 }
 
+// shed removes the original whose place was taken. One that does not go now goes with the next thing that is done there.
+func (m *mover) shed(ctx context.Context) {
+	if m.kept == nil && !m.run.Again() {
+		return
+	}
+	d, err := m.Store.FindDatabase(ctx, m.tenant.ID, m.in.To)
+	if err == nil {
+		err = m.Places.Shed(sqlstore.Patient(ctx), d.Placement)
+	}
+	if err != nil {
+		m.Log.Warn("the original that was replaced is still there", "code", fault.CodeOf(err), "tenant", m.tenant.ID, "database", m.in.To)
+	}
+}
+
 // undo takes back whatever a move did before its switch: the tenant is where it was, and can be written. It may be done
 // again. It fails when the source was touched and cannot be reached, and must then be tried until it can; and with
 // errSwitched.
@@ -632,8 +773,17 @@ func (m *mover) undo(ctx context.Context) error {
 		}
 	}
 	d, err := m.Store.FindDatabase(ctx, t.ID, m.in.To)
-	if err != nil || d.State != tenant.Filling {
+	if err != nil {
 		return ignoreMissing(err)
+	}
+	if d.State == tenant.Original && m.begun {
+		if err := m.settle(ctx, d); err != nil {
+			// As below. Whatever is done with the original next settles it first.
+			m.Log.Warn("half a copy was left beside an original", "code", fault.CodeOf(err), "tenant", t.ID, "database", d.ID())
+		}
+	}
+	if d.State != tenant.Filling {
+		return nil
 	}
 	if err := m.Places.Destroy(ctx, d.Placement); err != nil {
 		// The target may be away for good. It stays as it is noted: the next try replaces what is there.

@@ -48,6 +48,7 @@ type Config struct {
 // Service is what doors and commands call for whole tenants.
 type Service struct {
 	Config
+	watch func(step string) // tests hear from it how far a move has come
 }
 
 // New builds the service.

@@ -133,7 +133,12 @@ func (x *Externals) Close() { x.budget.shut() }
 // "tls_refused", "tls_failed", "login_refused", "login_unsafe", "database_missing", "too_many_connections", "timeout",
 // "database_misbehaved"; and for a while after some of these in a row, at once, "database_unreachable".
 func (x *Externals) Open(id ident.DatabaseID, a tenant.Address, password seal.Secret) *DB {
-	e, err := x.engine(id, a, password)
+	return x.open(id, "", a, password)
+}
+
+// open is Open for the copy with that suffix.
+func (x *Externals) open(id ident.DatabaseID, suffix string, a tenant.Address, password seal.Secret) *DB {
+	e, err := x.engine(id, suffix, a, password)
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Class == fault.Invalid {
 		// Nothing like it was ever stored. Who uses the database did nothing wrong.
 		err = unavailable("sqlstore", "address_refused", "the address of the database is not valid", nil)
@@ -144,12 +149,13 @@ func (x *Externals) Open(id ident.DatabaseID, a tenant.Address, password seal.Se
 	return newDB(Postgres, e).guard(newCircuit())
 }
 
-// engine makes the engine over one database.
-func (x *Externals) engine(id ident.DatabaseID, a tenant.Address, password seal.Secret) (*postgresEngine, error) {
+// engine makes the engine over one database: the copy with that suffix.
+func (x *Externals) engine(id ident.DatabaseID, suffix string, a tenant.Address, password seal.Secret) (*postgresEngine, error) {
 	name, err := externalSchema(id)
 	if err != nil {
 		return nil, err
 	}
+	name += suffix
 	var checks fault.Checks
 	a.Check(&checks)
 	tenant.CheckPassword(&checks, password)

@@ -17,10 +17,6 @@ import (
 // "encoding_not_utf8", "server_read_only", "create_schema_denied").
 func (x *Externals) Provision(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error {
 	const op = "sqlstore.Externals.Provision"
-	steps, err := load(embedded, Tenant, Postgres)
-	if err != nil {
-		return fault.Wrap(op, err)
-	}
 	return fault.Wrap(op, x.once(ctx, id, a, password, func(tx *Tx, name string) error {
 		var version, objects int
 		var encoding string
@@ -44,27 +40,41 @@ func (x *Externals) Provision(ctx context.Context, id ident.DatabaseID, a tenant
 		if exists && !usable {
 			return createDenied(op)
 		}
-		var ddl strings.Builder
 		if !exists {
-			ddl.WriteString(`CREATE SCHEMA ` + quoted(name) + `;`)
-		}
-		ddl.WriteString(historyTable + `;`)
-		for _, s := range steps {
-			ddl.WriteString(s.sql)
-		}
-		if err := tx.script(ddl.String()); err != nil {
-			if sqlState(err) == "42501" {
-				return createDenied(op)
+			if err := tx.script(`CREATE SCHEMA ` + quoted(name)); err != nil {
+				if sqlState(err) == "42501" {
+					return createDenied(op)
+				}
+				return err
 			}
-			return err
 		}
-		return tx.Commit(func(b *Batch) {
-			for _, s := range steps {
-				b.Exec(`INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES (?, ?, ?, ?)`,
-					s.version, s.name, s.checksum, time.Now().UnixMicro())
-			}
-		})
+		return tx.freshTables()
 	}))
+}
+
+// freshTables makes the tables of the newest schema where the search path leads, which must be empty, and commits.
+func (t *Tx) freshTables() error {
+	steps, err := load(embedded, Tenant, Postgres)
+	if err != nil {
+		return err
+	}
+	var ddl strings.Builder
+	ddl.WriteString(historyTable + `;`)
+	for _, s := range steps {
+		ddl.WriteString(s.sql)
+	}
+	if err := t.script(ddl.String()); err != nil {
+		if sqlState(err) == "42501" {
+			return createDenied("sqlstore.Externals.Provision")
+		}
+		return err
+	}
+	return t.Commit(func(b *Batch) {
+		for _, s := range steps {
+			b.Exec(`INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES (?, ?, ?, ?)`,
+				s.version, s.name, s.checksum, time.Now().UnixMicro())
+		}
+	})
 }
 
 // schemaContent says whether the schema ? exists and how many tables, types of their own and functions are in it.
@@ -82,48 +92,46 @@ func createDenied(op string) *fault.Error {
 		"the user may not make a schema in that database: GRANT CREATE ON DATABASE … TO … allows it")
 }
 
-// Destroy drops the schema of that id with its tables. What lies outside stays: when something there depends on our
-// tables, nothing is dropped, and the error is fault.Conflict (code "schema_in_use"). A schema that is gone already is
-// no error.
+// Destroy drops the schema of that id with its tables, and what of ours lies beside it. What lies outside stays: when
+// something there depends on our tables, nothing is dropped, and the error is fault.Conflict (code "schema_in_use"). A
+// schema that is gone already is no error.
 func (x *Externals) Destroy(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error {
 	const op = "sqlstore.Externals.Destroy"
-	err := x.once(ctx, id, a, password, func(tx *Tx, name string) error {
-		var exists bool
-		if err := tx.Run(func(b *Batch) {
-			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(name))
-			b.One([]any{&exists}, `SELECT to_regnamespace(?) IS NOT NULL`, name)
-		}); err != nil || !exists {
+	return inUseOr(op, x.once(ctx, id, a, password, func(tx *Tx, name string) error {
+		there, err := lookForSchemas(tx, name)
+		if err != nil {
 			return err
 		}
-		return tx.script(dropBegin + quoted(name) + dropMiddle + quoted(name) + dropEnd)
-	})
-	if sqlState(err) == "2BP01" {
-		return fault.New(fault.Conflict, op, "schema_in_use",
-			"something else in the database depends on these tables, such as a view: drop it first").With(err)
-	}
-	return fault.Wrap(op, err)
+		ddl := shedDDL(name, there)
+		if there.name {
+			ddl += dropDDL(name)
+		}
+		if ddl == "" {
+			return nil
+		}
+		return tx.script(ddl)
+	}))
 }
 
-// What is dropped is named together and with RESTRICT: CASCADE would take along what others have built on it.
-const (
-	dropBegin = `DO $drop$ DECLARE list text; BEGIN
+// dropDDL drops a schema with what is in it. That is named together and with RESTRICT: CASCADE would take along what
+// others have built on it.
+func dropDDL(schema string) string {
+	return `DO $drop$ DECLARE list text; BEGIN
 		SELECT string_agg(c.oid::regclass::text, ', ') INTO list FROM pg_class c
-			WHERE c.relnamespace = to_regnamespace('`
-	dropMiddle = `') AND c.relkind IN ('r', 'p');
+			WHERE c.relnamespace = to_regnamespace('` + schema + `') AND c.relkind IN ('r', 'p');
 		IF list IS NOT NULL THEN EXECUTE 'DROP TABLE ' || list || ' RESTRICT'; END IF;
 		SELECT string_agg(p.oid::regprocedure::text, ', ') INTO list FROM pg_proc p
-			WHERE p.pronamespace = current_schema()::regnamespace AND p.prokind = 'f';
+			WHERE p.pronamespace = to_regnamespace('` + schema + `') AND p.prokind = 'f';
 		IF list IS NOT NULL THEN EXECUTE 'DROP FUNCTION ' || list || ' RESTRICT'; END IF;
-		DROP SCHEMA `
-	dropEnd = ` RESTRICT; END $drop$`
-)
+		DROP SCHEMA ` + quoted(schema) + ` RESTRICT; END $drop$;`
+}
 
 // once does one transaction on a database that is opened for it alone.
 func (x *Externals) once(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret,
 	fn func(tx *Tx, name string) error) error {
 	ctx, cancel := context.WithTimeout(Patient(ctx), x.whole)
 	defer cancel()
-	e, err := x.engine(id, a, password)
+	e, err := x.engine(id, "", a, password)
 	if err != nil {
 		return err
 	}

@@ -342,3 +342,65 @@ func TestTemplates(t *testing.T) {
 		}
 	})
 }
+
+// TestFilesThatTakeOver: at whichever moment an exchange of files was broken off, it can be taken back, and done again.
+func TestFilesThatTakeOver(t *testing.T) {
+	template, err := BuildTemplate(t.Context(), Tenant)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "ten_x.db")
+	kept := filepath.Join(filepath.Dir(path), "ten_x_kept.db")
+	keys := map[string]*seal.Key{}
+	create := func(name, path string) {
+		t.Helper()
+		key := seal.NewKey()
+		keys[name] = &key
+		do(template.Create(t.Context(), path, &key))
+	}
+	is := func(name string) {
+		t.Helper()
+		db, err := OpenSQLite(t.Context(), SQLiteOptions{Path: path, Key: keys[name]})
+		if err != nil {
+			t.Fatalf("it is not the %s one: %v", name, err)
+		}
+		do(db.Close())
+	}
+	alone := func() {
+		t.Helper()
+		if list, err := os.ReadDir(filepath.Dir(path)); err != nil || len(list) != 1 {
+			t.Errorf("%v, %v", list, err)
+		}
+	}
+	create("old", path)
+	wantCode(t, TakeOver(path), "tenant_missing")
+	create("new", Beside(path))
+	do(os.Rename(path, kept)) // and killed
+	for range 2 {
+		do(PutBack(path))
+		is("old")
+		alone()
+	}
+	create("new", Beside(path))
+	do(TakeOver(path))
+	is("new")
+	do(PutBack(path))
+	is("old")
+	alone()
+	// Whoever has one of them open would write into the other one's log.
+	create("new", Beside(path))
+	db, err := OpenSQLite(t.Context(), SQLiteOptions{Path: path, Key: keys["old"]})
+	do(err)
+	wantCode(t, TakeOver(path), "database_busy")
+	do(db.Close())
+	do(TakeOver(path))
+	do(Shed(path))
+	is("new")
+	alone()
+}

@@ -211,11 +211,17 @@ func tenantName(id ident.DatabaseID) (string, error) {
 
 // Provision makes the tenant's role, schema and tables in one transaction. What is there already stays.
 func (h *PostgresHost) Provision(ctx context.Context, id ident.DatabaseID) error {
+	return h.provision(ctx, id, "")
+}
+
+// provision is Provision for the copy with that suffix, of which only one beside another is made anew.
+func (h *PostgresHost) provision(ctx context.Context, id ident.DatabaseID, suffix string) error {
 	const op = "sqlstore.PostgresHost.Provision"
 	name, err := tenantName(id)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
+	in := name + suffix
 	// No schema option: the schema does not exist when the transaction begins.
 	err = h.provisioning().Write(ctx, func(tx *Tx) error {
 		var role, schema, super bool
@@ -223,7 +229,7 @@ func (h *PostgresHost) Provision(ctx context.Context, id ident.DatabaseID) error
 		if err := tx.Run(func(b *Batch) {
 			b.Query(func(Scanner) error { return nil }, `SELECT pg_advisory_xact_lock(?)`, lockKey(name))
 			b.One([]any{&role, &schema}, `SELECT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = ?1),
-				EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = ?1)`, name)
+				EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = ?2)`, name, in)
 			b.One([]any{&me, &super}, `SELECT rolname, rolsuper FROM pg_roles WHERE rolname = current_user`)
 		}); err != nil {
 			return err
@@ -235,10 +241,16 @@ func (h *PostgresHost) Provision(ctx context.Context, id ident.DatabaseID) error
 				ddl.WriteString(h.grant(name, me)) // to create the schema for it, and to drop it one day
 			}
 		}
-		if !schema {
-			ddl.WriteString(`CREATE SCHEMA ` + quoted(name) + ` AUTHORIZATION ` + quoted(name) + `;`)
+		if suffix != "" {
+			if err := h.clear(tx, name, in); err != nil {
+				return err
+			}
+			schema = false
 		}
-		ddl.WriteString(`SET LOCAL ROLE ` + quoted(name) + `; SET LOCAL search_path TO ` + quoted(name) + `, pg_temp;`)
+		if !schema {
+			ddl.WriteString(`CREATE SCHEMA ` + quoted(in) + ` AUTHORIZATION ` + quoted(name) + `;`)
+		}
+		ddl.WriteString(`SET LOCAL ROLE ` + quoted(name) + `; SET LOCAL search_path TO ` + quoted(in) + `, pg_temp;`)
 		ddl.WriteString(historyTable)
 		if err := tx.script(ddl.String()); err != nil {
 			return err
@@ -273,16 +285,19 @@ func forbidden(op string, err error) error {
 
 // Open returns the tenant's database. Nothing is sent: a tenant that was not provisioned shows at the first use. While
 // the server cannot be reached, everything fails at once as Unavailable (code "database_unreachable").
-func (h *PostgresHost) Open(id ident.DatabaseID) *DB {
+func (h *PostgresHost) Open(id ident.DatabaseID) *DB { return h.open(id, "") }
+
+func (h *PostgresHost) open(id ident.DatabaseID, suffix string) *DB {
 	name, err := tenantName(id)
-	db := openPostgres(h.runtime, PostgresOptions{Role: name, Schema: name}, &h.texts)
+	db := openPostgres(h.runtime, PostgresOptions{Role: name, Schema: name + suffix}, &h.texts)
 	if err != nil {
 		db.on.Load().engine.(*postgresEngine).bad = err
 	}
 	return db.guard(h.link)
 }
 
-// Destroy drops the tenant's schema and role with everything in them. One that is gone already is no error.
+// Destroy drops the tenant's schema and role with everything in them, and what lies beside it. One that is gone already is
+// no error.
 func (h *PostgresHost) Destroy(ctx context.Context, id ident.DatabaseID) error {
 	const op = "sqlstore.PostgresHost.Destroy"
 	name, err := tenantName(id)
@@ -297,8 +312,8 @@ func (h *PostgresHost) Destroy(ctx context.Context, id ident.DatabaseID) error {
 		}); err != nil || !role {
 			return err
 		}
-		return tx.script(`SET LOCAL ROLE ` + quoted(name) + `; DROP SCHEMA IF EXISTS ` + quoted(name) + ` CASCADE;
-			SET LOCAL ROLE NONE; DROP ROLE ` + quoted(name))
+		return tx.script(`SET LOCAL ROLE ` + quoted(name) + `; DROP SCHEMA IF EXISTS ` + quoted(name) + `, ` + quoted(name+nextSuffix) + `, ` +
+			quoted(name+keptSuffix) + ` CASCADE; SET LOCAL ROLE NONE; DROP ROLE ` + quoted(name))
 	}))
 }
 

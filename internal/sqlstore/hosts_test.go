@@ -220,6 +220,48 @@ func TestHostLifeOfATenant(t *testing.T) {
 	})
 }
 
+// takesOver exchanges a copy whose head is at 1 and an empty one beside it, takes it back, and does it for good.
+func takesOver(t *testing.T, h *PostgresHost, id ident.DatabaseID) {
+	t.Helper()
+	at := func(want int) {
+		t.Helper()
+		var seq int
+		if err := h.Open(id).Read(t.Context(), func(b *Batch) { b.One([]any{&seq}, `SELECT seq FROM log_head`) }); err != nil || seq != want {
+			t.Fatalf("head at %d, want %d, %v", seq, want, err)
+		}
+	}
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(h.ProvisionBeside(t.Context(), id))
+	write(t, h.OpenBeside(id), `UPDATE log_head SET seq = 2`)
+	at(1)
+	do(h.PutBack(t.Context(), id)) // of what was not done
+	at(1)
+	wantCode(t, h.TakeOver(t.Context(), id), "tenant_missing") // what lay beside is gone
+	for range 2 {
+		do(h.ProvisionBeside(t.Context(), id)) // the second time in place of the first
+	}
+	write(t, h.OpenBeside(id), `UPDATE log_head SET seq = 2`)
+	do(h.TakeOver(t.Context(), id))
+	at(2)
+	for range 2 {
+		do(h.PutBack(t.Context(), id))
+		at(1)
+	}
+	do(h.ProvisionBeside(t.Context(), id))
+	write(t, h.OpenBeside(id), `UPDATE log_head SET seq = 2`)
+	do(h.TakeOver(t.Context(), id))
+	for range 2 {
+		do(h.Shed(t.Context(), id))
+		at(2)
+	}
+	do(h.ProvisionBeside(t.Context(), id)) // which goes with the copy
+}
+
 func TestLoginsOfAHost(t *testing.T) {
 	address := pgtest.URL(t)
 	u, err := url.Parse(address)
@@ -237,6 +279,7 @@ func TestLoginsOfAHost(t *testing.T) {
 		{"bypassing", "NOINHERIT BYPASSRLS", "database_login_unsafe"},
 		{"closed", "NOINHERIT", ""},
 		{"maker", "INHERIT CREATEROLE", ""},
+		{"apart", "NOINHERIT CREATEROLE", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			role := c.name + "_" + database
@@ -262,6 +305,13 @@ func TestLoginsOfAHost(t *testing.T) {
 				t.Fatal(err)
 			}
 			write(t, h.Open(id), `UPDATE log_head SET seq = 1`)
+			takesOver(t, h, id)
+			var inherits bool
+			if err := OpenPostgres(h.admin, PostgresOptions{}).Read(t.Context(), func(b *Batch) {
+				b.One([]any{&inherits}, `SELECT rolinherit FROM pg_roles WHERE rolname = current_user`)
+			}); err != nil || inherits != strings.HasPrefix(c.attributes, "INHERIT") {
+				t.Errorf("the login inherits: %v, %v", inherits, err)
+			}
 			if err := h.Destroy(t.Context(), id); err != nil {
 				t.Fatal(err)
 			}

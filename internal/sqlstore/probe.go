@@ -81,7 +81,7 @@ func (x *Externals) Probe(ctx context.Context, id ident.DatabaseID, a tenant.Add
 	if id == "" {
 		id = ident.New[ident.DatabaseID]()
 	}
-	e, err := x.engine(id, a, password)
+	e, err := x.engine(id, "", a, password)
 	if err != nil {
 		return Report{}, fault.Wrap(op, err)
 	}

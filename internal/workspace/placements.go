@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"path/filepath"
 
 	"claude-memory-backend/internal/fault"
@@ -31,6 +32,12 @@ type Externals interface {
 	Open(id ident.DatabaseID, a tenant.Address, password seal.Secret) *sqlstore.DB
 	Provision(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
 	Destroy(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
+
+	ProvisionBeside(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
+	OpenBeside(id ident.DatabaseID, a tenant.Address, password seal.Secret) *sqlstore.DB
+	TakeOver(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
+	PutBack(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
+	Shed(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
 }
 
 // PlacementsConfig says what places there are. With Hosts, new tenants go to the emptiest of them; without, they get
@@ -125,8 +132,8 @@ func (p *Placements) Discard(ctx context.Context, _ ident.TenantID, at tenant.Pl
 	return p.Destroy(ctx, at)
 }
 
-// Destroy removes a copy with everything in it. One that is gone already is no error. Of a user's own PostgreSQL only
-// our schema goes.
+// Destroy removes a copy with everything in it, and what lies beside it. One that is gone already is no error. Of a user's
+// own PostgreSQL only our schemas go.
 func (p *Placements) Destroy(ctx context.Context, at tenant.Placement) error {
 	const op = "workspace.Destroy"
 	switch at.Kind {
@@ -143,7 +150,107 @@ func (p *Placements) Destroy(ctx context.Context, at tenant.Placement) error {
 		}
 		return fault.Wrap(op, host.Destroy(ctx, at.Database))
 	default:
-		return fault.Wrap(op, sqlstore.Destroy(p.path(at.Database)))
+		return fault.Wrap(op, errors.Join(sqlstore.Destroy(p.path(at.Database)), sqlstore.Shed(p.path(at.Database))))
+	}
+}
+
+// MakeBeside makes an empty database of the newest schema beside a copy that is kept, and returns the placement that it is
+// opened with ([Placements.OpenBeside]), and after [Placements.TakeOver] as any other. What would keep it from taking over
+// is said now, as far as that can be known.
+func (p *Placements) MakeBeside(ctx context.Context, kept tenant.Placement) (tenant.Placement, error) {
+	const op = "workspace.MakeBeside"
+	switch kept.Kind {
+	case tenant.External:
+		ext, password, err := p.external(kept)
+		if err != nil {
+			return kept, fault.Wrap(op, err)
+		}
+		return kept, fault.Wrap(op, ext.ProvisionBeside(ctx, kept.Database, kept.Address, password))
+	case tenant.Postgres:
+		host, err := p.host(ctx, kept)
+		if err != nil {
+			return kept, fault.Wrap(op, err)
+		}
+		return kept, fault.Wrap(op, host.ProvisionBeside(ctx, kept.Database))
+	default:
+		key := seal.NewKey()
+		if err := p.template.Create(ctx, sqlstore.Beside(p.path(kept.Database)), &key); err != nil {
+			return kept, fault.Wrap(op, err)
+		}
+		kept.WrappedKey = p.keys.WrapKey(fileName(kept.Database), key)
+		return kept, nil
+	}
+}
+
+// OpenBeside opens what MakeBeside made.
+func (p *Placements) OpenBeside(ctx context.Context, at tenant.Placement) (*sqlstore.DB, error) {
+	const op = "workspace.OpenBeside"
+	switch at.Kind {
+	case tenant.External:
+		ext, password, err := p.external(at)
+		if err != nil {
+			return nil, fault.Wrap(op, err)
+		}
+		return ext.OpenBeside(at.Database, at.Address, password), nil
+	case tenant.Postgres:
+		host, err := p.host(ctx, at)
+		if err != nil {
+			return nil, fault.Wrap(op, err)
+		}
+		return host.OpenBeside(at.Database), nil
+	default:
+		return p.openFile(ctx, op, at, sqlstore.Beside(p.path(at.Database)))
+	}
+}
+
+// TakeOver exchanges the names of the kept copy and of the one that was made beside it, which must be closed. The kept one
+// is what [Placements.PutBack] finds until [Placements.Shed] removes it.
+func (p *Placements) TakeOver(ctx context.Context, kept tenant.Placement) error {
+	const op = "workspace.TakeOver"
+	return p.arrange(ctx, op, kept, Externals.TakeOver, (*sqlstore.PostgresHost).TakeOver, func(path string) error {
+		// Opened and closed, so that a log which a killed process left is in the file. One that cannot be opened has none
+		// that anybody could read.
+		if db, err := p.Open(ctx, kept); err == nil {
+			if err := db.Close(); err != nil {
+				return err
+			}
+		}
+		return sqlstore.TakeOver(path)
+	})
+}
+
+// PutBack gives a kept copy its name again, if a TakeOver had taken it away, and removes what was to replace it. It may be
+// done again.
+func (p *Placements) PutBack(ctx context.Context, kept tenant.Placement) error {
+	return p.arrange(ctx, "workspace.PutBack", kept, Externals.PutBack, (*sqlstore.PostgresHost).PutBack, sqlstore.PutBack)
+}
+
+// Shed removes whatever lies beside a copy: the kept one that it took over from, or one that never did. It may be done
+// again.
+func (p *Placements) Shed(ctx context.Context, at tenant.Placement) error {
+	return p.arrange(ctx, "workspace.Shed", at, Externals.Shed, (*sqlstore.PostgresHost).Shed, sqlstore.Shed)
+}
+
+// arrange does with a copy and what lies beside it what its kind of place does.
+func (p *Placements) arrange(ctx context.Context, op string, at tenant.Placement,
+	external func(Externals, context.Context, ident.DatabaseID, tenant.Address, seal.Secret) error,
+	hosted func(*sqlstore.PostgresHost, context.Context, ident.DatabaseID) error, file func(path string) error,
+) error {
+	switch at.Kind {
+	case tenant.External:
+		ext, password, err := p.external(at)
+		if err != nil {
+			return fault.Wrap(op, err)
+		}
+		return fault.Wrap(op, external(ext, ctx, at.Database, at.Address, password))
+	case tenant.Postgres:
+		host, err := p.host(ctx, at)
+		if err != nil {
+			return fault.Wrap(op, err)
+		}
+		return fault.Wrap(op, hosted(host, ctx, at.Database))
+	default:
+		return fault.Wrap(op, file(p.path(at.Database)))
 	}
 }
 
@@ -164,13 +271,17 @@ func (p *Placements) Open(ctx context.Context, at tenant.Placement) (*sqlstore.D
 		}
 		return host.Open(at.Database), nil
 	default:
-		key, err := p.keys.UnwrapKey(fileName(at.Database), at.WrappedKey)
-		if err != nil {
-			return nil, fault.Wrap(op, err)
-		}
-		db, err := sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: p.path(at.Database), Key: &key, Synchronous: p.synchronous, Spare: p.spare})
-		return db, fault.Wrap(op, err)
+		return p.openFile(ctx, op, at, p.path(at.Database))
 	}
+}
+
+func (p *Placements) openFile(ctx context.Context, op string, at tenant.Placement, path string) (*sqlstore.DB, error) {
+	key, err := p.keys.UnwrapKey(fileName(at.Database), at.WrappedKey)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	db, err := sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: path, Key: &key, Synchronous: p.synchronous, Spare: p.spare})
+	return db, fault.Wrap(op, err)
 }
 
 // fileName is what the file of a copy is called, and what its key is bound to. A tenant's first one is called like the
