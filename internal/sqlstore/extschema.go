@@ -118,10 +118,10 @@ func (x *Externals) Destroy(ctx context.Context, id ident.DatabaseID, a tenant.A
 func dropDDL(schema string) string {
 	return `DO $drop$ DECLARE list text; BEGIN
 		SELECT string_agg(c.oid::regclass::text, ', ') INTO list FROM pg_class c
-			WHERE c.relnamespace = to_regnamespace('` + schema + `') AND c.relkind IN ('r', 'p');
+			WHERE c.relnamespace = to_regnamespace('` + quoted(schema) + `') AND c.relkind IN ('r', 'p');
 		IF list IS NOT NULL THEN EXECUTE 'DROP TABLE ' || list || ' RESTRICT'; END IF;
 		SELECT string_agg(p.oid::regprocedure::text, ', ') INTO list FROM pg_proc p
-			WHERE p.pronamespace = to_regnamespace('` + schema + `') AND p.prokind = 'f';
+			WHERE p.pronamespace = to_regnamespace('` + quoted(schema) + `') AND p.prokind = 'f';
 		IF list IS NOT NULL THEN EXECUTE 'DROP FUNCTION ' || list || ' RESTRICT'; END IF;
 		DROP SCHEMA ` + quoted(schema) + ` RESTRICT; END $drop$;`
 }
