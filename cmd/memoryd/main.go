@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log" //nolint:depguard // only to silence what libraries print
 	"os"
 	"os/signal"
 	"strings"

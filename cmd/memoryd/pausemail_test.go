@@ -60,7 +60,7 @@ func TestAPauseIsMailed(t *testing.T) {
 			pool := workspace.NewPool(workspace.Config{Directory: in.store, Hints: in.store, Trail: in.store.Trail(), Placements: in.placements, Bus: bus,
 				Engine: conversation.NewEngine(conversation.Config{Node: "a", Sole: true, Bus: bus, Log: log}), Webhooks: hooks, Sealer: in.keys, Log: log,
 				Sole: true, Now: clock.Now})
-			defer pool.Close(t.Context()) //nolint:errcheck // says nothing
+			defer pool.Close(t.Context())
 			defer hooks.Close(t.Context())
 			accounts, err := newAccounts(s, log, in)
 			if err != nil {
