@@ -626,7 +626,7 @@ func TestPut(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := Empty(t.Context(), db); err != nil {
+				if err := emptyAll(t, db); err != nil {
 					t.Fatal(err)
 				}
 				d, err := snapshot(t, db).Digest(t.Context())
