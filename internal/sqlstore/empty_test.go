@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,10 +57,13 @@ func (s server) text(sql string) (found string) {
 	return found
 }
 
-// files counts the files of the database that hold the text, once all of them are as the server means them to be.
+// files counts the files of the database that hold the text, once all of them are as the server means them to be. Not
+// among them are those of the planner's statistics: what these do not say any more is a deleted row of a catalog.
 func (s server) files(text string) (n int) {
 	s.t.Helper()
 	s.exec(`CHECKPOINT`)
+	statistics := s.text(`SELECT concat_ws(' ', '', pg_relation_filepath(oid), pg_relation_filepath(reltoastrelid), '')
+		FROM pg_class WHERE oid = 'pg_statistic'::regclass`)
 	folder := filepath.Join(s.text(`SHOW data_directory`), "base",
 		s.text(`SELECT oid::text FROM pg_database WHERE datname = current_database()`))
 	seen := 0
@@ -71,7 +75,8 @@ func (s server) files(text string) (n int) {
 		if os.IsNotExist(err) {
 			return nil // it went in between
 		}
-		if seen++; bytes.Contains(raw, []byte(text)) {
+		name := filepath.Join("base", filepath.Base(folder), d.Name())
+		if seen++; !strings.Contains(statistics, " "+name+" ") && bytes.Contains(raw, []byte(text)) {
 			n++
 		}
 		return err
@@ -135,7 +140,7 @@ func TestEmptyLeavesNothingInFiles(t *testing.T) {
 			db, s := open(t)
 			fillSecret(t, db)
 			s.exec(`ANALYZE`)
-			if n := s.files(secret); n < 5 { // tables, what is beside them, indexes, statistics
+			if n := s.files(secret); n < 5 { // tables, what is beside them, indexes
 				t.Fatalf("the text is in %d files: this finds nothing", n)
 			}
 			done, err := Empty(t.Context(), db)
@@ -145,8 +150,6 @@ func TestEmptyLeavesNothingInFiles(t *testing.T) {
 			if n := s.text(`SELECT count(*)::text FROM pg_stats s WHERE to_jsonb(s)::text LIKE '%` + secret + `%'`); n != "0" {
 				t.Errorf("the planner's statistics of %s columns keep it", n)
 			}
-			// What they kept is a deleted row of a catalog that only the database's owner may clear out.
-			s.exec(`VACUUM FULL pg_statistic`)
 			if n := s.files(secret); n != 0 {
 				t.Errorf("the text is in %d files", n)
 			}
@@ -230,7 +233,7 @@ func TestEmptyBesideReaders(t *testing.T) {
 // TestEmptyWhileCapturing: a copy that follows a database does not take one that was emptied for unchanged.
 func TestEmptyWhileCapturing(t *testing.T) {
 	db, _ := inPostgres(t)["hosted"](t)
-	to, _ := inPostgres(t)["hosted"](t)
+	to := tenantFiles(t)(t)
 	if err := StartCapture(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
