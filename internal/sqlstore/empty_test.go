@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -247,4 +248,49 @@ func TestEmptyWhileCapturing(t *testing.T) {
 	if err := StartCapture(t.Context(), db); err != nil { // another move may begin
 		t.Error(err)
 	}
+}
+
+// TestEmptyAmongOthers: nobody who reads and writes meanwhile, in whatever order, hears of it.
+func TestEmptyAmongOthers(t *testing.T) {
+	db, _ := inPostgres(t)["hosted"](t)
+	fillSecret(t, db)
+	over := make(chan struct{})
+	var others sync.WaitGroup
+	for i := range 3 {
+		others.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				var n int
+				err := db.Read(t.Context(), func(b *Batch) {
+					for j := range 3 { // each begins elsewhere
+						table := []string{"messages", "conversations", "systems"}[(i+j)%3]
+						b.One([]any{&n}, `SELECT count(*) FROM `+quoted(table))
+					}
+				})
+				if err == nil {
+					err = db.Write(t.Context(), func(tx *Tx) error {
+						return tx.Commit(func(b *Batch) {
+							putConversation(b, ident.New[ident.ConversationID](), "", "x", time.UnixMicro(1))
+							b.Exec(`UPDATE log_head SET seq = seq + 1`)
+						})
+					})
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 2 {
+		if done, err := Empty(t.Context(), db); err != nil || !done.Anew {
+			t.Errorf("%+v, %v", done, err)
+		}
+	}
+	close(over)
+	others.Wait()
 }

@@ -42,8 +42,8 @@ const (
 // Database is the open database of the leased tenant, for what works on the whole of it (package relocate).
 func (w *Workspace) Database() *sqlstore.DB { return w.entry.db }
 
-// Empty removes everything that the tenant holds, and notes that in its own log and trail. It asks nobody whether the
-// tenant may be written: see [Refusal].
+// Empty removes everything that the tenant holds, and notes that in its own log and trail. It says what it reached of the
+// database's files. It asks nobody whether the tenant may be written: see [Refusal].
 func (w *Workspace) Empty(ctx context.Context, ch event.Change) (sqlstore.Emptied, error) {
 	db := w.entry.db.Direct()
 	done, err := sqlstore.Empty(ctx, db)
