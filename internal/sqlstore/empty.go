@@ -126,6 +126,10 @@ func emptyPostgres(tx *Tx, wait int) (anew bool, err error) {
 	if err := tx.lockAgainstWriters(names); err != nil {
 		return false, err
 	}
+	args := make([]any, len(names))
+	for i, name := range names {
+		args[i] = name
+	}
 	var fenced, tied bool
 	var capturing []string
 	if err := tx.Run(func(b *Batch) {
@@ -133,10 +137,10 @@ func emptyPostgres(tx *Tx, wait int) (anew bool, err error) {
 		readTriggers(b, captureName, &capturing)
 		b.One([]any{&tied}, `WITH ours AS (SELECT t.oid FROM pg_class t
 				JOIN pg_namespace s ON s.oid = t.relnamespace AND s.nspname = current_schema()
-				WHERE t.relkind = 'r' AND t.relname IN (`+literals(names)+`))
+				WHERE t.relkind = 'r' AND t.relname IN (`+places(len(names))+`))
 			SELECT EXISTS (SELECT 1 FROM pg_constraint c WHERE c.contype = 'f' AND c.confrelid IN (SELECT oid FROM ours)
 					AND c.conrelid NOT IN (SELECT oid FROM ours))
-				OR EXISTS (SELECT 1 FROM ours WHERE NOT has_table_privilege(oid, 'TRUNCATE'))`)
+				OR EXISTS (SELECT 1 FROM ours WHERE NOT has_table_privilege(oid, 'TRUNCATE'))`, args...)
 	}); err != nil {
 		return false, err
 	}
@@ -162,9 +166,6 @@ func emptyPostgres(tx *Tx, wait int) (anew bool, err error) {
 		}
 	})
 }
-
-// literals writes names of our own tables as SQL.
-func literals(names []string) string { return `'` + strings.Join(names, `', '`) + `'` }
 
 // samples are the columns of our tables of which the planner's statistics keep values that somebody may have written.
 // They outlive the rows, and looking at an empty table does not renew them. Keys and what refers to them are of our making.
@@ -199,10 +200,14 @@ func forgetSamples(tx *Tx, wait int) error {
 			if err := s.Scan(&table, &column, &kind, &viewed); err != nil || viewed || !slices.Contains(names, table) {
 				return err
 			}
-			if kind == "text" {
-				kind += ` COLLATE "C"`
+			same := `text COLLATE "C"`
+			switch kind {
+			case "bytea":
+				same = `bytea`
+			case "tsvector":
+				same = `tsvector`
 			}
-			ddl.WriteString(`ALTER TABLE ` + quoted(table) + ` ALTER COLUMN ` + quoted(column) + ` TYPE ` + kind + `;`)
+			ddl.WriteString(`ALTER TABLE ` + quoted(table) + ` ALTER COLUMN ` + quoted(column) + ` TYPE ` + same + `;`)
 			return nil
 		}, samples+` ORDER BY t.relname, a.attname`)
 	}); err != nil || ddl.Len() == 0 {

@@ -626,6 +626,7 @@ func TestPut(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				s.Close() // who reads for long is waited for
 				if err := emptyAll(t, db); err != nil {
 					t.Fatal(err)
 				}
