@@ -269,7 +269,7 @@ func (s *Service) destroyAll(ctx context.Context, run *job.Run, t tenant.Tenant,
 		if !which(d) || d.State == tenant.Empty || d.State == tenant.Ready {
 			continue
 		}
-		store := ErasedStore{Store: KindName(d.Placement.Kind), Name: string(d.ID()), Method: "schema dropped", Outcome: outcomeErased}
+		store := ErasedStore{Store: KindName(d.Placement.Kind), Name: string(d.ID()), Method: "schema dropped, files removed" + beyondFiles, Outcome: outcomeErased}
 		switch {
 		case d.State == tenant.Released:
 			store.Method, store.Outcome = "released earlier: the tables are the owner's", outcomeLeft
@@ -401,7 +401,7 @@ func (s *Service) TidySnapshots(ctx context.Context) error {
 }
 
 // empty is the job that erases what a tenant holds and keeps the account. A hosted file is then written anew under a new
-// key, so that nothing of the old content is left in it.
+// key, and the tables in PostgreSQL get new files, so that nothing of the old content is left in them.
 func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	const op = "relocate.Empty"
 	var in eraseInput
@@ -472,7 +472,8 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 	}
 	ch := event.NewChange(in.Asker.actor(), r.At)
 	ch.Add("data.erased", string(t.ID), map[string]any{"job_id": run.Job.ID})
-	if err := ws.Empty(sqlstore.Patient(ctx), ch); err != nil {
+	done, err := ws.Empty(sqlstore.Patient(ctx), ch)
+	if err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
 	}
 	if err := s.endShares(ctx, t); err != nil {
@@ -485,11 +486,33 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 			return nil, errors.Join(job.ErrAgain, err)
 		}
 		store.Method = "rows deleted, file written anew under a new key"
+	} else {
+		emptiedServer(&r, &store, done)
 	}
 	r.add(store)
 	r.add(ErasedStore{Store: "backups", Name: "earlier backups", Method: "keys destroyed with the next backup, never restored", Outcome: outcomeErased})
 	s.sign(&r)
 	return r, nil
+}
+
+// beyondFiles is what a PostgreSQL server keeps of what was in its tables' files, and nobody can erase through it.
+const beyondFiles = "; the server's write-ahead log until it is used again, its replicas and its own backups are not reached"
+
+// emptiedServer says of a database in PostgreSQL what was done to its files, and of what is left in them that it is.
+func emptiedServer(r *Receipt, store *ErasedStore, done sqlstore.Emptied) {
+	left := func(what, why string) {
+		r.add(ErasedStore{Store: store.Store, Name: store.Name + ": " + what, Method: why, Outcome: outcomeLeft})
+	}
+	switch {
+	case !done.Anew:
+		left("the tables' files", "other tables refer to these, or they may not be truncated: "+
+			"deleted rows stay in the files until VACUUM FULL, which their owner can run")
+	case !done.Forgotten:
+		store.Method = "tables emptied into new files, old files removed" + beyondFiles
+		left("the planner's statistics", "values that it sampled stay until ANALYZE meets new rows")
+	default:
+		store.Method = "tables emptied into new files, old files removed" + beyondFiles
+	}
 }
 
 // endShares ends the memberships of projects that are erased, and has the account's own looked at again, whose shortcuts are

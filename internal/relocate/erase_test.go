@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -136,6 +137,12 @@ func TestEraseData(t *testing.T) {
 		if err := json.Unmarshal(j.Report, &r); err != nil || len(r.Stores) == 0 || !h.svc.Check(r) {
 			t.Errorf("%s: %+v, %v", kind, r, err)
 		}
+		if how := map[tenant.Kind]string{tenant.SQLite: "file written anew under a new key", tenant.Postgres: "into new files",
+			tenant.External: "into new files"}[kind]; !slices.ContainsFunc(r.Stores, func(s ErasedStore) bool {
+			return s.Store == KindName(kind) && s.Outcome == outcomeErased && strings.Contains(s.Method, how)
+		}) || slices.ContainsFunc(r.Stores, func(s ErasedStore) bool { return s.Outcome == outcomeLeft }) {
+			t.Errorf("%s: %+v", kind, r.Stores)
+		}
 		ws := h.acquire(actor, ten.ID)
 		cs, _, err := ws.Conversations.List(t.Context(), actor, conversation.Query{Limit: 10})
 		if err != nil || len(cs) != 0 {
@@ -157,6 +164,29 @@ func TestEraseData(t *testing.T) {
 					t.Errorf("the old file %s is there", filepath.Base(name))
 				}
 			}
+		}
+	}
+}
+
+// TestEmptiedServer: the receipt claims of a server's files what was done to them.
+func TestEmptiedServer(t *testing.T) {
+	for _, c := range []struct {
+		done sqlstore.Emptied
+		left string
+	}{
+		{sqlstore.Emptied{}, "the tables' files"},
+		{sqlstore.Emptied{Anew: true}, "statistics"},
+		{sqlstore.Emptied{Anew: true, Forgotten: true}, ""},
+	} {
+		var r Receipt
+		store := ErasedStore{Store: "external", Name: "db_1", Method: "rows deleted", Outcome: outcomeErased}
+		emptiedServer(&r, &store, c.done)
+		if anew := strings.Contains(store.Method, "new files"); anew != c.done.Anew {
+			t.Errorf("%+v: %s", c.done, store.Method)
+		}
+		if c.left == "" && len(r.Stores) != 0 ||
+			c.left != "" && (len(r.Stores) != 1 || r.Stores[0].Outcome != outcomeLeft || !strings.Contains(r.Stores[0].Name, c.left)) {
+			t.Errorf("%+v: %+v", c.done, r.Stores)
 		}
 	}
 }

@@ -671,7 +671,8 @@ func TestEmptiedStayEmptied(t *testing.T) {
 			r := s.repository(store)
 			old := s.backup(r, BackupOptions{}).Manifest
 
-			s.must(sqlstore.Empty(t.Context(), s.open(home.ID)))
+			_, err := sqlstore.Empty(t.Context(), s.open(home.ID))
+			s.must(err)
 			svc := s.service()
 			j, err := svc.newJob(KindEmpty, home, eraseInput{Asker: asker{Address: "192.0.2.7"}})
 			s.must(err)

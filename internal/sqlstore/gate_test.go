@@ -261,7 +261,7 @@ func TestReadOnly(t *testing.T) {
 			if err := db.Write(t.Context(), func(*Tx) error { ran = true; return nil }); err != error(why) || ran { //nolint:errorlint // the very error
 				t.Errorf("%v, ran: %t", err, ran)
 			}
-			wantCode(t, Empty(t.Context(), db), "tenant_suspended")
+			wantCode(t, emptyAll(t, db), "tenant_suspended")
 			if _, err := s.FindConversation(t.Context(), id); err != nil {
 				t.Error(err)
 			}

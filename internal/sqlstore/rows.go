@@ -530,34 +530,6 @@ func Delete(ctx context.Context, db *DB, t Table, keys [][]any) error {
 	}))
 }
 
-// Empty removes every row of every table, the index of words included, in one transaction. The log's head stays, and
-// numbers are never given out again, so that positions in the log and in listings keep their meaning. The row that counts
-// what is kept says that it is nothing.
-func Empty(ctx context.Context, db *DB) error {
-	return fault.Wrap("sqlstore.Empty", db.Write(Patient(ctx), func(tx *Tx) error {
-		tables, err := listTables(tx.Run)
-		if err != nil {
-			return err
-		}
-		slices.Reverse(tables)
-		return tx.Commit(func(b *Batch) {
-			if slices.ContainsFunc(tables, func(t Table) bool { return t.Name == "conversations" }) {
-				b.Exec(`DELETE FROM message_words`)
-				b.Exec(`DELETE FROM title_words`)
-			}
-			for _, t := range tables {
-				switch t.Name {
-				case "log_head":
-				case "usage":
-					b.Exec(`UPDATE usage SET messages = 0, bytes = 0`)
-				default:
-					b.Exec(`DELETE FROM ` + quoted(t.Name))
-				}
-			}
-		})
-	}))
-}
-
 // Sequence is the last number that a table gave to a row, which may be gone.
 type Sequence struct {
 	Table string `json:"table"`

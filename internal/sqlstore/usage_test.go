@@ -147,7 +147,7 @@ func followUsage(t *testing.T, db *DB) {
 		must(s.DeleteProject(ctx, p.ID, true, func(project.Project, int64) (event.Change, error) { return change("project.deleted"), nil }))
 	}
 	check(0, 7)
-	must(Empty(ctx, db))
+	must(emptyAll(t, db))
 	check(0, 0)
 	must(s.InsertProject(ctx, p, change("project.created")))
 	check(0, 2+5+rest)

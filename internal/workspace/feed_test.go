@@ -165,7 +165,7 @@ func TestFeedsTellOfAnotherLog(t *testing.T) {
 	ws := h.acquire(me)
 	ch := event.NewChange(ident.System(""), time.Now())
 	ch.Add("data.erased", string(me.ID), map[string]any{})
-	if err := ws.Empty(t.Context(), ch); err != nil {
+	if _, err := ws.Empty(t.Context(), ch); err != nil {
 		t.Fatal(err)
 	}
 	ws.Release()

@@ -42,15 +42,16 @@ const (
 // Database is the open database of the leased tenant, for what works on the whole of it (package relocate).
 func (w *Workspace) Database() *sqlstore.DB { return w.entry.db }
 
-// Empty removes everything that the tenant holds, and notes that in its own log and trail. It asks nobody whether the
-// tenant may be written: see [Refusal].
-func (w *Workspace) Empty(ctx context.Context, ch event.Change) error {
+// Empty removes everything that the tenant holds, and notes that in its own log and trail. It says what it reached of the
+// database's files. It asks nobody whether the tenant may be written: see [Refusal].
+func (w *Workspace) Empty(ctx context.Context, ch event.Change) (sqlstore.Emptied, error) {
 	db := w.entry.db.Direct()
-	if err := sqlstore.Empty(ctx, db); err != nil {
-		return fault.Wrap("workspace.Empty", err)
+	done, err := sqlstore.Empty(ctx, db)
+	if err != nil {
+		return done, fault.Wrap("workspace.Empty", err)
 	}
 	// A freeze that came in between must not keep what was done out of the trail.
-	return fault.Wrap("workspace.Empty", sqlstore.NewTenantStore(db, w.entry.committed).Note(ctx, ch))
+	return done, fault.Wrap("workspace.Empty", sqlstore.NewTenantStore(db, w.entry.committed).Note(ctx, ch))
 }
 
 // committed tells everybody who listens that the tenant's log has grown.
