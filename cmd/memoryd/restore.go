@@ -112,6 +112,10 @@ func (c restoreCmd) all(ctx context.Context, p *program, log *slog.Logger, o rel
 	if err := renameBus(ctx, whole.Store); err != nil {
 		return err
 	}
+	// The restored files are sealed under this one, and what the backup knew of keys is older.
+	if err := useKeys(ctx, whole.Store, in.keys); err != nil {
+		return err
+	}
 	kept, err := in.replaceMaster(ctx, p.settings, aside, inhabited)
 	if err != nil {
 		return err

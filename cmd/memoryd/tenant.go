@@ -56,7 +56,7 @@ func withTenantsAs(ctx context.Context, p *program, as access, do func(*whole) e
 	in, err := openInstall(ctx, p.settings, log, bus, as)
 	alone := err == nil && in.sole
 	if errors.Is(err, errFolderTaken) {
-		in, err = openInstall(ctx, p.settings, log, bus, guest)
+		in, err = openInstall(ctx, p.settings, log, bus, guest|as&anew)
 	}
 	if err != nil {
 		return err
