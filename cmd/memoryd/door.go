@@ -71,7 +71,7 @@ func newDoor(s *settings, log *slog.Logger, in *install, accounts *account.Servi
 		Callback: pool.Callback, Deliverer: deliverer,
 
 		Databases: tenants, Jobs: tenants, Eraser: tenants, Proof: accounts,
-		Ready: in.store.Ping,
+		Ready: in.ready,
 		Checks: []httpapi.Check{
 			{Name: "master_database", Look: func(ctx context.Context) (map[string]any, error) {
 				return map[string]any{"engine": in.master.Dialect().Name()}, in.store.Ping(ctx)

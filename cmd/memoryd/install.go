@@ -54,6 +54,10 @@ const (
 	keeper
 	// owner wants the same, and brings the master database up to date in any case.
 	owner
+	// anew, with one of these, seals under MASTER_KEY: for servers and for rewraps. Whoever else opens the installation
+	// seals under the key that the installation's own is sealed under, so that a command with a new key leaves nothing
+	// behind that a server with the old one cannot open.
+	anew access = 1 << 7
 )
 
 // openInstall opens the databases that the settings name. own are the listeners that no address given by a user may
@@ -67,6 +71,8 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	}()
 	masterURL, tenantURLs := s.secret("MASTER_DATABASE_URL"), s.list("TENANT_DATABASE_URLS")
 	in.sole = masterURL == "" || len(tenantURLs) == 0
+	follow := as&anew == 0
+	as &^= anew
 	if as != guest && in.sole {
 		unlock, err := lockFolder(s.text("STORAGE_PATH"))
 		if err != nil {
@@ -87,8 +93,14 @@ func openInstall(ctx context.Context, s *settings, log *slog.Logger, bus event.B
 	in.store = sqlstore.NewMasterStore(in.master, func(seq event.Seq) {
 		bus.Publish(context.Background(), event.Signal{Topic: "master", Kind: event.Committed, Seq: seq})
 	})
-	if in.lasting, err = lastingKeys(ctx, in.store, in.keys); err != nil {
+	var sealed []byte
+	if in.lasting, sealed, err = lastingKeys(ctx, in.store, in.keys); err != nil {
 		return nil, err
+	}
+	if follow {
+		if in.keys, err = in.keys.Following(sealed); err != nil {
+			return nil, err
+		}
 	}
 	if err := in.openHosts(ctx, tenantURLs, log); err != nil {
 		return nil, err

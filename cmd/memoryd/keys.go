@@ -19,7 +19,7 @@ type keysRewrapCmd struct {
 
 // Run does it in the server that works on the folder, which must have the same keys, or here.
 func (c keysRewrapCmd) Run(ctx context.Context, p *program) error {
-	return withTenants(ctx, p, func(w *whole) error {
+	return withTenantsAs(ctx, p, keeper|anew, func(w *whole) error {
 		j, err := w.svc.StartRewrap(ctx, asOperator())
 		if err != nil {
 			return err

@@ -27,3 +27,13 @@ func lockFolder(dir string) (unlock func(), err error) {
 	}
 	return func() { _ = f.Close() }, nil
 }
+
+// folderTaken reports whether a server, or a command that keeps the folder for itself, works in it. It holds the lock for
+// the moment of asking.
+func folderTaken(dir string) bool {
+	unlock, err := lockFolder(dir)
+	if err == nil {
+		unlock()
+	}
+	return errors.Is(err, errFolderTaken)
+}

@@ -8,6 +8,7 @@ import (
 	"log" //nolint:depguard // only to silence what libraries print
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -94,6 +95,9 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	set, err := loadSettings(environ, dotEnv)
 	if err != nil && set != nil && k.Command() == "config" {
 		// Whoever asks what the settings are needs to see them most when they are wrong.
+		if _, serr := os.Stat(set.storage(devSecrets)); serr == nil {
+			err = errors.Join(err, set.completeSecrets()) // which are in force, too
+		}
 		err = errors.Join(err, set.show(stdout))
 	}
 	if err == nil {
@@ -114,7 +118,7 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 }
 
 // told is an error as an operator reads it: of a wrong input every mistake, of what was refused the code and why. Of
-// what broke, and of anything that is no fault of ours, the chain of causes.
+// what broke, and of anything that is no fault of ours, the chain of causes, each once, without the names of our functions.
 func told(err error) string {
 	if several, ok := err.(interface{ Unwrap() []error }); ok {
 		var lines []string
@@ -129,11 +133,45 @@ func told(err error) string {
 		if ok && f.Message != "" && f.Class != fault.Internal && f.Class != fault.Unavailable {
 			return f.StableCode() + ": " + f.Message
 		}
-		return strings.TrimSpace(err.Error())
+		return strings.TrimSpace(chain(err))
 	}
 	lines := []string{f.Message + ":"}
 	for _, wrong := range f.Fields {
 		lines = append(lines, strings.TrimPrefix(wrong.Location, "body.")+" "+wrong.Message)
 	}
 	return strings.Join(lines, "\n  ")
+}
+
+// chain is an error with its causes: of a fault its code and words, unless the one before said the same.
+func chain(err error) string {
+	var parts []string
+	for err != nil {
+		if f, ok := err.(*fault.Error); ok { //nolint:errorlint // one after the other
+			said := f.StableCode()
+			if f.Message != "" {
+				said += ": " + f.Message
+			}
+			if !slices.Contains(parts, said) {
+				parts = append(parts, said)
+			}
+			err = f.Cause
+			continue
+		}
+		said := err.Error()
+		var inner []error
+		switch e := err.(type) { //nolint:errorlint // one after the other
+		case interface{ Unwrap() error }:
+			inner = []error{e.Unwrap()}
+		case interface{ Unwrap() []error }:
+			inner = e.Unwrap()
+		}
+		for _, one := range inner {
+			if one != nil {
+				said = strings.Replace(said, one.Error(), chain(one), 1)
+			}
+		}
+		parts = append(parts, said)
+		break
+	}
+	return strings.Join(parts, ": ")
 }

@@ -40,6 +40,8 @@ func (c migrateUpCmd) Run(ctx context.Context, p *program) error {
 	switch {
 	case c.Lose && !c.Back:
 		return usageError{errors.New("--lose goes with --back")}
+	case c.Back && c.All:
+		return usageError{errors.New("--back does not go with --all: it takes all tenants back that can go, or those of --tenant")}
 	case c.Back && c.Canary > 0:
 		return usageError{errors.New("--canary does not go with --back")}
 	case !many && !c.Back && (c.Plan || c.Canary > 0 || c.JSON):

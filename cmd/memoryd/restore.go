@@ -112,6 +112,10 @@ func (c restoreCmd) all(ctx context.Context, p *program, log *slog.Logger, o rel
 	if err := renameBus(ctx, whole.Store); err != nil {
 		return err
 	}
+	// The restored files are sealed under this one, and what the backup knew of keys is older.
+	if err := useKeys(ctx, whole.Store, in.keys); err != nil {
+		return err
+	}
 	kept, err := in.replaceMaster(ctx, p.settings, aside, inhabited)
 	if err != nil {
 		return err
@@ -169,6 +173,9 @@ func (c restoreCmd) putBack(ctx context.Context, p *program, log *slog.Logger, o
 	}
 	id, err := in.tenantOf(ctx, c.Tenant)
 	if err != nil {
+		return err
+	}
+	if err := refuseErased(ctx, in.store, id); err != nil {
 		return err
 	}
 	if err := confirmed(p, c.Yes, "the present data of "+string(id)+" is replaced, and kept as an original"); err != nil {
@@ -295,17 +302,25 @@ func (p *program) knownHere(ctx context.Context, log *slog.Logger, who string) (
 	if id, err = in.tenantOf(ctx, who); err != nil {
 		return "", nil, err
 	}
-	list, err := relocate.Ledger(ctx, in.store)
-	if err != nil {
+	if err := refuseErased(ctx, in.store, id); err != nil {
 		return "", nil, err
-	}
-	for _, e := range list {
-		if e.Tenant == id {
-			return "", nil, errors.New("this tenant was erased and does not come back")
-		}
 	}
 	emptied, err = relocate.Emptyings(ctx, in.store, id)
 	return id, emptied, err
+}
+
+// refuseErased is an error when the tenant is in the ledger of those that were erased.
+func refuseErased(ctx context.Context, store *sqlstore.MasterStore, id ident.TenantID) error {
+	list, err := relocate.Ledger(ctx, store)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if e.Tenant == id {
+			return errors.New("this tenant was erased and does not come back")
+		}
+	}
+	return nil
 }
 
 // The master database that is being restored lies beside the one that there is, under these names, until it is complete.

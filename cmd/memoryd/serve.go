@@ -57,11 +57,17 @@ func (serveCmd) Run(ctx context.Context, p *program) error {
 	}
 	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	in, err := openInstall(opening, s, log, bus, owner, ownAddress(listener)...)
+	in, err := openInstall(opening, s, log, bus, owner|anew, ownAddress(listener)...)
 	if err != nil {
 		return err
 	}
 	defer func() { warn(log, "databases", in.close()) }()
+	if err := in.lookAtKeys(opening); err != nil {
+		return err
+	}
+	if err := useKeys(opening, in.store, in.keys); err != nil {
+		return err
+	}
 	if nodes != nil {
 		prefix, err := in.busPrefix(opening)
 		if err != nil {

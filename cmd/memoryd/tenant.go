@@ -39,6 +39,10 @@ type whole struct {
 	jobs *job.Runner
 	// alone says that no server runs: jobs are done here.
 	alone bool
+	// working reports whether a server works on these databases; nil where nobody can tell.
+	working func() bool
+	// absence is how long a job of a server's may be without one before the command ends.
+	absence time.Duration
 }
 
 // withTenants opens the installation: alone where no server holds the folder, else beside it.
@@ -56,7 +60,7 @@ func withTenantsAs(ctx context.Context, p *program, as access, do func(*whole) e
 	in, err := openInstall(ctx, p.settings, log, bus, as)
 	alone := err == nil && in.sole
 	if errors.Is(err, errFolderTaken) {
-		in, err = openInstall(ctx, p.settings, log, bus, guest)
+		in, err = openInstall(ctx, p.settings, log, bus, guest|as&anew)
 	}
 	if err != nil {
 		return err
@@ -68,7 +72,10 @@ func withTenantsAs(ctx context.Context, p *program, as access, do func(*whole) e
 		Trail: in.store.Trail(), Placements: in.placements, Engine: engine, Bus: bus, Sealer: in.keys, Log: log, Sole: alone,
 		Limits: defaultLimits(p.settings)})
 	defer func() { warn(log, "tenants", pool.Close(context.WithoutCancel(ctx))) }()
-	w := &whole{in: in, alone: alone, svc: newTenants(in, log, bus, pool, node)}
+	w := &whole{in: in, alone: alone, absence: serverAbsence, svc: newTenants(in, log, bus, pool, node)}
+	if in.sole && !alone {
+		w.working = func() bool { return folderTaken(p.settings.text("STORAGE_PATH")) }
+	}
 	w.svc.Spools = discardSpool(p.settings, in.lasting)
 	w.jobs = job.NewRunner(job.Config{Store: in.store, Node: node, Sole: alone, Kinds: w.svc.Work(), Left: w.svc.LeftWork(), Log: log})
 	return do(w)
@@ -105,6 +112,12 @@ func (in *install) tenantOf(ctx context.Context, who string) (ident.TenantID, er
 // serverPatience is how long a job waits for a server where nobody can tell whether one runs: on PostgreSQL.
 const serverPatience = 3 * time.Second
 
+// serverAbsence is how long a server may take to be started again before a command that waits for it ends.
+const serverAbsence = 15 * time.Second
+
+// errNobodyWorks says that the server which a job was left to has gone.
+var errNobodyWorks = errors.New("no server works here any more")
+
 // follow brings a job to its end: in a server that works beside this command, else here. Interrupting the command leaves
 // a server's job running. One that runs here is left to whoever calls again, or, when it is about many tenants, ends with
 // what was done.
@@ -120,7 +133,9 @@ func (w *whole) follow(ctx context.Context, p *program, j job.Job) (job.Job, err
 		patience = serverPatience
 	}
 	asked, interrupted := time.Now(), ctx.Done()
-	var ended chan error // while it is done here
+	var ended chan error  // while it is done here
+	seen := asked         // when somebody worked on it for all that is known
+	looked := time.Time{} // when that was last asked of the folder
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -139,6 +154,19 @@ func (w *whole) follow(ctx context.Context, p *program, j job.Job) (job.Job, err
 				_, err := w.jobs.Do(doing, j.ID)
 				ended <- err
 			}()
+		}
+		idle := now.State == job.Queued || now.Lease.Before(time.Now())
+		switch {
+		case !idle || w.working == nil:
+			seen = time.Now()
+		case time.Since(looked) >= min(time.Second, w.absence):
+			looked = time.Now()
+			if w.working() {
+				seen = looked
+			} else if time.Since(seen) >= w.absence {
+				return now, fmt.Errorf("%w, and job %s waits: start memoryd serve again, which goes on with it, "+
+					"or run the command again without a server", errNobodyWorks, j.ID)
+			}
 		}
 		select {
 		case err := <-ended:
@@ -185,7 +213,7 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 	return withTenants(ctx, p, func(w *whole) error {
 		out := tabwriter.NewWriter(p.stdout, 0, 4, 2, ' ', 0)
 		if !c.JSON {
-			fmt.Fprintln(out, "TENANT\tACCOUNT\tSTATE\tPLACE\tSCHEMA\tBYTES")
+			fmt.Fprintln(out, "TENANT\tACCOUNT\tSTATE\tPLACE\tSCHEMA\tBYTES\tE-MAIL")
 		}
 		for after := ident.TenantID(""); ; {
 			page, err := w.in.store.ListTenants(ctx, after, 200)
@@ -202,6 +230,10 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 					continue
 				}
 				size := facts.SizeBytes
+				owner, _, err := w.in.store.FindAccount(ctx, t.Account)
+				if err != nil && !fault.Is(err, fault.NotFound) {
+					return err
+				}
 				schema := fmt.Sprint(t.Schema.Version)
 				switch {
 				case t.Schema.Problem != "":
@@ -210,7 +242,7 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 					schema += " " + facts.Problem + " (" + facts.CheckedAt.UTC().Format(time.RFC3339) + ")"
 				}
 				if c.JSON {
-					raw, err := json.Marshal(map[string]any{"tenant": t.ID, "account": t.Account, "state": t.Shown(),
+					raw, err := json.Marshal(map[string]any{"tenant": t.ID, "account": t.Account, "email": owner.Email, "state": t.Shown(),
 						"kind": relocate.KindName(t.Placement.Kind), "database": t.Placement.Database, "schema_version": t.Schema.Version,
 						"schema_problem": t.Schema.Problem, "schema_at": t.Schema.At, "database_problem": facts.Problem, "database_checked_at": facts.CheckedAt, "size_bytes": size})
 					if err != nil {
@@ -219,7 +251,7 @@ func (c tenantListCmd) Run(ctx context.Context, p *program) error {
 					fmt.Fprintln(p.stdout, string(raw))
 					continue
 				}
-				fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%d\n", t.ID, t.Account, t.Shown(), relocate.KindName(t.Placement.Kind), schema, size)
+				fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", t.ID, t.Account, t.Shown(), relocate.KindName(t.Placement.Kind), schema, size, owner.Email)
 			}
 			if len(page) == 0 {
 				return out.Flush()
@@ -317,22 +349,21 @@ func (c tenantMoveCmd) Run(ctx context.Context, p *program) error {
 		if err != nil {
 			return err
 		}
-		return w.report(ctx, p, j)
+		r, err := w.moved(ctx, p, j)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(p.stdout, "moved from %s (%s) to %s (%s): %d rows, requests waited %d ms\n", r.From, r.FromKind, r.To, r.ToKind, r.Rows, r.PausedMS)
+		return nil
 	})
 }
 
-// report follows a move and says what came of it.
-func (w *whole) report(ctx context.Context, p *program, j job.Job) error {
-	j, err := w.follow(ctx, p, j)
-	if err != nil {
-		return err
+// moved follows a move to its end.
+func (w *whole) moved(ctx context.Context, p *program, j job.Job) (r relocate.MoveReport, err error) {
+	if j, err = w.follow(ctx, p, j); err != nil {
+		return r, err
 	}
-	var r relocate.MoveReport
-	if err := json.Unmarshal(j.Report, &r); err != nil {
-		return err
-	}
-	fmt.Fprintf(p.stdout, "moved from %s (%s) to %s (%s): %d rows, requests waited %d ms\n", r.From, r.FromKind, r.To, r.ToKind, r.Rows, r.PausedMS)
-	return nil
+	return r, json.Unmarshal(j.Report, &r)
 }
 
 type tenantRekeyCmd struct {
@@ -350,7 +381,13 @@ func (c tenantRekeyCmd) Run(ctx context.Context, p *program) error {
 		if err != nil {
 			return err
 		}
-		return w.report(ctx, p, j)
+		r, err := w.moved(ctx, p, j)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(p.stdout, "the file of %s was written anew under a new key: %d rows, requests waited %d ms; the file under the old key was destroyed with it (%s, now %s)\n",
+			t.ID, r.Rows, r.PausedMS, r.From, r.To)
+		return nil
 	})
 }
 

@@ -11,8 +11,8 @@ import (
 
 type tenantLimitCmd struct {
 	Who      string `arg:"" help:"The tenant's id, or the e-mail address of its account."`
-	Bytes    string `help:"Bytes of text that it may keep: a number, none, or default (what TENANT_MAX_BYTES says)."`
-	Messages string `help:"Messages that it may keep: a number, none, or default (what TENANT_MAX_MESSAGES says)."`
+	Bytes    string `help:"Bytes of text that it may keep: a number, none (or 0), or default (what TENANT_MAX_BYTES says)."`
+	Messages string `help:"Messages that it may keep: a number, none (or 0), or default (what TENANT_MAX_MESSAGES says)."`
 }
 
 // Run changes what a tenant may keep, or only shows it. Running servers hear of it within a second.
@@ -40,12 +40,12 @@ func parseLimit(flag, text string, limit *int64) error {
 	case "":
 	case "default":
 		*limit = 0
-	case "none":
+	case "none", "0": // as in TENANT_MAX_MESSAGES
 		*limit = -1
 	default:
 		n, err := strconv.ParseInt(text, 10, 64)
-		if err != nil || n <= 0 {
-			return fmt.Errorf("%s is a number above 0, none or default", flag)
+		if err != nil || n < 0 {
+			return fmt.Errorf("%s is a number, none (or 0) or default", flag)
 		}
 		*limit = n
 	}

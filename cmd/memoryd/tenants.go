@@ -20,7 +20,8 @@ import (
 // newTenants builds the service for whole tenants: moving, erasing, keys. node names this process.
 func newTenants(in *install, log *slog.Logger, bus event.Bus, pool *workspace.Pool, node string) *relocate.Service {
 	return relocate.New(relocate.Config{Store: in.store, Places: in.placements, Pool: pool, Probe: in.externals, Keys: in.keys,
-		Lasting: in.lasting, Bus: bus, Log: log, Node: node, Sole: in.sole, Snapshots: in.snapshots})
+		Lasting: in.lasting, Bus: bus, Log: log, Node: node, Sole: in.sole, Snapshots: in.snapshots,
+		Rewrapping: func(ctx context.Context) error { return useKeys(ctx, in.store, in.keys) }, Rewrapped: in.rewrapLasting})
 }
 
 // discardSpool drops what dead servers left in the spool of a tenant. A server that lives drops its own.

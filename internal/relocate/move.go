@@ -60,6 +60,17 @@ const (
 
 // move is the job that brings a tenant's data to another database.
 func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
+	if run.Again() {
+		s.Log.Info("a move goes on that was broken off", "job", run.Job.ID, "tenant", run.Job.Tenant)
+	}
+	report, err := s.moveOn(ctx, run)
+	if r, ok := report.(MoveReport); ok && err == nil {
+		s.Log.Info("tenant moved", "job", run.Job.ID, "tenant", run.Job.Tenant, "from", r.From, "to", r.To)
+	}
+	return report, err
+}
+
+func (s *Service) moveOn(ctx context.Context, run *job.Run) (any, error) {
 	const op = "relocate.Move"
 	var in moveInput
 	if err := json.Unmarshal(run.Job.Input, &in); err != nil {

@@ -204,9 +204,14 @@ func (s *Service) rewrapOnce(ctx context.Context) (r RewrapReport, missed int, u
 }
 
 // RewrapAll is Rewrap until nothing more is found: what was sealed under an earlier key while it went on is met too, also
-// when there is something that does not open.
+// when there is something that does not open. Then the installation's own key stays under the earlier one.
 func (s *Service) RewrapAll(ctx context.Context) (RewrapReport, error) {
 	total := 0
+	if s.Rewrapping != nil {
+		if err := s.Rewrapping(ctx); err != nil {
+			return RewrapReport{}, fault.Wrap("relocate.RewrapAll", err)
+		}
+	}
 	for {
 		r, missed, unopened, err := s.rewrapOnce(ctx)
 		total += r.Resealed
@@ -215,6 +220,9 @@ func (s *Service) RewrapAll(ctx context.Context) (RewrapReport, error) {
 		}
 		if err == nil {
 			err = unopened
+		}
+		if err == nil && s.Rewrapped != nil {
+			err = s.Rewrapped(ctx)
 		}
 		r.Resealed = total
 		return r, fault.Wrap("relocate.RewrapAll", err)

@@ -41,6 +41,9 @@ type Config struct {
 	Spools func(ctx context.Context, id ident.TenantID) error
 	// Snapshots are what databases held before their schemas were changed; nil when none are taken.
 	Snapshots *Snapshots
+	// Rewrapping is told before the first secret is sealed anew, and Rewrapped when every one is: the key of the
+	// installation is sealed anew by it, as the last. nil: there is none.
+	Rewrapping, Rewrapped func(ctx context.Context) error
 	// Wake makes the runner look for jobs at once; nil: it looks by itself.
 	Wake func()
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -102,6 +103,27 @@ func (k *Keyring) Rewrap(purpose string, sealed, aad []byte) (newSealed []byte, 
 
 // ID names the current master key. It is no secret: everything sealed under the key carries it.
 func (k *Keyring) ID() string { return hex.EncodeToString(k.keys[0].id[:]) }
+
+// IDs are the ids of all keys, the current one's first. Sealed values carry them in front of their nonce.
+func (k *Keyring) IDs() [][]byte {
+	list := make([][]byte, 0, len(k.keys))
+	for _, m := range k.keys {
+		list = append(list, bytes.Clone(m.id[:]))
+	}
+	return list
+}
+
+// Following returns a keyring that opens the same and seals under the key that sealed the value. A value of a key that
+// is not there is code "seal_unknown_key".
+func (k *Keyring) Following(sealed []byte) (*Keyring, error) {
+	for i, m := range k.keys {
+		if len(sealed) > headerLen && bytes.Equal(sealed[1:headerLen], m.id[:]) {
+			return &Keyring{keys: slices.Concat(k.keys[i:i+1], k.keys[:i], k.keys[i+1:])}, nil
+		}
+	}
+	return nil, fault.New(fault.Internal, "seal.Following", "seal_unknown_key",
+		"the value was sealed with a master key that is not configured")
+}
 
 // Derive returns the current master key's key for a purpose: the same one at every start, another after a rotation.
 func (k *Keyring) Derive(purpose string) Key {

@@ -226,6 +226,17 @@ func (s *MasterStore) EachSealed(ctx context.Context, f func(tenant.Database) er
 	}
 }
 
+// SealedElsewhere counts the databases with something that is sealed under one of the installation's master keys (facts
+// whose names begin with prefix hold their ids) other than these two, which may be the same.
+func (s *MasterStore) SealedElsewhere(ctx context.Context, prefix string, one, other []byte) (n int, err error) {
+	err = s.db.Read(ctx, func(b *Batch) {
+		b.One([]any{&n}, `SELECT count(DISTINCT d.id) FROM facts f JOIN databases d
+			ON substr(d.wrapped_key, 2, 8) = f.value OR substr(d.sealed_password, 2, 8) = f.value
+			WHERE f.name LIKE ? AND f.value <> ? AND f.value <> ?`, prefix+"%", one, other)
+	})
+	return n, err
+}
+
 // Reseal replaces what a database holds sealed, unless somebody replaced it meanwhile. It is no change: the same
 // secrets are sealed under another key.
 func (s *MasterStore) Reseal(ctx context.Context, old, now tenant.Placement) (done bool, err error) {
