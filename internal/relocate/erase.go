@@ -258,7 +258,11 @@ func (s *Service) destroyAll(ctx context.Context, run *job.Run, t tenant.Tenant,
 			store.Method = "key destroyed, file removed"
 			err = s.Places.Destroy(ctx, d.Placement)
 		default:
-			err = s.Places.Destroy(sqlstore.Patient(ctx), d.Placement)
+			if d.State == tenant.Filling {
+				err = s.Places.Undo(sqlstore.Patient(ctx), d.Placement)
+			} else {
+				err = s.Places.Destroy(sqlstore.Patient(ctx), d.Placement)
+			}
 			if err != nil && d.Placement.Kind == tenant.External {
 				s.Log.Warn("a database of a user's own could not be emptied", "code", fault.CodeOf(err), "database", d.ID())
 				store.Method, store.Outcome, err = "not reachable ("+fault.CodeOf(err)+"): drop the schema yourself", outcomeLeft, nil
