@@ -177,3 +177,51 @@ func TestAHostedPlaceThatIsTaken(t *testing.T) {
 		})
 	}
 }
+
+// TestReceiptsTellOfWhatWasReleased: what lies in its owner's database since it was released is in no receipt as erased, nor
+// left out, also when the server can sign in there again.
+func TestReceiptsTellOfWhatWasReleased(t *testing.T) {
+	h := newHouse(t)
+	owner := asOwner(t, h.servers[2])
+	a := h.leaveFor(tenant.External, tenant.SQLite)
+	if _, err := h.svc.Release(t.Context(), a.actor, a.id, a.original); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.svc.EditDatabase(t.Context(), a.actor, a.id, a.original, nil, func(e *DatabaseEdit) error {
+		e.Password = &h.password
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	never, err := h.svc.Register(t.Context(), a.actor, a.id, NewDatabase{Name: "Never used", Address: h.own, Password: h.password})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := h.own
+	gone.Port = 1
+	away, err := h.svc.Register(t.Context(), a.actor, a.id, NewDatabase{Name: "Away", Address: gone, Password: h.password})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{EraseData, EraseAccount} {
+		j, err := h.svc.Erase(t.Context(), a.actor, a.id, what)
+		if err != nil {
+			t.Fatal(err)
+		}
+		j = h.await(j.ID)
+		r, err := ReadReceipt(j.Report)
+		if err != nil {
+			t.Fatalf("%+v, %v", j, err)
+		}
+		said := map[string]string{}
+		for _, s := range r.Stores {
+			said[s.Name] = s.Outcome
+		}
+		if said[string(a.original)] != outcomeLeft || said[string(never.ID())] != "" || said[string(away.ID())] != outcomeLeft {
+			t.Errorf("%s: %+v", what, r.Stores)
+		}
+		if n := rows(t, owner, schemaOf(a.original)+".messages"); n != 3 {
+			t.Errorf("%s: %d messages", what, n)
+		}
+	}
+}
