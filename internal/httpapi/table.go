@@ -277,7 +277,8 @@ func databaseRows() []operation {
 			o.Body, o.status, o.once = NoBody, http.StatusAccepted, true
 			o.description = "Starts a job that copies everything, follows what is written meanwhile, compares both by count and " +
 				"content, and switches; requests wait for the moment of the switch. Cancelled or failed, it leaves the data where " +
-				"it was. The original is kept, read-only, until it is released; activating it again is the way back."
+				"it was. The original is kept, read-only, until it is released; activating it again is the way back, which leaves " +
+				"it as it is until the switch."
 		}),
 		row(tagDatabase, "release-database", "POST", "/database/{id}/release", "Let go of a database that data no longer lives in",
 			on((*Server).releaseDatabase)).with(refuses(missing, conflict)).with(func(o *operation) {

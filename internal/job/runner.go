@@ -26,7 +26,8 @@ type Work func(ctx context.Context, run *Run) (report any, err error)
 var (
 	ErrCancelled = errors.New("the job was cancelled")
 	ErrStopping  = errors.New("the server is stopping")
-	errLost      = errors.New("the job belongs to somebody else now")
+	// ErrLost says that the lease was over, and that somebody else works on the job, who has undone what was done.
+	ErrLost = errors.New("the job belongs to somebody else now")
 	// ErrAgain, returned by a Work, leaves the job running without an owner: it is claimed again when its lease is over.
 	// For work that can be neither finished nor undone at the moment.
 	ErrAgain = errors.New("the job must be tried again")
@@ -59,13 +60,23 @@ func (r *Run) Save(ctx context.Context, v any) error {
 	case err != nil:
 		return err
 	case !held:
-		return errLost
+		return ErrLost
 	}
 	r.Job.Saved = raw
 	if cancel {
 		return ErrCancelled
 	}
 	return nil
+}
+
+// Held returns [ErrLost] when the job belongs to somebody else now: then nothing may be undone either, since it would be
+// that one's work. Any other error says that it could not be found out.
+func (r *Run) Held(ctx context.Context) error {
+	held, _, err := r.runner.Store.RenewJob(ctx, r.Job.ID, r.runner.Node, r.runner.until(), r.progress(), nil)
+	if err == nil && !held {
+		err = ErrLost
+	}
+	return err
 }
 
 // Again reports whether an earlier process died over this job.
@@ -225,7 +236,7 @@ func (r *Runner) work(ctx context.Context, j Job) {
 		err = ErrCancelled // it is what became of the wish on the way
 	}
 	switch {
-	case errors.Is(cause, errLost):
+	case errors.Is(cause, ErrLost):
 		r.Log.Warn("job lost to another server", "job", j.ID, "kind", j.Kind)
 		return
 	case err != nil && errors.Is(cause, ErrStopping) && !errors.Is(err, ErrCancelled):
@@ -272,7 +283,7 @@ func (r *Runner) renew(ctx context.Context, run *Run, stop context.CancelCauseFu
 		case err != nil:
 			r.Log.Warn("job not renewed", "code", fault.CodeOf(err), "job", run.Job.ID)
 		case !held:
-			stop(errLost)
+			stop(ErrLost)
 		case cancel:
 			stop(ErrCancelled)
 		}

@@ -12,7 +12,8 @@
 //	   └──────────┴────────────┴─────────────┴─────────────┴──► undone: the tenant is where it was
 //
 // Up to the commit in the master database that names the new place, the old one is the tenant's; whatever happens before
-// is undone, whatever happens after is finished. Both may be done again.
+// is undone, whatever happens after is finished. Both may be done again. A way back to a kept original is made beside it,
+// and takes its name while switching (decision 0080).
 //
 // A fleet of tenants, of which each one knows how far it is (decisions 0032, 0033):
 //

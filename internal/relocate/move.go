@@ -101,7 +101,10 @@ func (s *Service) move(ctx context.Context, run *job.Run) (any, error) {
 		}
 		undo, cancel := settling(ctx)
 		defer cancel()
-		uerr := m.undo(undo)
+		uerr := run.Held(undo)
+		if uerr == nil {
+			uerr = m.undo(undo)
+		}
 		if errors.Is(uerr, errSwitched) {
 			m.arrived(undo)
 			return m.finish(ctx)
@@ -664,7 +667,7 @@ func (m *mover) commit(ctx context.Context) error {
 	if m.kept != nil {
 		key = m.target.Placement.WrappedKey
 	}
-	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job.ID, m.report.From, m.in.To, m.target.Facts, key, ch)
+	switched, err := m.Store.SwitchDatabase(ctx, m.tenant.ID, m.run.Job, m.report.From, m.in.To, m.target.Facts, key, ch)
 	for fault.Unknown(err) {
 		// Only looking can tell. Until it is known neither place may be used.
 		t, lerr := m.Store.FindTenant(ctx, m.tenant.ID)

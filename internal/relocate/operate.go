@@ -87,7 +87,10 @@ func (s *Service) rekey(ctx context.Context, run *job.Run, t tenant.Tenant, save
 	if err := m.do(ctx); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 		defer cancel()
-		uerr := m.undo(undo)
+		uerr := run.Held(undo)
+		if uerr == nil {
+			uerr = m.undo(undo)
+		}
 		if !errors.Is(uerr, errSwitched) {
 			return errors.Join(err, uerr)
 		}

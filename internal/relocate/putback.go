@@ -127,7 +127,11 @@ func (p *putBack) run(ctx context.Context, run *job.Run) (any, error) {
 	}
 	undo, cancel := settling(ctx)
 	defer cancel()
-	if uerr := p.undo(undo, m, in); uerr != nil {
+	uerr := run.Held(undo)
+	if uerr == nil {
+		uerr = p.undo(undo, m, in)
+	}
+	if uerr != nil {
 		return nil, errors.Join(job.ErrAgain, uerr, err)
 	}
 	if ctx.Err() != nil || errors.Is(err, job.ErrCancelled) {

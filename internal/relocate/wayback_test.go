@@ -338,6 +338,46 @@ func TestAWayBackToAServerThatFails(t *testing.T) {
 	}
 }
 
+// TestAMoveWhoseLeaseWasOver: whoever goes on although somebody else has taken the job up meanwhile undoes nothing of what
+// that one did.
+func TestAMoveWhoseLeaseWasOver(t *testing.T) {
+	h := newHouse(t)
+	a := h.leaveFor(tenant.Postgres, tenant.SQLite)
+	a.quiet()
+	id := a.activate(a.original)
+	if j := a.attempt(id, func(step string) {
+		if step == stepMade {
+			a.attempt(id, func(step string) {
+				if step == stepFenced {
+					runtime.Goexit()
+				}
+			})
+		}
+	}); j.State != job.Running {
+		t.Fatalf("%+v, %+v", j, j.Failure)
+	}
+	now, err := a.store.FindTenant(t.Context(), a.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := a.places.Open(t.Context(), now.Placement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fenced, err := sqlstore.Fenced(t.Context(), source); err != nil || !fenced {
+		t.Errorf("the other's fence is gone, %v", err)
+	}
+	if err := source.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if j := a.attempt(id, nil); j.State != job.Completed {
+		t.Fatalf("%+v, %+v", j, j.Failure)
+	}
+	if left := a.beside(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // TestWhatHappensBesideAMove: a wish to cancel is heard until the switch, and leaves the original. While a tenant moves,
 // nothing else works on the whole of it; what the operator decides holds, and a backup has it.
 func TestWhatHappensBesideAMove(t *testing.T) {

@@ -138,7 +138,7 @@ func (h *PostgresHost) rename(tx *Tx, name, ddl string) error {
 	}); err != nil {
 		return err
 	}
-	login := `"` + strings.ReplaceAll(me, `"`, `""`) + `"`
+	login := quoted(me)
 	switch {
 	case super:
 	case h.version >= 160000: // since then each grant says so for itself

@@ -163,17 +163,23 @@ func (s *MasterStore) DeleteDatabase(ctx context.Context, of ident.TenantID, id 
 }
 
 // SwitchDatabase makes to the tenant's active database instead of from, which becomes its original, under the job that
-// moved it. Of both, only what the switch is about is written: name, credentials and what is sealed may have become others
+// moved it, as whoever works on that has claimed it. Of both, only what the switch is about is written: name, credentials and what is sealed may have become others
 // since the move began. facts are what was seen of to; key is the wrapped one of its file where that took the place of
 // another (nil: it stays), and that it is about to ([TakingOver]) is forgotten. It reports false, and changes nothing, when
-// the tenant is not that job's, or from is not the active one any more.
-func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by ident.JobID, from, to ident.DatabaseID, facts tenant.Facts,
+// the tenant is not that job's, the job is somebody else's, or from is not the active one any more.
+func (s *MasterStore) SwitchDatabase(ctx context.Context, of ident.TenantID, by job.Job, from, to ident.DatabaseID, facts tenant.Facts,
 	key []byte, ch event.Change,
 ) (switched bool, err error) {
 	err = s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		switched = false
 		t, was, err := lockDatabase(tx, of, from)
-		if err != nil || t.Job != by || t.Placement.Database != from {
+		if err != nil || t.Job != by.ID || t.Placement.Database != from {
+			return err
+		}
+		var node string
+		if err := tx.Run(func(b *Batch) {
+			b.One([]any{&node}, `SELECT node FROM jobs WHERE id = ?`+tx.Dialect().ForUpdate(), by.ID)
+		}); err != nil || node != by.Node {
 			return err
 		}
 		_, now, err := lockDatabase(tx, of, to)

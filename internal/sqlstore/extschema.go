@@ -167,11 +167,11 @@ func (x *Externals) Destroy(ctx context.Context, id ident.DatabaseID, a tenant.A
 func dropDDL(schema string) string {
 	return `DO $drop$ DECLARE list text; BEGIN
 		SELECT string_agg(c.oid::regclass::text, ', ') INTO list FROM pg_class c
-			WHERE c.relnamespace = to_regnamespace('` + schema + `') AND c.relkind = 'r'
+			WHERE c.relnamespace = to_regnamespace('` + quoted(schema) + `') AND c.relkind = 'r'
 				AND c.relname IN ('` + strings.Join(slices.Concat(tenantTables[:], unlisted[:]), `', '`) + `');
 		IF list IS NOT NULL THEN EXECUTE 'DROP TABLE ' || list || ' RESTRICT'; END IF;
 		SELECT string_agg(p.oid::regprocedure::text, ', ') INTO list FROM pg_proc p
-			WHERE p.pronamespace = to_regnamespace('` + schema + `') AND p.prokind = 'f'
+			WHERE p.pronamespace = to_regnamespace('` + quoted(schema) + `') AND p.prokind = 'f'
 				AND p.prorettype = 'pg_catalog.trigger'::regtype AND (p.proname = '` + fenceName + `' OR p.proname IN ('` +
 		captureName + "_" + strings.Join(tenantTables[:], `', '`+captureName+"_") + `'));
 		IF list IS NOT NULL THEN EXECUTE 'DROP FUNCTION ' || list || ' RESTRICT'; END IF;

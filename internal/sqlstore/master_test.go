@@ -851,11 +851,23 @@ func TestASwitchKeepsWhatWasEditedMeanwhile(t *testing.T) {
 			want[id] = edited
 		}
 		ch := told("database.activated")
-		if switched := settle[bool](t)(s.SwitchDatabase(t.Context(), a.Tenant, j.ID, from, to, tenant.Facts{SchemaVersion: 7, SizeBytes: 4096}, nil, ch)); !switched {
+		late := j
+		late.Node = "whose lease was over"
+		if switched := settle[bool](t)(s.SwitchDatabase(t.Context(), a.Tenant, late, from, to, tenant.Facts{}, nil, ch)); switched {
+			t.Fatal("switched by somebody whose job it is not any more")
+		}
+		if put := settle[bool](t)(s.PutFact(t.Context(), TakingOver(to), nil, ch.At)); !put {
+			t.Fatal("no fact")
+		}
+		if switched := settle[bool](t)(s.SwitchDatabase(t.Context(), a.Tenant, j, from, to, tenant.Facts{SchemaVersion: 7, SizeBytes: 4096}, []byte("another"), ch)); !switched {
 			t.Fatal("not switched")
+		}
+		if _, err := s.FindFact(t.Context(), TakingOver(to)); !fault.Is(err, fault.NotFound) {
+			t.Errorf("it may still be taken back: %v", err)
 		}
 		was, is := want[from], want[to]
 		was.State, was.UpdatedAt = tenant.Original, ch.At
+		is.Placement.WrappedKey = []byte("another")
 		is.State, is.UpdatedAt, is.Facts = tenant.InUse, ch.At, tenant.Facts{SchemaVersion: 7, SizeBytes: 4096}
 		for _, want := range []tenant.Database{was, is} {
 			got := settle[tenant.Database](t)(s.FindDatabase(t.Context(), a.Tenant, want.ID()))
