@@ -87,7 +87,7 @@ type eraseIn struct {
 type erasedView struct {
 	JobID   string       `json:"job_id" example:"job_06f4k3z9c8tqv5m2yb7n1x0d4e"`
 	State   string       `json:"state" enum:"queued,running,completed,failed,cancelled"`
-	Receipt object       `json:"receipt" doc:"What was erased, where and how, signed by the installation; empty until it is completed"`
+	Receipt object       `json:"receipt" doc:"What was erased, where and how, signed by the installation; empty until it is completed. Of each store its outcome: erased; pending, when something has to happen first, such as the next backup; or left, where the server has no way to it"`
 	Error   *failureView `json:"error,omitempty"`
 }
 

@@ -250,6 +250,10 @@ func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.
 	if err != nil {
 		return r, fault.Wrap(op, err)
 	}
+	if d.State == tenant.Ready && r.Schema != sqlstore.SchemaNone {
+		r.OK = false
+		r.Problems = append(r.Problems, sqlstore.Problem{Level: sqlstore.ProblemError, Code: "schema_exists", Message: schemaTaken})
+	}
 	facts := tenant.Facts{SchemaVersion: r.SchemaVersion}
 	for _, p := range r.Problems {
 		if p.Level == sqlstore.ProblemError && facts.Problem == "" {
@@ -605,7 +609,7 @@ func (s *Service) release(ctx context.Context, run *job.Run) (any, error) {
 	case d.State == tenant.Released || d.State == tenant.Empty:
 		return nil, nil
 	case d.State == tenant.Filling:
-		err = s.Places.Destroy(sqlstore.Patient(within), d.Placement)
+		err = notOurs(s.Places.Undo(sqlstore.Patient(within), d.Placement))
 	case d.State == tenant.Original:
 		if err = s.settle(sqlstore.Patient(within), d); err == nil {
 			err = s.letGo(within, d)
@@ -642,7 +646,7 @@ func (s *Service) letGo(ctx context.Context, d tenant.Database) error {
 	if err := sqlstore.StopCapture(ctx, db); err != nil {
 		return err
 	}
-	if err := sqlstore.CommentTables(ctx, db); err != nil {
+	if err := sqlstore.CommentTables(ctx, db); err != nil { // in place of any mark of ours
 		return err
 	}
 	return sqlstore.Unfence(ctx, db)

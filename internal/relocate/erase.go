@@ -37,10 +37,10 @@ type Receipt struct {
 
 // ErasedStore is one place in which something of the tenant was.
 type ErasedStore struct {
-	Store   string `json:"store"`  // "hosted_sqlite", "account", "spool"
-	Name    string `json:"name"`   // which one
-	Method  string `json:"method"` // how: "key destroyed, file removed"
-	Outcome string `json:"outcome"`
+	Store   string `json:"store"`   // "hosted_sqlite", "account", "spool"
+	Name    string `json:"name"`    // which one
+	Method  string `json:"method"`  // how: "key destroyed, file removed"
+	Outcome string `json:"outcome"` // "erased", "pending" or "left"
 }
 
 // add puts a store into the receipt. What an earlier try said of the same one is replaced, but for that it was erased.
@@ -80,9 +80,13 @@ func ReadReceipt(text []byte) (Receipt, error) {
 }
 
 const (
-	outcomeErased = "erased"
-	outcomeLeft   = "left" // out of reach: the server has no way to it any more
+	outcomeErased  = "erased"
+	outcomePending = "pending" // not yet: the method says what has to happen first
+	outcomeLeft    = "left"    // out of reach: the server has no way to it any more
 )
+
+// backupsLater is how what earlier backups hold is erased, where there are any.
+const backupsLater = "noted: never restored here; its keys are destroyed by the next backup into each repository, and can be read there until then"
 
 type eraseInput struct {
 	Asker asker `json:"asker"`
@@ -205,7 +209,7 @@ func (s *Service) erase(ctx context.Context, run *job.Run) (any, error) {
 	}
 	r.add(ErasedStore{Store: "master", Name: "account, sessions, tokens, databases, jobs", Method: "rows deleted", Outcome: outcomeErased})
 	r.add(ErasedStore{Store: "master", Name: "audit trail and log", Method: "names and addresses removed", Outcome: outcomeErased})
-	r.add(ErasedStore{Store: "backups", Name: "earlier backups", Method: "in the ledger: key destroyed with the next backup, never restored", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "backups", Name: "earlier backups", Method: backupsLater, Outcome: outcomePending})
 	s.sign(&r)
 	if err := run.Save(ctx, r); err != nil {
 		return nil, errors.Join(job.ErrAgain, err)
@@ -257,8 +261,10 @@ func (s *Service) scrub(ctx context.Context) {
 	}
 }
 
+const releasedEarlier = "released earlier: the tables are the owner's"
+
 // destroyAll destroys the databases of a tenant that which picks. A user's own that cannot be reached is left and said so:
-// the server forgets how to get there. What is done is saved as it is done.
+// the server forgets how to get there. So is what was released there. What is done is saved as it is done.
 func (s *Service) destroyAll(ctx context.Context, run *job.Run, t tenant.Tenant, r *Receipt, which func(tenant.Database) bool) error {
 	list, err := s.Store.ListDatabases(ctx, t.ID)
 	if err != nil {
@@ -266,18 +272,33 @@ func (s *Service) destroyAll(ctx context.Context, run *job.Run, t tenant.Tenant,
 	}
 	for i, d := range list {
 		run.Progress(int64(i), int64(len(list)), "databases")
-		if !which(d) || d.State == tenant.Empty || d.State == tenant.Ready {
+		freed := d.State == tenant.Released || d.State == tenant.Ready && d.Placement.Kind == tenant.External
+		if !freed && !which(d) || d.State == tenant.Empty || d.State == tenant.Ready && !freed {
 			continue
 		}
 		store := ErasedStore{Store: KindName(d.Placement.Kind), Name: string(d.ID()), Method: "schema dropped, files removed" + beyondFiles, Outcome: outcomeErased}
 		switch {
 		case d.State == tenant.Released:
-			store.Method, store.Outcome = "released earlier: the tables are the owner's", outcomeLeft
+			store.Method, store.Outcome = releasedEarlier, outcomeLeft
+		case d.State == tenant.Ready:
+			// It may be one that was released, and whose password was given again: then the tables are there.
+			ferr := s.Places.Undo(sqlstore.Patient(ctx), d.Placement)
+			if ferr == nil {
+				continue // nothing of it is there
+			}
+			store.Method, store.Outcome = releasedEarlier, outcomeLeft
+			if fault.CodeOf(ferr) != "schema_exists" {
+				store.Method = "not reachable (" + fault.CodeOf(ferr) + "): if a copy was released there earlier, its tables are there still"
+			}
 		case d.Placement.Kind == tenant.SQLite:
 			store.Method = "key destroyed, file removed"
 			err = s.Places.Destroy(ctx, d.Placement)
 		default:
-			err = s.Places.Destroy(sqlstore.Patient(ctx), d.Placement)
+			if d.State == tenant.Filling {
+				err = s.Places.Undo(sqlstore.Patient(ctx), d.Placement)
+			} else {
+				err = s.Places.Destroy(sqlstore.Patient(ctx), d.Placement)
+			}
 			if err != nil && d.Placement.Kind == tenant.External {
 				s.Log.Warn("a database of a user's own could not be emptied", "code", fault.CodeOf(err), "database", d.ID())
 				store.Method, store.Outcome, err = "not reachable ("+fault.CodeOf(err)+"): drop the schema yourself", outcomeLeft, nil
@@ -490,7 +511,7 @@ func (s *Service) empty(ctx context.Context, run *job.Run) (any, error) {
 		emptiedServer(&r, &store, done)
 	}
 	r.add(store)
-	r.add(ErasedStore{Store: "backups", Name: "earlier backups", Method: "keys destroyed with the next backup, never restored", Outcome: outcomeErased})
+	r.add(ErasedStore{Store: "backups", Name: "earlier backups", Method: backupsLater, Outcome: outcomePending})
 	s.sign(&r)
 	return r, nil
 }

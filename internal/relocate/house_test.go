@@ -279,7 +279,11 @@ func (h *house) leave(j job.Job) {
 // half registers a place that a job was copying into.
 func (h *house) half(id ident.TenantID, kind tenant.Kind) tenant.Database {
 	h.t.Helper()
-	at, err := h.places.Make(h.t.Context(), tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: kind})
+	at := tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: kind}
+	if kind == tenant.External {
+		at.Address, at.SealedPassword = h.own, h.places.SealPassword(at.Database, h.password)
+	}
+	at, err := h.places.Make(h.t.Context(), at)
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -290,20 +290,23 @@ func (m *mover) prepare(ctx context.Context) error {
 		return err
 	}
 	if d.State == tenant.Filling {
-		if err := m.Places.Destroy(ctx, d.Placement); err != nil {
+		if err := notOurs(m.Places.Undo(ctx, d.Placement)); err != nil {
 			return err
 		}
 	}
 	d.Facts = tenant.Facts{} // they were of what is gone
-	// Noted before anything is made, so that whatever is made can be found and removed.
 	if d.Placement, err = m.Places.Choose(ctx, d.Placement); err != nil {
 		return err
 	}
+	if err := m.Places.Vacant(ctx, d.Placement); err != nil {
+		return err
+	}
+	// Noted before anything is made, so that whatever is made can be found and removed.
 	if d, err = m.noteTarget(ctx, d, tenant.Filling); err != nil {
 		return err
 	}
 	if d.Placement, err = m.Places.Make(ctx, d.Placement); fault.CodeOf(err) == "schema_exists" {
-		// It is somebody else's, who was faster: undoing must not take it away.
+		// It is somebody else's, who was faster.
 		_, nerr := m.noteTarget(ctx, d, tenant.Ready)
 		return errors.Join(err, nerr)
 	}
@@ -336,11 +339,13 @@ func (m *mover) probe(ctx context.Context, d tenant.Database) error {
 	}
 	if d.State == tenant.Ready && r.Schema != sqlstore.SchemaNone {
 		// What was released is the owner's. It is nothing to be filled, nor to be taken away when filling it fails.
-		return fault.New(fault.Conflict, op, "schema_exists",
-			"the database holds a schema of that name with something in it already, such as a copy that was released there: rename or drop it first")
+		return fault.New(fault.Conflict, op, "schema_exists", schemaTaken)
 	}
 	return nil
 }
+
+const schemaTaken = "the database holds a schema of that name with something in it already, such as a copy that was released there: " +
+	"rename or drop it first"
 
 // noteTarget is note for the target, whose address and credentials stay those that were tested: what their owner makes of
 // them meanwhile counts from the switch on.
@@ -723,6 +728,7 @@ func (m *mover) finish(ctx context.Context) (any, error) {
 		ctx = after
 	}
 	m.shed(ctx)
+	m.whole(ctx)
 	d, err := m.Store.FindDatabase(ctx, m.tenant.ID, m.report.From)
 	if fault.Is(err, fault.NotFound) {
 		return m.report, nil
@@ -766,6 +772,23 @@ func (m *mover) shed(ctx context.Context) {
 	}
 }
 
+// whole lets nobody take the copy that the tenant lives in for half a copy. Where it cannot be reached now it keeps its
+// mark, which is looked at only where the master database says that a job is filling it.
+func (m *mover) whole(ctx context.Context) {
+	d, err := m.Store.FindDatabase(ctx, m.tenant.ID, m.in.To)
+	if err == nil && d.Placement.Kind == tenant.External && d.State == tenant.InUse {
+		var db *sqlstore.DB
+		if db, err = m.Places.Open(ctx, d.Placement); err == nil {
+			within, cancel := context.WithTimeout(ctx, provePatience)
+			defer cancel()
+			err = errors.Join(sqlstore.MarkWhole(within, db), db.Close())
+		}
+	}
+	if err != nil {
+		m.Log.Warn("a copy is still marked as half a copy", "code", fault.CodeOf(err), "tenant", m.tenant.ID, "database", m.in.To)
+	}
+}
+
 // undo takes back whatever a move did before its switch: the tenant is where it was, and can be written. It may be done
 // again. It fails when the source was touched and cannot be reached, and must then be tried until it can; and with
 // errSwitched.
@@ -796,7 +819,7 @@ func (m *mover) undo(ctx context.Context) error {
 	if d.State != tenant.Filling {
 		return nil
 	}
-	if err := m.Places.Destroy(ctx, d.Placement); err != nil {
+	if err := notOurs(m.Places.Undo(ctx, d.Placement)); err != nil {
 		// The target may be away for good. It stays as it is noted: the next try replaces what is there.
 		m.Log.Warn("half a copy was left behind", "code", fault.CodeOf(err), "tenant", t.ID, "database", d.ID())
 		return nil
@@ -807,6 +830,15 @@ func (m *mover) undo(ctx context.Context) error {
 		rest, d.Placement.WrappedKey, d.Placement.Host = tenant.Empty, nil, ""
 	}
 	_, err = m.note(ctx, d, rest)
+	return err
+}
+
+// notOurs is what came of undoing half a copy that may never have been made: what has its name then is somebody else's, and
+// there is nothing to undo (decision 0085).
+func notOurs(err error) error {
+	if fault.CodeOf(err) == "schema_exists" {
+		return nil
+	}
 	return err
 }
 

@@ -169,6 +169,11 @@ func (r *Repository) fresh(ctx context.Context, places *workspace.Placements, at
 			return at, facts, err
 		}
 	}
+	if at.Kind == tenant.External {
+		if err = sqlstore.MarkWhole(ctx, db); err != nil {
+			return at, facts, err
+		}
+	}
 	facts.SizeBytes = sizeNow(ctx, db)
 	return at, facts, nil
 }

@@ -281,9 +281,9 @@ func TestAWayBackToAServerThatFails(t *testing.T) {
 	// The disk is full, as PostgreSQL would say it.
 	fails("storage_full", func(step string) {
 		if step == stepMade {
-			run(t, owner, `CREATE FUNCTION `+schema+`_next.full() RETURNS trigger LANGUAGE plpgsql AS
+			run(t, owner, `CREATE FUNCTION public.full() RETURNS trigger LANGUAGE plpgsql AS
 				$$ BEGIN RAISE EXCEPTION 'no space left on device' USING ERRCODE = '53100'; END $$`,
-				`CREATE TRIGGER full_disk BEFORE INSERT ON `+schema+`_next.messages EXECUTE FUNCTION `+schema+`_next.full()`)
+				`CREATE TRIGGER full_disk BEFORE INSERT ON `+schema+`_next.messages EXECUTE FUNCTION public.full()`)
 		}
 	})
 	a.kept("full")

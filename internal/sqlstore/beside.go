@@ -226,7 +226,7 @@ func (x *Externals) ProvisionBeside(ctx context.Context, id ident.DatabaseID, a 
 			}
 			return err
 		}
-		return tx.freshTables()
+		return tx.freshTables("")
 	})
 	return inUseOr(op, err)
 }
@@ -240,7 +240,7 @@ func literalText(sql string) string { return `'` + strings.ReplaceAll(sql, `'`, 
 func inUseOr(op string, err error) error {
 	if sqlState(err) == "2BP01" {
 		return fault.New(fault.Conflict, op, "schema_in_use",
-			"something else in the database depends on these tables, such as a view: drop it first").With(err)
+			"something else lies in the schema or depends on these tables, such as a table or a view of your own: move or drop it first").With(err)
 	}
 	return fault.Wrap(op, err)
 }

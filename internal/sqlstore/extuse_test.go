@@ -112,10 +112,22 @@ func TestProvisionTouchesNothingElse(t *testing.T) {
 		}
 		run(t, super, `SELECT * FROM public.mine; SELECT * FROM `+schema+`.messages; DROP VIEW public.mine`)
 	})
+	t.Run("what is not ours stops it as well", func(t *testing.T) {
+		for what, name := range map[string]string{`TABLE `: `.notes (id text)`, `VIEW `: `.notes AS SELECT 1 AS one`,
+			`FUNCTION `: `.notes() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`, `TYPE `: `.notes AS (id text)`} {
+			run(t, super, `CREATE `+what+schema+name)
+			for how, drop := range map[string]func(context.Context, ident.DatabaseID, tenant.Address, seal.Secret) error{"destroy": x.Destroy, "undo": x.Undo} {
+				if err := drop(t.Context(), id, a, password); fault.CodeOf(err) != "schema_in_use" {
+					t.Errorf("%s of a schema with somebody's %s: %v", how, what, err)
+				}
+			}
+			run(t, super, `SELECT * FROM `+schema+`.messages; DROP `+what+schema+`.notes`) // it was still there
+		}
+	})
 	t.Run("functions and triggers of ours go too", func(t *testing.T) {
-		run(t, super, `CREATE FUNCTION `+schema+`.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
-			ALTER FUNCTION `+schema+`.f() OWNER TO `+a.Username+`;
-			CREATE TRIGGER t AFTER INSERT ON `+schema+`.projects EXECUTE FUNCTION `+schema+`.f()`)
+		run(t, super, `CREATE FUNCTION `+schema+`.memoryd_capture_projects() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+			ALTER FUNCTION `+schema+`.memoryd_capture_projects() OWNER TO `+a.Username+`;
+			CREATE TRIGGER t AFTER INSERT ON `+schema+`.projects EXECUTE FUNCTION `+schema+`.memoryd_capture_projects()`)
 		for range 2 { // a second time it is gone already
 			if err := x.Destroy(t.Context(), id, a, password); err != nil {
 				t.Fatal(err)

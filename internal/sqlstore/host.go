@@ -317,6 +317,20 @@ func (h *PostgresHost) Destroy(ctx context.Context, id ident.DatabaseID) error {
 	}))
 }
 
+// Holds reports whether the tenant's schema, or its role, is there.
+func (h *PostgresHost) Holds(ctx context.Context, id ident.DatabaseID) (bool, error) {
+	const op = "sqlstore.PostgresHost.Holds"
+	name, err := tenantName(id)
+	if err != nil {
+		return false, fault.Wrap(op, err)
+	}
+	var n int
+	err = h.provisioning().Read(ctx, func(b *Batch) {
+		b.One([]any{&n}, `SELECT (SELECT count(*) FROM pg_roles WHERE rolname = ?1) + (SELECT count(*) FROM pg_namespace WHERE nspname = ?1)`, name)
+	})
+	return n > 0, fault.Wrap(op, err)
+}
+
 // Count is how many tenants this server holds.
 func (h *PostgresHost) Count(ctx context.Context) (int, error) {
 	var n int

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"claude-memory-backend/internal/fault"
@@ -32,6 +34,7 @@ type Externals interface {
 	Open(id ident.DatabaseID, a tenant.Address, password seal.Secret) *sqlstore.DB
 	Provision(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
 	Destroy(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
+	Undo(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
 
 	ProvisionBeside(ctx context.Context, id ident.DatabaseID, a tenant.Address, password seal.Secret) error
 	OpenBeside(id ident.DatabaseID, a tenant.Address, password seal.Secret) *sqlstore.DB
@@ -152,6 +155,50 @@ func (p *Placements) Destroy(ctx context.Context, at tenant.Placement) error {
 	default:
 		return fault.Wrap(op, errors.Join(sqlstore.Destroy(p.path(at.Database)), sqlstore.Shed(p.path(at.Database))))
 	}
+}
+
+// Undo removes half a copy: what Make made and nothing was done with but filling it. What else a user's own PostgreSQL has
+// under its name is not ours: it stays, and the error is code "schema_exists". Of the operator's places, where nobody but us
+// makes anything, Undo is Destroy: see [Placements.Vacant].
+func (p *Placements) Undo(ctx context.Context, at tenant.Placement) error {
+	if at.Kind != tenant.External {
+		return p.Destroy(ctx, at)
+	}
+	const op = "workspace.Undo"
+	ext, password, err := p.external(at)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	return fault.Wrap(op, ext.Undo(ctx, at.Database, at.Address, password))
+}
+
+// Vacant fails with code "database_kept" when one of the operator's places that was chosen holds something under the name
+// already, such as what was written after the backup that the installation was restored from.
+func (p *Placements) Vacant(ctx context.Context, at tenant.Placement) error {
+	const op = "workspace.Vacant"
+	taken := false
+	switch at.Kind {
+	case tenant.External:
+		return nil
+	case tenant.Postgres:
+		host, err := p.host(ctx, at)
+		if err == nil {
+			taken, err = host.Holds(ctx, at.Database)
+		}
+		if err != nil {
+			return fault.Wrap(op, err)
+		}
+	default:
+		_, err := os.Lstat(p.path(at.Database))
+		if taken = err == nil; err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fault.Wrap(op, err)
+		}
+	}
+	if taken {
+		return fault.New(fault.Conflict, op, "database_kept",
+			"there is something under the name of that hosted database already, which nobody here knows of: ask the operator")
+	}
+	return nil
 }
 
 // MakeBeside makes an empty database of the newest schema beside a copy that is kept, and returns the placement that it is
