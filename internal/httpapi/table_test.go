@@ -270,6 +270,7 @@ var inward = map[string]string{
 	"setting_refused":       "a database does not open: tenant_unavailable",
 	"transaction_over":      "a defect: internal",
 	"job_elsewhere":         "only commands wait for a job in this way",
+	"captured":              "emptying ends the capture and begins again",
 	"step_taken":            "only the command that begins a step",
 	"schema_changed":        "only backups",
 	"tenant_erased":         "only restores",
