@@ -616,11 +616,12 @@ func TestAServerAloneNeedNotWait(t *testing.T) {
 // TestStopping: an attempt that is cut off counts for nothing, and the next process makes it again at once.
 func TestStopping(t *testing.T) {
 	w := newWorld(t)
-	hang := make(chan bool, 1)
+	hang, hangs := make(chan bool, 1), make(chan bool)
 	hang <- true
 	s := newSink(t, func(_ http.ResponseWriter, r *http.Request) {
 		select {
 		case <-hang:
+			close(hangs)
 			<-r.Context().Done()
 		default:
 		}
@@ -628,6 +629,7 @@ func TestStopping(t *testing.T) {
 	i := w.hook(s.URL)
 	w.happen(1, "")
 	<-s.got
+	<-hangs // else the next call may be the one that does
 	w.stop()
 	if d := w.last(i); d.State != webhook.Pending || d.Tries != 0 || d.Claim != "" || len(d.Tried) != 1 || d.Tried[0].Error != webhook.Interrupted {
 		t.Errorf("%+v", d)
