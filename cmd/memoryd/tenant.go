@@ -164,8 +164,8 @@ func (w *whole) follow(ctx context.Context, p *program, j job.Job) (job.Job, err
 			if w.working() {
 				seen = looked
 			} else if time.Since(seen) >= w.absence {
-				return now, fmt.Errorf("%w, and job %s waits: start memoryd serve again, which goes on with it, "+
-					"or run the command again without a server", errNobodyWorks, j.ID)
+				return now, fmt.Errorf("%w, and job %s waits: start memoryd serve again, which goes on with it",
+					errNobodyWorks, j.ID)
 			}
 		}
 		select {
