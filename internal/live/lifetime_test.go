@@ -158,6 +158,8 @@ func TestLostConnections(t *testing.T) {
 			t.Errorf("%s", f.Data)
 		}
 	}
+	// A connection is counted once it is over, which may be after the others have heard that its people are gone.
+	until(t, "counted", func() bool { return strings.Contains(h.metrics(), `memoryd_ws_closed_total{code="`) })
 	if !strings.Contains(h.metrics(), `memoryd_ws_closed_total{code="4504"} 1`) {
 		t.Error("it was not the pings")
 	}
