@@ -186,9 +186,7 @@ func TestSlowReadersAreDropped(t *testing.T) {
 	}
 	quick.send("ping", map[string]any{})
 	quick.next("pong")
-	if !strings.Contains(h.metrics(), `memoryd_ws_closed_total{code="4508"} 1`) {
-		t.Error("the drop is not counted")
-	}
+	until(t, "counted", func() bool { return strings.Contains(h.metrics(), `memoryd_ws_closed_total{code="4508"} 1`) })
 }
 
 // stalled is a member of the room that reads nothing until the returned function is called, which returns how it ended.

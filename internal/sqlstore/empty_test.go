@@ -95,7 +95,7 @@ func fillSecret(t *testing.T, db *DB) {
 	t.Helper()
 	noise := make([]byte, 40_000) // nothing that can be compressed
 	for i := range noise {
-		noise[i] = byte('a' + rand.IntN(26)) //nolint:gosec // any letters will do
+		noise[i] = byte('a' + rand.IntN(26))
 	}
 	put(t, db, func(b *Batch) {
 		for i := range 3 {
