@@ -149,7 +149,11 @@ func (a *away) activate(to ident.DatabaseID) ident.JobID {
 	return j.ID
 }
 
-// attempt works on a move in a process of its own, which hears of its steps. A watch that ends its goroutine kills it.
+// die ends a move where it stands, as kill -9 would, when a watch of attempt calls it: only the goroutine of the move ends. The
+// test waits for that in attempt, and goes on.
+func die() { runtime.Goexit() }
+
+// attempt works on a move in a process of its own, which hears of its steps. A watch that calls die kills it.
 func (a *away) attempt(id ident.JobID, watch func(step string)) job.Job {
 	a.t.Helper()
 	n := a.startIdle(string(ident.New[ident.SessionID]()), true)
@@ -197,7 +201,7 @@ func TestAWayBackThatIsKilled(t *testing.T) {
 					}
 					if s == step {
 						reached = true
-						runtime.Goexit()
+						die()
 					}
 				})
 				if !reached || j.State != job.Running {
@@ -225,7 +229,7 @@ func TestAWayBackThatIsKilled(t *testing.T) {
 			id = a.activate(a.original)
 			if j := a.attempt(id, func(s string) {
 				if s == stepSwitched {
-					runtime.Goexit()
+					die()
 				}
 			}); j.State != job.Running {
 				t.Fatalf("%+v, %+v", j, j.Failure)
@@ -349,7 +353,7 @@ func TestAMoveWhoseLeaseWasOver(t *testing.T) {
 		if step == stepMade {
 			a.attempt(id, func(step string) {
 				if step == stepFenced {
-					runtime.Goexit()
+					die()
 				}
 			})
 		}
