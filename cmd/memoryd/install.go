@@ -233,13 +233,16 @@ func (in *install) openExternals(s *settings, own []netip.AddrPort) {
 	in.onClose(func() error { in.externals.Close(); return nil })
 }
 
+// masterCacheKiB is how much of the master file each of its connections may keep: every request asks it who comes.
+const masterCacheKiB = 16 << 10
+
 func (in *install) openMaster(ctx context.Context, s *settings, url seal.Secret) (err error) {
 	if url == "" {
 		if err := os.MkdirAll(s.text("STORAGE_PATH"), 0o700); err != nil {
 			return fmt.Errorf("STORAGE_PATH cannot be made: %w", err)
 		}
 		in.master, err = sqlstore.OpenSQLite(ctx, sqlstore.SQLiteOptions{Path: s.storage("master.db"), Create: true,
-			Synchronous: s.text("SQLITE_SYNCHRONOUS"), Readers: 4})
+			Synchronous: s.text("SQLITE_SYNCHRONOUS"), Readers: 4, CacheKiB: masterCacheKiB})
 		return err
 	}
 	db, end, err := sqlstore.ConnectPostgres(ctx, url, 20, sqlstore.PostgresOptions{Schema: masterSchema})

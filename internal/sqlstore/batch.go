@@ -37,6 +37,7 @@ type statement struct {
 	oids  []uint32
 	each  func(s Scanner) error
 	until func() bool // asked after each row; true: no more are wanted. nil: all are
+	when  func() bool // asked by SQLite before it runs; false: it may be left out. nil: it may not
 	count *Affected
 	dest  []any
 	found *Found
@@ -77,6 +78,11 @@ func (b *Batch) One(dest []any, sql string, args ...any) *Found {
 	b.add(s, args)
 	return s.found
 }
+
+// When makes the statement that was queued last one that may be left out. SQLite asks when it is that one's turn, when those before it
+// have their results, and leaves it out where the answer is false: many take longer to prepare than to run, and to a
+// tenant that was just opened nothing is prepared. PostgreSQL has been sent all of them by then and runs it in any case.
+func (b *Batch) When(ask func() bool) { b.list[len(b.list)-1].when = ask }
 
 func (b *Batch) add(s statement, args []any) {
 	if len(args) > 0 {

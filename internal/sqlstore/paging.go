@@ -57,7 +57,26 @@ const (
 
 	pageDown = spansBegin + windowDown + spansEnd
 	pageUp   = spansBegin + windowUp + spansEnd
+
+	// What lies on the leaf's own branch needs no ranges. It is most pages, since most conversations have one branch, and SQLite
+	// prepares this in a tenth of the time. The places of arguments are the same.
+	ownBranch = `SELECT ` + messageColumns + ` FROM messages l CROSS JOIN messages m WHERE l.id = ` + pathLeaf + ` AND l.conversation_id = ?1
+		AND m.conversation_id = ?1 AND m.branch = l.branch AND m.depth `
+	ownDown = ownBranch + `< CASE WHEN ?3 > 0 AND ?3 <= l.depth THEN ?3 ELSE l.depth + 1 END ORDER BY m.depth DESC LIMIT ?4`
+	ownUp   = ownBranch + `> ?3 AND m.depth <= l.depth ORDER BY m.depth LIMIT ?4`
 )
+
+// onOwnBranch reports whether a page lies on the leaf's own branch, which begins below the depth fork.
+func (c pageCursor) onOwnBranch(depth, fork int64, limit int) bool {
+	if c.Ascending {
+		return c.At >= fork
+	}
+	high := depth
+	if c.At > 0 && c.At <= depth {
+		high = c.At - 1
+	}
+	return max(0, high-int64(limit)) >= fork
+}
 
 // pageOfPath is the statement for one page of a path. SQLite joins in the order in which a CROSS JOIN is written, and
 // so reads the spans by the index. PostgreSQL joins as it pleases, which without fresh statistics is by reading the
@@ -69,6 +88,14 @@ func pageOfPath(d Dialect, ascending bool) string {
 	}
 	return pageDown + d.Pick(`messages m WHERE `+spanOf+` DESC`,
 		`LATERAL (SELECT * FROM messages m WHERE `+spanOf+` DESC LIMIT ?4) AS m ORDER BY m.depth DESC`)
+}
+
+// pageOfOwn is the statement for a page of a path that lies on the leaf's own branch.
+func pageOfOwn(ascending bool) string {
+	if ascending {
+		return ownUp
+	}
+	return ownDown
 }
 
 // pageOfAll is the statement for one page of all branches. The conversation is asked for as a range, because of a
@@ -138,15 +165,22 @@ func (s *TenantStore) listPath(ctx context.Context, id ident.ConversationID, fro
 	[]conversation.Message, string, error) {
 	var page messagePage
 	var active, leaf ident.MessageID
-	var depth int64
+	var depth, fork int64
 	var found *Found
 	var seen func() bool
 	err := s.db.Read(ctx, func(b *Batch) {
 		seen = s.lookFor(b, id)
-		found = b.One([]any{&active, &leaf, &depth}, `SELECT c.leaf_id, m.id, m.depth FROM conversations c
+		found = b.One([]any{&active, &leaf, &depth, &fork}, `SELECT c.leaf_id, m.id, m.depth,
+			(SELECT b.fork_depth FROM branches b WHERE b.conversation_id = ?1 AND b.branch = m.branch) FROM conversations c
 			LEFT JOIN messages m ON m.conversation_id = c.id AND m.id = `+pathLeaf+` WHERE c.id = ?1`, id, from.Leaf)
 		page = messagePage{}
+		own := func() bool { return from.onOwnBranch(depth, fork, limit) }
+		if b.Dialect() == SQLite {
+			b.Query(page.take, pageOfOwn(from.Ascending), id, from.Leaf, from.At, limit)
+			b.When(own)
+		}
 		b.Query(page.take, pageOfPath(b.Dialect(), from.Ascending), id, from.Leaf, from.At, limit)
+		b.When(func() bool { return !own() })
 	})
 	switch {
 	case err != nil:

@@ -75,6 +75,12 @@ func readings(d Dialect, id ident.ConversationID, n int) []reading {
 			reading{"down through the middle of " + name, pageOfPath(d, false), []any{id, leaf, n/2 + 20, pageOf}, pageOf},
 			reading{"up through the middle of " + name, pageOfPath(d, true), []any{id, leaf, n/2 - 20, pageOf}, pageOf})
 	}
+	if d == SQLite { // PostgreSQL is never sent these
+		list = append(list,
+			reading{"newest of the own branch", pageOfOwn(false), []any{id, branch, 0, pageOf}, pageOf},
+			reading{"down on the own branch", pageOfOwn(false), []any{id, trunk, n/2 + 20, pageOf}, pageOf},
+			reading{"up on the own branch", pageOfOwn(true), []any{id, trunk, n/2 - 20, pageOf}, pageOf})
+	}
 	return append(list,
 		reading{"newest of all", pageOfAll(false), []any{id, 1 << 62, pageOf}, pageOf},
 		reading{"oldest of all", pageOfAll(true), []any{id, 0, pageOf}, pageOf},

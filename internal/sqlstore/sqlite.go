@@ -23,7 +23,7 @@ import (
 
 // Limits of one SQLite handle. They are small because thousands of databases may be open.
 const (
-	cacheKiB      = 512
+	cacheKiB      = 512     // pages that a connection keeps
 	walPages      = 1000    // checkpoint after about 4 MiB
 	walKeep       = 4 << 20 // what a checkpointed log may keep on disk
 	statementsMax = 128     // prepared statements per connection
@@ -38,6 +38,7 @@ type SQLiteOptions struct {
 	Synchronous string        // FULL when empty; EXTRA; or NORMAL, which loses acknowledged writes in a power cut
 	BusyTimeout time.Duration // how long to wait for another process; 5 s when 0
 	Spare       Spare         // for the reading connections; nil: as many as Readers says
+	CacheKiB    int           // how much of the file each connection keeps in memory; 512 when 0
 }
 
 // Spare is room for reading connections that many files share: each of these takes a place. A file that finds none reads
@@ -80,6 +81,9 @@ func OpenSQLite(ctx context.Context, o SQLiteOptions) (*DB, error) {
 	}
 	if o.BusyTimeout <= 0 {
 		o.BusyTimeout = 5 * time.Second
+	}
+	if o.CacheKiB <= 0 {
+		o.CacheKiB = cacheKiB
 	}
 	o.Synchronous = strings.ToUpper(o.Synchronous)
 	if o.Synchronous == "" {
@@ -190,7 +194,7 @@ func openSQLiteConn(o SQLiteOptions, reader bool) (_ *sqliteConn, err error) {
 		secure,
 		{"wal_autocheckpoint", strconv.Itoa(walPages), strconv.Itoa(walPages)},
 		{"journal_size_limit", strconv.Itoa(walKeep), strconv.Itoa(walKeep)},
-	}, readSettings()...) {
+	}, readSettings(o)...) {
 		if err := c.set(op, p); err != nil {
 			return nil, err
 		}
@@ -235,12 +239,12 @@ func unlock(o SQLiteOptions, uri string, flags sqlite3.OpenFlag) (*sqliteConn, e
 type setting struct{ name, set, want string }
 
 // readSettings are those of every connection.
-func readSettings() []setting {
+func readSettings(o SQLiteOptions) []setting {
 	return []setting{
 		{"trusted_schema", "OFF", "0"},
 		{"cell_size_check", "ON", "1"},
 		{"temp_store", "MEMORY", "2"},
-		{"cache_size", strconv.Itoa(-cacheKiB), strconv.Itoa(-cacheKiB)},
+		{"cache_size", strconv.Itoa(-o.CacheKiB), strconv.Itoa(-o.CacheKiB)},
 	}
 }
 
@@ -279,7 +283,7 @@ func openStillConn(o SQLiteOptions) (_ *sqliteConn, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range append(readSettings(), setting{"query_only", "ON", "1"}) {
+	for _, p := range append(readSettings(o), setting{"query_only", "ON", "1"}) {
 		if err := c.set(op, p); err != nil {
 			_ = c.close()
 			return nil, err
@@ -352,6 +356,9 @@ func (c *sqliteConn) prepared(sql string) (*sqlite3.Stmt, error) {
 // exec runs the statements of a batch in order.
 func (c *sqliteConn) exec(b *Batch) error {
 	for i := range b.list {
+		if ask := b.list[i].when; ask != nil && !ask() {
+			continue
+		}
 		if err := c.one(&b.list[i]); err != nil {
 			return err
 		}

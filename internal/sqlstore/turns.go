@@ -187,13 +187,17 @@ func updateMessage(b *Batch, id ident.MessageID, m conversation.Message) {
 func (s *TenantStore) RunningTurns(ctx context.Context, limit int) ([]conversation.Turn, error) {
 	var list []conversation.Turn
 	read := func(webhooks bool) error {
-		var some bool
+		var some, running bool
 		err := s.db.Read(ctx, func(b *Batch) {
+			const run = `EXISTS (SELECT 1 FROM turns WHERE state IN ('streaming', 'waiting'))`
+			if webhooks {
+				b.One([]any{&running, &some}, `SELECT `+run+`, EXISTS (SELECT 1 FROM webhooks)`)
+			} else {
+				b.One([]any{&running}, `SELECT `+run)
+			}
 			b.Query(collectTurns(&list), `SELECT `+turnRead+` FROM turns WHERE state IN ('streaming', 'waiting')
 				ORDER BY lease_until, started_at, id LIMIT ?`, limit)
-			if webhooks {
-				b.One([]any{&some}, `SELECT count(*) > 0 FROM webhooks`)
-			}
+			b.When(func() bool { return running })
 		})
 		s.watched.Store(some)
 		return err
