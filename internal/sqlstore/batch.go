@@ -81,7 +81,7 @@ func (b *Batch) One(dest []any, sql string, args ...any) *Found {
 
 // When makes the statement that was queued last one that may be left out. SQLite asks when it is that one's turn, when those before it
 // have their results, and leaves it out where the answer is false: many take longer to prepare than to run, and to a
-// tenant that was just opened nothing is prepared. PostgreSQL has been sent all of them by then and runs it in any case.
+// tenant that was just opened nothing is prepared (decision 0088). PostgreSQL has been sent all of them by then and runs it in any case.
 func (b *Batch) When(ask func() bool) { b.list[len(b.list)-1].when = ask }
 
 func (b *Batch) add(s statement, args []any) {

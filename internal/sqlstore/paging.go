@@ -59,7 +59,7 @@ const (
 	pageUp   = spansBegin + windowUp + spansEnd
 
 	// What lies on the leaf's own branch needs no ranges. It is most pages, since most conversations have one branch, and SQLite
-	// prepares this in a tenth of the time. The places of arguments are the same.
+	// prepares this in a quarter of the time (decision 0088). The places of arguments are the same.
 	ownBranch = `SELECT ` + messageColumns + ` FROM messages l CROSS JOIN messages m WHERE l.id = ` + pathLeaf + ` AND l.conversation_id = ?1
 		AND m.conversation_id = ?1 AND m.branch = l.branch AND m.depth `
 	ownDown = ownBranch + `< CASE WHEN ?3 > 0 AND ?3 <= l.depth THEN ?3 ELSE l.depth + 1 END ORDER BY m.depth DESC LIMIT ?4`
