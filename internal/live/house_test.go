@@ -155,6 +155,8 @@ func newHouseAt(t testing.TB, address string, change func(*live.Config)) *house 
 		lazy, err := sqlstore.NewLazyHost(seal.Secret(address), sqlstore.PostgresHostOptions{MaxConns: 8, RuntimePassword: "of the tests' own login"})
 		must(t, err)
 		t.Cleanup(lazy.Close)
+		_, err = lazy.Connect(t.Context()) // who needs it later waits a second and a half only
+		must(t, err)
 		hosts["here"] = lazy
 	}
 	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(dir, "tenants"), Synchronous: "NORMAL", Keys: keys,

@@ -165,6 +165,20 @@ func TestRecordsComeBack(t *testing.T) {
 	})
 }
 
+// Whoever still works when the spool is closed takes nothing from the next process.
+func TestNothingIsDroppedAfterClose(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	add(t, s.Tenant(ada), first, "one")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := open(t, dir)
+	wantCode(t, s.Tenant(ada).Drop(first), "shutting_down")
+	wantCode(t, s.Tenant(ada).Append(first, []byte("two")), "shutting_down")
+	wantRecords(t, next.Tenant(ada), first, "one")
+}
+
 func TestNothingCanBeReadOrMoved(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
