@@ -128,10 +128,11 @@ func TestRecordsComeBack(t *testing.T) {
 			t.Errorf("%+v", n)
 		}
 	})
+	whole := t // what is opened below lives for the rest of it
 	t.Run("but to the next one after a kill", func(t *testing.T) {
 		size := s.Stats()
 		kill(s)
-		s = open(t, dir)
+		s = open(whole, dir)
 		check(s)
 		if s.Stats() != size {
 			t.Errorf("%+v, want %+v", s.Stats(), size)
