@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -183,13 +184,12 @@ func TestRetryHints(t *testing.T) {
 			}
 		})
 	}
-	t.Run("past the deadline is given up at once", func(t *testing.T) {
-		s, url := serve(t, emulator.Options{})
+	claude.Timeless(t, "past the deadline is given up at once", func(t *testing.T) {
+		s, d := timeless(t, emulator.Options{}, func(c *claude.DirectConfig) { c.Timeout = 10 * time.Second })
 		s.Push(emulator.Script{Times: -1, Fault: emulator.Fault{Kind: refuse, Status: 429, RetryAfter: "15"}})
-		d := direct(t, url, func(c *claude.DirectConfig) { c.Timeout = 10 * time.Second })
 		begin := time.Now()
 		_, err := d.Answer(context.Background(), question("hi"), nil)
-		if e := wantFault(t, err, conversation.CodeProviderLimited); e.After != 15*time.Second || time.Since(begin) > 5*time.Second {
+		if e := wantFault(t, err, conversation.CodeProviderLimited); e.After != 15*time.Second || time.Since(begin) > 0 {
 			t.Fatalf("%+v", e)
 		}
 	})
@@ -261,21 +261,32 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
+// timeless is an emulator, and a provider that reaches it, in a bubble.
+func timeless(t *testing.T, o emulator.Options, change func(*claude.DirectConfig)) (*emulator.Server, *claude.Direct) {
+	t.Helper()
+	s := emulator.New(o)
+	client := claude.InMemory(t, s.Handler())
+	return s, direct(t, "http://provider.test", func(c *claude.DirectConfig) {
+		c.HTTPClient = client
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
 func TestClocks(t *testing.T) {
-	t.Run("silence before the first word", func(t *testing.T) {
-		s, url := serve(t, emulator.Options{})
+	claude.Timeless(t, "silence before the first word", func(t *testing.T) {
+		s, d := timeless(t, emulator.Options{}, func(c *claude.DirectConfig) { c.IdleTimeout = 50 * time.Millisecond })
 		s.Push(emulator.Script{Times: -1, Fault: emulator.Fault{Kind: emulator.Stall}})
-		d := direct(t, url, func(c *claude.DirectConfig) { c.IdleTimeout = 50 * time.Millisecond })
 		a, err := d.Answer(context.Background(), question("hi"), nil)
 		wantCode(t, err, conversation.CodeProviderTimeout)
 		if a.Text != "" || len(s.Journal()) != 1 {
 			t.Fatalf("%+v", a)
 		}
 	})
-	t.Run("silence within the text keeps it", func(t *testing.T) {
-		s, url := serve(t, emulator.Options{})
+	claude.Timeless(t, "silence within the text keeps it", func(t *testing.T) {
+		s, d := timeless(t, emulator.Options{}, func(c *claude.DirectConfig) { c.IdleTimeout = 50 * time.Millisecond })
 		s.Push(emulator.Script{Text: spoken, Fault: emulator.Fault{Kind: emulator.Stall, AfterPieces: 4}})
-		d := direct(t, url, func(c *claude.DirectConfig) { c.IdleTimeout = 50 * time.Millisecond })
 		var h heard
 		a, err := d.Answer(context.Background(), question("hi"), h.sink)
 		wantCode(t, err, conversation.CodeProviderTimeout)
@@ -283,50 +294,57 @@ func TestClocks(t *testing.T) {
 			t.Fatalf("%+v", a)
 		}
 	})
-	t.Run("a slow but steady answer is no silence", func(t *testing.T) {
-		_, url := serve(t, emulator.Options{PieceDelay: 20 * time.Millisecond, PieceRunes: 20})
-		d := direct(t, url, func(c *claude.DirectConfig) { c.IdleTimeout = 150 * time.Millisecond })
-		if _, err := d.Answer(context.Background(), question("hi"), nil); err != nil {
-			t.Fatal(err)
+	claude.Timeless(t, "a slow but steady answer is no silence", func(t *testing.T) {
+		const idle = 25 * time.Millisecond
+		_, d := timeless(t, emulator.Options{PieceDelay: 20 * time.Millisecond, PieceRunes: 20}, func(c *claude.DirectConfig) { c.IdleTimeout = idle })
+		begin := time.Now()
+		if _, err := d.Answer(context.Background(), question("hi"), nil); err != nil || time.Since(begin) < 2*idle {
+			t.Fatalf("%v after %v", err, time.Since(begin))
 		}
 	})
-	t.Run("the whole answer has a deadline", func(t *testing.T) {
-		_, url := serve(t, emulator.Options{PieceDelay: 20 * time.Millisecond})
-		d := direct(t, url, func(c *claude.DirectConfig) { c.Timeout = 100 * time.Millisecond })
+	claude.Timeless(t, "the whole answer has a deadline", func(t *testing.T) {
+		_, d := timeless(t, emulator.Options{PieceDelay: 20 * time.Millisecond}, func(c *claude.DirectConfig) { c.Timeout = 100 * time.Millisecond })
 		a, err := d.Answer(context.Background(), question("hi"), nil)
 		wantCode(t, err, conversation.CodeProviderTimeout)
 		if a.Text == "" {
 			t.Fatal("nothing kept")
 		}
 	})
-	t.Run("the caller's deadline is the caller's error", func(t *testing.T) {
-		_, url := serve(t, emulator.Options{PieceDelay: 20 * time.Millisecond})
+	claude.Timeless(t, "the caller's deadline is the caller's error", func(t *testing.T) {
+		_, d := timeless(t, emulator.Options{PieceDelay: 20 * time.Millisecond}, nil)
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
-		a, err := direct(t, url, nil).Answer(ctx, question("hi"), nil)
+		a, err := d.Answer(ctx, question("hi"), nil)
 		if _, ours := errors.AsType[*fault.Error](err); ours || !errors.Is(err, context.DeadlineExceeded) || a.Text == "" {
 			t.Fatalf("%+v %v", a, err)
 		}
 	})
 }
 
+// The end of a body is waited for only a moment, so this is about times, too.
 func TestConnectionIsKept(t *testing.T) {
-	_, url := serve(t, emulator.Options{})
-	dials := 0
-	transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-		dials++
-		return (&net.Dialer{}).DialContext(ctx, network, address)
-	}}
-	defer transport.CloseIdleConnections()
-	d := direct(t, url, func(c *claude.DirectConfig) { c.HTTPClient = &http.Client{Transport: transport} })
-	for range 5 {
-		if _, err := d.Answer(context.Background(), question("hi"), nil); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		dials := 0
+		_, d := timeless(t, emulator.Options{}, func(c *claude.DirectConfig) {
+			transport, ok := c.HTTPClient.Transport.(*http.Transport)
+			if !ok {
+				t.Fatal("no transport that dials")
+			}
+			dial := transport.DialContext
+			transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+				dials++
+				return dial(ctx, network, address)
+			}
+		})
+		for range 5 {
+			if _, err := d.Answer(context.Background(), question("hi"), nil); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if dials != 1 {
-		t.Fatalf("%d connections for 5 answers", dials)
-	}
+		if dials != 1 {
+			t.Fatalf("%d connections for 5 answers", dials)
+		}
+	})
 }
 
 func TestParallelAnswers(t *testing.T) {

@@ -54,6 +54,21 @@ func webhook(t *testing.T, reply n8nfake.Reply, change func(*N8NConfig)) (*N8N, 
 	return model, fake
 }
 
+// timeless is a model that asks a fake, in a bubble.
+func timeless(t *testing.T, reply n8nfake.Reply, change func(*N8NConfig)) *N8N {
+	t.Helper()
+	c := N8NConfig{URL: "http://n8n.test/webhook/claude-chat", HeaderSecret: hookSecret,
+		HTTPClient: InMemory(t, n8nfake.New("X-Backend-Secret", hookSecret, reply))}
+	if change != nil {
+		change(&c)
+	}
+	model, err := NewN8N(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return model
+}
+
 func TestN8NAnswers(t *testing.T) {
 	tests := []struct {
 		name       string
@@ -336,15 +351,15 @@ func TestN8NFailures(t *testing.T) {
 
 func TestN8NDeadlines(t *testing.T) {
 	lines := []n8nfake.Line{{Type: "begin"}, {Type: "item", Content: "half "}}
-	t.Run("nothing comes", func(t *testing.T) {
-		model, _ := webhook(t, n8nfake.Stalled(nil), func(c *N8NConfig) { c.Timeout = 50 * time.Millisecond })
+	Timeless(t, "nothing comes", func(t *testing.T) {
+		model := timeless(t, n8nfake.Stalled(nil), func(c *N8NConfig) { c.Timeout = 50 * time.Millisecond })
 		_, _, err := hear(t, model, t.Context(), ask("?"))
 		if fault.CodeOf(err) != conversation.CodeProviderTimeout {
 			t.Errorf("%v", err)
 		}
 	})
-	t.Run("it stalls", func(t *testing.T) {
-		model, _ := webhook(t, n8nfake.Stalled(nil, lines...), func(c *N8NConfig) { c.IdleTimeout = 50 * time.Millisecond })
+	Timeless(t, "it stalls", func(t *testing.T) {
+		model := timeless(t, n8nfake.Stalled(nil, lines...), func(c *N8NConfig) { c.IdleTimeout = 50 * time.Millisecond })
 		a, _, err := hear(t, model, t.Context(), ask("?"))
 		if fault.CodeOf(err) != conversation.CodeProviderTimeout || a.Text != "half " {
 			t.Errorf("%q, %v", a.Text, err)
@@ -362,8 +377,8 @@ func TestN8NDeadlines(t *testing.T) {
 			t.Errorf("a stop is no failure: %v", err)
 		}
 	})
-	t.Run("the caller's deadline is the caller's", func(t *testing.T) {
-		model, _ := webhook(t, n8nfake.Stalled(nil), nil)
+	Timeless(t, "the caller's deadline is the caller's", func(t *testing.T) {
+		model := timeless(t, n8nfake.Stalled(nil), nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 		defer cancel()
 		if _, _, err := hear(t, model, ctx, ask("?")); !errors.Is(err, context.DeadlineExceeded) {

@@ -149,8 +149,8 @@ func TestN8NThatAnswersIsWell(t *testing.T) {
 		"but not one that never begins": {func(c *N8NConfig) { c.Timeout = 50 * time.Millisecond }, nil},
 		"but not one that falls silent": {func(c *N8NConfig) { c.IdleTimeout = 50 * time.Millisecond }, half},
 	} {
-		t.Run(name, func(t *testing.T) {
-			model, _ := webhook(t, n8nfake.Stalled(nil, test.lines...), test.change)
+		Timeless(t, name, func(t *testing.T) {
+			model := timeless(t, n8nfake.Stalled(nil, test.lines...), test.change)
 			if _, _, err := hear(t, model, t.Context(), ask("?")); fault.CodeOf(err) != conversation.CodeProviderTimeout {
 				t.Errorf("%v", err)
 			}

@@ -34,6 +34,7 @@ type Config struct {
 	FlushAge      time.Duration                            // text older than this is stored (default 250 ms)
 	FlushSize     int                                      // so is more than this many bytes (default 4 KiB)
 	EndAge        time.Duration                            // the spool gets an end that the database does not take for this long (default 3 s)
+	StopPatience  time.Duration                            // another node that is to stop a turn is waited for this long (default 2 s)
 	TitleBy       Model                                    // makes titles; nil: the first words of the first message
 	// Weigh estimates the tokens of content blocks; nil: by their text.
 	Weigh func(blocks []json.RawMessage) int
@@ -70,6 +71,7 @@ func NewEngine(c Config) *Engine {
 	def(&c.FlushAge, 250*time.Millisecond)
 	def(&c.FlushSize, 4<<10)
 	def(&c.EndAge, 3*time.Second)
+	def(&c.StopPatience, 2*time.Second)
 	def(&c.CallbackTime, 15*time.Minute)
 	def(&c.Running, 2_000)
 	def(&c.PerTenant, 100)

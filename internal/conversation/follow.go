@@ -24,12 +24,9 @@ const (
 // lookAgain is how often a follower of a turn that another node runs, or that says nothing, reads its state.
 const lookAgain = 2 * time.Second
 
-// How a turn that another node runs is stopped: that node is asked, and asked again in case it did not hear, and when it
-// says nothing it is not waited for any longer.
-const (
-	wishAgain    = 250 * time.Millisecond
-	stopPatience = 2 * time.Second
-)
+// wishAgain is how often the node that runs a turn is asked again to stop it, in case it did not hear. When it says nothing
+// for the engine's StopPatience it is not waited for any longer.
+const wishAgain = 250 * time.Millisecond
 
 // whoLeft says that whoever asked is not there any more.
 func whoLeft(ctx context.Context, op string) error {
@@ -82,7 +79,7 @@ func (s *Service) stopElsewhere(ctx context.Context, actor ident.Actor, id ident
 	defer sub.Close()
 	again := time.NewTicker(wishAgain)
 	defer again.Stop()
-	late := time.NewTimer(stopPatience)
+	late := time.NewTimer(s.engine.StopPatience)
 	defer late.Stop()
 	wish := event.Signal{Topic: stopTopic(turn), Kind: event.Stop}
 	for asked, look := false, true; ; {
@@ -242,13 +239,14 @@ func (s *Service) follow(ctx context.Context, actor ident.Actor, id ident.Conver
 		if !ended && s.engine.running(turn) != nil {
 			continue // the database knows no more than this process
 		}
+		held := s.holds(turn) // asked before, too: the database may come back, and get the end, while it is said to be away
 		now, err := s.exchange(ctx, id, turn)
 		switch {
 		case err == nil:
 			x = now
 		case fault.Is(err, fault.Unavailable) && !patient:
 			return x, nil
-		case fault.Is(err, fault.Unavailable) && s.holds(turn):
+		case fault.Is(err, fault.Unavailable) && (held || s.holds(turn)):
 			// All of it was said, and its end is in the spool: it comes when the database is back.
 		default:
 			return x, fault.Wrap(op, err)

@@ -27,14 +27,17 @@ func (l *lossy) Publish(ctx context.Context, s event.Signal) {
 	}
 }
 
-// two opens one database on two nodes; what each hears of the other is decided by the bus that it publishes on.
-func two(t *testing.T, p *puppet, owner, other event.Bus) (*bench, *bench) {
+// two opens one database on two nodes; what each hears of the other is decided by the bus that it publishes on. The other one
+// waits for the owner's word for as long as a busy machine needs, unless it is adjusted.
+func two(t *testing.T, p *puppet, owner, other event.Bus, adjust ...func(*conversation.Config)) (*bench, *bench) {
 	t.Helper()
 	here := open(t, p, func(c *conversation.Config) {
 		c.Sole, c.Bus, c.FlushAge, c.Lease = false, owner, 10*time.Millisecond, time.Minute
 	})
 	there := *here
-	there.boot(p, func(c *conversation.Config) { c.Sole, c.Bus, c.FlushAge = false, other, 10*time.Millisecond })
+	there.boot(p, append([]func(*conversation.Config){func(c *conversation.Config) {
+		c.Sole, c.Bus, c.FlushAge, c.StopPatience = false, other, 10*time.Millisecond, time.Minute
+	}}, adjust...)...)
 	return here, &there
 }
 
@@ -69,7 +72,7 @@ func TestStopFromAnotherNode(t *testing.T) {
 	})
 	t.Run("an owner that does not hear is stopped in the database, and adds its last word", func(t *testing.T) {
 		p := newPuppet()
-		here, there := two(t, p, event.NewLocalBus(), event.NewLocalBus())
+		here, there := two(t, p, event.NewLocalBus(), event.NewLocalBus(), func(c *conversation.Config) { c.StopPatience = 0 })
 		x := here.send(here.conversation().ID, "Go")
 		p.say <- "half an "
 		stored(t, there, x, "half an ")

@@ -21,23 +21,44 @@ import (
 // outage is a store whose database a test takes away.
 type outage struct {
 	*sqlstore.TenantStore
-	away    atomic.Bool
-	dead    atomic.Bool // for good: the process that uses it counts as killed
+	under   sync.RWMutex // held for reading by what is under way: nothing that began before the database went reaches it later
+	away    bool
+	deaf    bool            // it takes no text, and everything else
+	slow    <-chan struct{} // text waits for this
+	dead    atomic.Bool     // for good: the process that uses it counts as killed
 	refused atomic.Int32
 }
 
+func (o *outage) goes()                     { o.set(func() { o.away = true }) }
+func (o *outage) comes()                    { o.set(func() { o.away = false }) }
+func (o *outage) hears(is bool)             { o.set(func() { o.deaf = !is }) }
+func (o *outage) dawdles(c <-chan struct{}) { o.set(func() { o.slow = c }) }
+
+func (o *outage) set(change func()) {
+	o.under.Lock()
+	defer o.under.Unlock()
+	change()
+}
+
+// there says whether the database is. The caller holds under until it is done with it.
 func (o *outage) there() error {
 	if o.dead.Load() {
 		return fault.Missing("outage")
 	}
-	if !o.away.Load() {
+	if !o.away {
 		return nil
 	}
+	return o.refuse()
+}
+
+func (o *outage) refuse() error {
 	o.refused.Add(1)
 	return fault.New(fault.Unavailable, "outage", "database_unreachable", "away")
 }
 
 func (o *outage) FindTurn(ctx context.Context, id ident.ConversationID, t ident.TurnID) (conversation.Turn, conversation.Message, conversation.Message, error) {
+	o.under.RLock()
+	defer o.under.RUnlock()
 	if err := o.there(); err != nil {
 		return conversation.Turn{}, conversation.Message{}, conversation.Message{}, err
 	}
@@ -45,13 +66,23 @@ func (o *outage) FindTurn(ctx context.Context, id ident.ConversationID, t ident.
 }
 
 func (o *outage) FlushTurn(ctx context.Context, t conversation.Turn, at int, text func() string, lease time.Time) (bool, error) {
+	o.under.RLock()
+	defer o.under.RUnlock()
 	if err := o.there(); err != nil {
 		return false, err
+	}
+	if o.deaf {
+		return false, o.refuse()
+	}
+	if o.slow != nil {
+		<-o.slow
 	}
 	return o.TenantStore.FlushTurn(ctx, t, at, text, lease)
 }
 
 func (o *outage) EndTurn(ctx context.Context, t ident.TurnID, end func(conversation.Turn, conversation.Message) (conversation.Ending, event.Change, error)) (conversation.Ending, error) {
+	o.under.RLock()
+	defer o.under.RUnlock()
 	if err := o.there(); err != nil {
 		return conversation.Ending{}, err
 	}
@@ -59,6 +90,8 @@ func (o *outage) EndTurn(ctx context.Context, t ident.TurnID, end func(conversat
 }
 
 func (o *outage) FindMessage(ctx context.Context, id ident.ConversationID, m ident.MessageID) (conversation.Message, error) {
+	o.under.RLock()
+	defer o.under.RUnlock()
 	if err := o.there(); err != nil {
 		return conversation.Message{}, err
 	}
@@ -66,6 +99,8 @@ func (o *outage) FindMessage(ctx context.Context, id ident.ConversationID, m ide
 }
 
 func (o *outage) RunningTurns(ctx context.Context, limit int) ([]conversation.Turn, error) {
+	o.under.RLock()
+	defer o.under.RUnlock()
 	if err := o.there(); err != nil {
 		return nil, err
 	}
@@ -73,6 +108,8 @@ func (o *outage) RunningTurns(ctx context.Context, limit int) ([]conversation.Tu
 }
 
 func (o *outage) ListMessages(ctx context.Context, id ident.ConversationID, q conversation.MessageQuery) ([]conversation.Message, string, error) {
+	o.under.RLock()
+	defer o.under.RUnlock()
 	if err := o.there(); err != nil {
 		return nil, "", err
 	}
@@ -210,7 +247,7 @@ func TestAnAnswerOutlivesAnOutage(t *testing.T) {
 		told <- moments
 	}()
 	<-following
-	s.store.away.Store(true)
+	s.store.goes()
 	p.say <- "upon a time "
 	if got := <-following; got != "Once 🙂 upon a time " {
 		t.Errorf("who follows was told %q", got)
@@ -230,7 +267,7 @@ func TestAnAnswerOutlivesAnOutage(t *testing.T) {
 	if turn, m := s.stored(x); turn.State != conversation.Streaming || m.Content != "Once 🙂 " {
 		t.Fatalf("%s %q: the outage is none", turn.State, m.Content)
 	}
-	s.store.away.Store(false)
+	s.store.comes()
 	if next := s.sweep(); !next.IsZero() {
 		t.Errorf("something is still due at %v", next)
 	}
@@ -276,7 +313,7 @@ func TestTheSpoolOutlivesTheProcess(t *testing.T) {
 				s.s = conversation.New(s.store, s.engine, s.keys, s.actor.Account, s.part)
 			}
 			x := s.begun(p, "Once ")
-			s.store.away.Store(true)
+			s.store.goes()
 			before := s.store.refused.Load()
 			p.say <- "upon a time "
 			until(t, "the outage is met", func() bool { return s.store.refused.Load() > before })
@@ -302,11 +339,11 @@ func TestTheSpoolOutlivesTheProcess(t *testing.T) {
 				s.part.spool = nil
 				s.s = conversation.New(s.store, s.engine, s.keys, s.actor.Account, s.part)
 			}
-			s.store.away.Store(true)
+			s.store.goes()
 			if _, err := s.s.Sweep(t.Context()); fault.CodeOf(err) != "database_unreachable" {
 				t.Fatal(err)
 			}
-			s.store.away.Store(false)
+			s.store.comes()
 			if c.state == conversation.Stopped { // on another node, which asked this one in vain
 				if _, err := s.store.TenantStore.EndTurn(t.Context(), x.Turn.ID, func(turn conversation.Turn, m conversation.Message) (conversation.Ending, event.Change, error) {
 					turn.State, turn.ErrorCode, m.State = c.state, "stopped_elsewhere", c.state
@@ -338,7 +375,7 @@ func TestTheDatabaseComesBackInMidAnswer(t *testing.T) {
 	x := s.begun(p, "Once ")
 	want := "Once "
 	for round := range 3 {
-		s.store.away.Store(true)
+		s.store.goes()
 		for range 3 {
 			p.say <- "more "
 			want += "more "
@@ -347,12 +384,15 @@ func TestTheDatabaseComesBackInMidAnswer(t *testing.T) {
 		if _, err := s.s.Sweep(t.Context()); err == nil {
 			t.Fatal("no outage")
 		}
-		s.store.away.Store(false)
 		if round == 1 {
+			s.store.hears(false) // or the turn itself might empty the spool just then
+			s.store.comes()
 			if next := s.sweep(); next.IsZero() || s.part.spool.Turns() == nil {
 				t.Error("a turn that runs must not be restored, and is still due")
 			}
+			s.store.hears(true)
 		}
+		s.store.comes()
 		p.say <- "again "
 		want += "again "
 		until(t, "the database has all", func() bool { _, m := s.stored(x); return m.Content == want })
@@ -364,33 +404,17 @@ func TestTheDatabaseComesBackInMidAnswer(t *testing.T) {
 	}
 }
 
-// slowStore takes flushes and says nothing, until it is told to.
-type slowStore struct {
-	*outage
-	slow    atomic.Bool
-	release chan struct{}
-}
-
-func (o *slowStore) FlushTurn(ctx context.Context, t conversation.Turn, at int, text func() string, lease time.Time) (bool, error) {
-	if o.slow.Load() {
-		<-o.release
-	}
-	return o.outage.FlushTurn(ctx, t, at, text, lease)
-}
-
 func TestASlowFlushIsSpooled(t *testing.T) {
 	p := newPuppet()
 	s := newStorm(t, p)
-	store := &slowStore{outage: s.store, release: make(chan struct{})}
-	s.s = conversation.New(store, s.engine, s.keys, s.actor.Account, s.part)
 	x := s.begun(p, "Once ")
-	store.slow.Store(true)
+	release := make(chan struct{})
+	s.store.dawdles(release)
 	p.say <- "upon "
 	until(t, "the spool has what is under way", func() bool { text, _ := s.records(x); return strings.HasSuffix(text, "upon ") })
 	p.say <- "a time "
 	until(t, "and what came since", func() bool { text, _ := s.records(x); return strings.HasSuffix(text, "upon a time ") })
-	store.slow.Store(false)
-	close(store.release)
+	close(release)
 	until(t, "the database has all", func() bool { _, m := s.stored(x); return m.Content == "Once upon a time " })
 	until(t, "the spool is empty", func() bool { return !s.part.spool.Holds(x.Turn.ID) })
 	close(p.say)
@@ -429,7 +453,7 @@ func TestWhatTheOwnersWordReplaces(t *testing.T) {
 				p := newPuppet()
 				s := newStorm(t, p)
 				x := s.begun(p, "Once ")
-				s.store.away.Store(true)
+				s.store.goes()
 				p.say <- "upon a time "
 				until(t, "the spool has it", func() bool { text, _ := s.records(x); return strings.HasSuffix(text, "upon a time ") })
 				other := func() {
@@ -439,7 +463,7 @@ func TestWhatTheOwnersWordReplaces(t *testing.T) {
 				}
 				if when == "while it is written" {
 					other()
-					s.store.away.Store(false)
+					s.store.comes()
 				}
 				until(t, "the answer is complete, or given up", func() bool {
 					select {
@@ -458,7 +482,7 @@ func TestWhatTheOwnersWordReplaces(t *testing.T) {
 					_ = s.spool.Close()
 					s.start(newPuppet())
 				}
-				s.store.away.Store(false)
+				s.store.comes()
 				for range 2 { // twice is once
 					s.sweep()
 				}
@@ -476,7 +500,7 @@ func TestReplayingTwice(t *testing.T) {
 	p := newPuppet()
 	s := newStorm(t, p)
 	x := s.begun(p, "Once ")
-	s.store.away.Store(true)
+	s.store.goes()
 	p.say <- "upon a time."
 	close(p.say)
 	until(t, "the turn's run is over", func() bool { return s.engine.Count() == 0 })
@@ -484,7 +508,7 @@ func TestReplayingTwice(t *testing.T) {
 	if err != nil || len(records) == 0 {
 		t.Fatalf("%d records, %v", len(records), err)
 	}
-	s.store.away.Store(false)
+	s.store.comes()
 	s.sweep()
 	s.titled(x)
 	before, err := s.bench.store.Head(t.Context())
@@ -508,14 +532,14 @@ func TestWhatWasDeletedStaysDeleted(t *testing.T) {
 		p := newPuppet()
 		s := newStorm(t, p)
 		x := s.begun(p, "Once ")
-		s.store.away.Store(true)
+		s.store.goes()
 		p.say <- "upon a time "
 		until(t, "the spool has it", func() bool { text, _ := s.records(x); return strings.HasSuffix(text, "upon a time ") })
 		if ended {
 			close(p.say)
 			until(t, "the turn's run is over", func() bool { return s.engine.Count() == 0 })
 		}
-		s.store.away.Store(false)
+		s.store.comes()
 		if err := s.s.Delete(t.Context(), s.actor, x.Turn.Conversation, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -532,7 +556,7 @@ func TestAFullSpool(t *testing.T) {
 	p := newPuppet()
 	s := newStorm(t, p, func(c *spool.Config) { c.PerTurn = 600 })
 	x := s.begun(p, "Once ")
-	s.store.away.Store(true)
+	s.store.goes()
 	long := strings.Repeat("a long story ", 100)
 	p.say <- "upon a time "
 	until(t, "the spool has it", func() bool { text, _ := s.records(x); return strings.HasSuffix(text, "upon a time ") })
@@ -543,7 +567,7 @@ func TestAFullSpool(t *testing.T) {
 	if text, ended := s.records(x); ended || !strings.HasSuffix(text, "upon a time ") || s.spool.Stats().Bytes > 600 {
 		t.Fatalf("%q %v %+v", text, ended, s.spool.Stats())
 	}
-	s.store.away.Store(false)
+	s.store.comes()
 	if got := s.await(x); got.Turn.State != conversation.Completed || got.Assistant.Content != "Once upon a time "+long {
 		t.Errorf("%s", got.Turn.State)
 	}
@@ -554,12 +578,12 @@ func TestStoppingDuringAnOutage(t *testing.T) {
 	p := newPuppet()
 	s := newStorm(t, p)
 	x := s.begun(p, "Once ")
-	s.store.away.Store(true)
+	s.store.goes()
 	p.say <- "upon "
 	until(t, "the spool has it", func() bool { text, _ := s.records(x); return strings.HasSuffix(text, "upon ") })
 	_, err := s.s.Stop(t.Context(), s.actor, x.Turn.Conversation, x.Turn.ID)
 	wantCode(t, err, "database_unreachable") // nobody can say how it is stored
-	s.store.away.Store(false)
+	s.store.comes()
 	s.sweep()
 	if turn, m := s.stored(x); turn.State != conversation.Stopped || m.Content != "Once upon " {
 		t.Errorf("%s %q", turn.State, m.Content)
@@ -576,7 +600,7 @@ func TestManyTurnsDuringAnOutage(t *testing.T) {
 		s.engine.Models["puppet"] = p[i]
 		xs = append(xs, s.begun(p[i], "Once "))
 	}
-	s.store.away.Store(true)
+	s.store.goes()
 	var wg sync.WaitGroup
 	for i := range p {
 		wg.Go(func() {
@@ -591,7 +615,7 @@ func TestManyTurnsDuringAnOutage(t *testing.T) {
 	if got := len(s.part.spool.Turns()); got != turns {
 		t.Fatalf("%d turns in the spool", got)
 	}
-	s.store.away.Store(false)
+	s.store.comes()
 	for range 4 {
 		wg.Go(func() { s.sweep() })
 	}

@@ -62,10 +62,9 @@ func TestControlFramesAreBounded(t *testing.T) {
 	t.Parallel()
 	for name, kind := range map[string]byte{"pings": 0x89, "pongs": 0x8a} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse(t, func(c *live.Config) { c.Rate, c.Burst, c.MaxRefused, c.Linger = 0.001, 10, 20, 100*time.Millisecond })
+			h := newHouse(t, func(c *live.Config) { c.Rate, c.Burst, c.MaxRefused, c.Linger = 0.001, 10, 20, patience })
 			flood := bytes.Repeat(masked(kind, 0, ""), 10+20+1)
-			_, in := h.user("ada").raw(flood)
-			got := rest(in)
+			got := h.user("ada").rawAll(flood)
 			if said(got) != live.CloseTooMany {
 				t.Errorf("%s end with %d", name, said(got))
 			}
@@ -105,14 +104,13 @@ func TestControlFramesAreBounded(t *testing.T) {
 // server's time is everybody's.
 func TestEmptyPartsAreBounded(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, func(c *live.Config) { c.MaxFrame, c.Linger = 1<<10, 100*time.Millisecond })
+	h := newHouse(t, func(c *live.Config) { c.MaxFrame, c.Linger = 1<<10, patience })
 	ada := h.user("ada")
 	const text, part, last = 0x01, 0x00, 0x80
 	in := func(parts int) string {
 		t.Helper()
-		_, in := ada.raw(slices.Concat(masked(text, 8, `{"type":`), bytes.Repeat(masked(part, 0, ""), parts), masked(last, 7, `"ping"}`),
+		return ada.rawAll(slices.Concat(masked(text, 8, `{"type":`), bytes.Repeat(masked(part, 0, ""), parts), masked(last, 7, `"ping"}`),
 			masked(0x88, 2, "\x03\xe8")))
-		return rest(in)
 	}
 	if got := in(100); !strings.Contains(got, `"pong"`) || said(got) != websocket.StatusNormalClosure {
 		t.Errorf("in a few parts: %d, %q", said(got), got)

@@ -23,6 +23,19 @@ func (h *Hub) Parting() int {
 	return len(h.parting)
 }
 
+// Heard is how many connections need not be asked yet whether somebody is there.
+func (h *Hub) Heard() (n int) {
+	now := h.Now()
+	for _, c := range h.all() {
+		c.mu.Lock()
+		if !c.pinging && now.Before(c.ping) {
+			n++
+		}
+		c.mu.Unlock()
+	}
+	return n
+}
+
 // TellOnceMore tells a room of an event as its feed does.
 func (h *Hub) TellOnceMore(ctx context.Context, room string, ws *workspace.Workspace, e event.Event) {
 	h.mu.Lock()

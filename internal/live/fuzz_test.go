@@ -15,7 +15,7 @@ import (
 // FuzzFrames sends anything at all over real sockets: each ends in an answer or in a close code of the table, and leaves
 // nothing behind (the house looks at its end, and goleak at that of the package).
 func FuzzFrames(f *testing.F) {
-	h := newHouse(f, func(c *live.Config) { c.Linger = time.Second })
+	h := newHouse(f, func(c *live.Config) { c.Linger = patience })
 	ada := h.user("ada")
 	conv := ada.make("/conversations", map[string]any{})
 	for _, raw := range []string{

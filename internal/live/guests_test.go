@@ -256,9 +256,7 @@ func TestWhoComesTooLateHearsNothing(t *testing.T) {
 	s := g.bob.connect()
 	goOn := g.hold(feeds)
 	s.send("join_room", map[string]any{"room_id": g.conv})
-	for deadline := time.Now().Add(guestPatience); g.nodes[0].hub.Stats().Rooms == 0 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, "let in", func() bool { return g.nodes[0].hub.Stats().Rooms > 0 })
 	g.takeBack()
 	goOn()
 	if f := s.next("room_joined", "error"); f.Type != "error" || f.text("code") != "not_found" {

@@ -396,8 +396,12 @@ func (h *Hub) Close(ctx context.Context) error {
 	defer late.Stop()
 	select {
 	case <-done:
-		return nil
 	case <-late.C:
+	}
+	select { // whoever looks late finds both
+	case <-done:
+		return nil
+	default:
 		return fault.New(fault.Unavailable, "live.Close", "", "connections were left behind: something that they wait for does not end").With(ctx.Err())
 	}
 }

@@ -64,7 +64,7 @@ func TestSessionsEndTheirSockets(t *testing.T) {
 }
 
 func TestTokensExpire(t *testing.T) {
-	h := newHouse(t, nil)
+	h := newHouse(t, func(c *live.Config) { c.PingEvery = 24 * time.Hour }) // time that goes by is nobody's silence
 	ada, bob := h.user("ada"), h.user("bob")
 	silent, renewed, foreign := ada.connect(), ada.connect(), ada.connect()
 	foreign.send("auth", map[string]any{"token": bob.token})
@@ -146,7 +146,7 @@ func TestNodesThatFallSilentTakeTheirPeopleAlong(t *testing.T) {
 
 // A connection that is gone without a word is noticed, and what it was doing is over for the others.
 func TestLostConnections(t *testing.T) {
-	h := newHouse(t, func(c *live.Config) { c.PingEvery, c.PongTime = 50*time.Millisecond, 2*time.Second })
+	h := newHouse(t, func(c *live.Config) { c.PingEvery, c.PongTime = time.Minute, time.Minute })
 	ada := h.user("ada")
 	conv := ada.make("/conversations", map[string]any{})
 	s := ada.connect()
@@ -156,6 +156,11 @@ func TestLostConnections(t *testing.T) {
 	for _, typing := range []bool{true, false} {
 		if f := s.next("typing"); f.field("is_typing") != typing {
 			t.Errorf("%s", f.Data)
+		}
+		if typing {
+			h.pass(time.Minute) // both are asked whether somebody is there; one answers
+			until(t, "answered", func() bool { return h.nodes[0].hub.Heard() == 1 })
+			h.pass(time.Minute)
 		}
 	}
 	// A connection is counted once it is over, which may be after the others have heard that its people are gone.
@@ -245,7 +250,7 @@ func TestStoppingATurn(t *testing.T) {
 	one, two := ada.connect(), ada.connect()
 	one.join(conv)
 	two.join(conv)
-	one.send("send_message", map[string]any{"room_id": conv, "content": "#slow"})
+	one.send("send_message", map[string]any{"room_id": conv, "content": "#slow #long 1000"})
 	turn := two.event("turn.started").text("subject")
 	two.sendAs("stop_turn", "s", map[string]any{"turn_id": turn})
 	f := two.next("turn")

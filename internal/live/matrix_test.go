@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -95,7 +96,11 @@ func TestTheMatrixOfRooms(t *testing.T) {
 			}
 			s.drop()
 		}
-		if members := watch.members(h.conv); len(members) != 1 {
+		// What a room hears of those who come and go it hears in order: somebody on another node is the last.
+		h.bus.Publish(t.Context(), event.Signal{Topic: "room:" + h.conv, Kind: event.Presence,
+			Text: `{"node":"elsewhere","op":"join","people":[{"user_id":"usr_last","name":"last"}]}`})
+		watch.nextThat("the last online", func(f frame) bool { return f.Type == "presence" && f.text("user_id") == "usr_last" })
+		if members := watch.members(h.conv); len(members) != 2 || !slices.Contains(members, "ada") || !slices.Contains(members, "last") {
 			t.Errorf("who has gone is there: %v", members)
 		}
 	})
@@ -195,7 +200,7 @@ func (h *theatre) cells(t *testing.T, s, watch *socket, name string, role access
 			return map[string]any{"room_id": room, "turn_id": ident.New[ident.TurnID]()}
 		})
 	} else {
-		asked, _ := watch.answer("send_message", "", map[string]any{"room_id": h.conv, "content": "#long 3000"})
+		asked, _ := watch.answer("send_message", "", map[string]any{"room_id": h.conv, "content": "#long 30000"})
 		var x struct{ Turn struct{ ID string } }
 		must(t, json.Unmarshal(asked.Data, &x))
 		try("stopping", "stop_turn", refusal(part, "not_found"), func(room string) map[string]any {

@@ -16,6 +16,7 @@ import (
 	"claude-memory-backend/internal/ident"
 	"claude-memory-backend/internal/live"
 	"claude-memory-backend/internal/sqlstore"
+	"claude-memory-backend/internal/workspace"
 )
 
 // reader is a client that keeps what it was told, as an application would: events by seq, texts by message.
@@ -147,6 +148,7 @@ func TestWhoWasAwayTooLongIsToldToReadAgain(t *testing.T) {
 	for range 4 {
 		ada.call(0, "POST", "/api/v1/conversations/"+conv+"/messages", map[string]any{"content": "x", "reply": false}, 201, nil)
 	}
+	s.event("conversation.titled") // the fifth of them, which is made beside
 	for after, resync := range map[int]bool{begin: true, begin + 1: true, begin + 2: false, begin + 100: true} {
 		s := ada.connect()
 		s.send("join_room", map[string]any{"room_id": conv, "after_seq": after})
@@ -217,7 +219,10 @@ func (h *house) stalled(u *user, room string) (*websocket.Conn, func() websocket
 
 // Whoever joins while much happens hears what was missed first, then what happened meanwhile, without a gap in between.
 func TestJoiningWhileMuchHappens(t *testing.T) {
-	h := newHouse(t, func(c *live.Config) { c.MaxReplay, c.MaxWaiting = 1e6, 64<<20 })
+	h := newHouse(t, func(c *live.Config) {
+		c.MaxReplay, c.MaxWaiting = 1e6, 64<<20
+		c.Feeds.Share = workspace.ReplayShare{Rate: 1e9, Burst: 1e9} // how much is written meanwhile is not known
+	})
 	ada := h.user("ada")
 	conv := ada.make("/conversations", map[string]any{})
 	s := ada.connect()

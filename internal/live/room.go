@@ -41,7 +41,8 @@ type room struct {
 	present map[string]*here // by node: who is in the room there
 	// early are the turns that ended while the room was being opened; nil afterwards.
 	early map[ident.TurnID]bool
-	told  half // of whoever calls Tell alone
+	told  half // of whoever calls Tell alone, as the next one
+	again bool // what was told since Told may have closed something to somebody
 }
 
 // member is a connection in a room. While what it missed is read, what happens is held for it, up to a bound.
@@ -451,12 +452,22 @@ func (r *room) Tell(ctx context.Context, ws *workspace.Workspace, events []event
 			}
 		}
 		if again {
-			r.recheck()
+			r.again = true
 		}
 		r.mu.Lock()
 		r.at = events[len(events)-1].Seq
 		r.mu.Unlock()
 	})
+}
+
+// Told looks again at the members when everybody was told what makes that necessary, and not before: a room that was deleted
+// says so to those who are in it, which may have been told after this one, and a look would find no more than that they may not
+// see it. Many rooms of one connection then ask for one look.
+func (r *room) Told() {
+	if r.again {
+		r.again = false
+		r.guarded(r.recheck)
+	}
 }
 
 // guarded does something for the room. Should that panic, what its members know is worth nothing: their connections end,

@@ -121,6 +121,16 @@ func (u *user) raw(after []byte) (net.Conn, *bufio.Reader) {
 	return c, in
 }
 
+// rawAll opens a socket by hand, says all that it ever says, and returns what comes.
+func (u *user) rawAll(after []byte) string {
+	u.h.t.Helper()
+	c, in := u.raw(after)
+	if c, ok := c.(*net.TCPConn); ok { // nobody waits for its answer to a close frame
+		must(u.h.t, c.CloseWrite())
+	}
+	return rest(in)
+}
+
 // masked is a client's frame, with a mask that changes nothing. What begins with this byte is as long as it says, or not.
 func masked(first, length byte, payload string) []byte {
 	return append([]byte{first, 0x80 | length, 0, 0, 0, 0}, payload...)
@@ -279,8 +289,10 @@ func TestAnEndWithoutItsText(t *testing.T) {
 
 // Whoever joins a room once more, and cannot, is in it no longer, and knows. It does not wait for whoever holds the log up.
 func TestJoiningAgainInVain(t *testing.T) {
+	t.Parallel()
 	var feeds *workspace.Feeds
-	g := newGuesthouse(t, func(c *live.Config) { feeds, c.ActionTime = c.Feeds, time.Second }, nil)
+	// For all that it does, of which one thing takes as long.
+	g := newGuesthouse(t, func(c *live.Config) { feeds, c.ActionTime = c.Feeds, 5*time.Second }, nil)
 	s := g.ada.connect()
 	s.join(g.conv)
 	p := &plug{reached: make(chan struct{}), pulled: make(chan struct{})}

@@ -13,9 +13,9 @@ func (b *Bus) Live(topic string) bool {
 	return live
 }
 
-// WithPing makes the bus look at its link more often.
+// WithPing makes the bus look at its link as often, and wait for NATS for as long as several such looks take.
 func (c Config) WithPing(every time.Duration) Config {
-	c.ping = every
+	c.ping, c.answer = every, max(answerTime, 3*every)
 	return c
 }
 

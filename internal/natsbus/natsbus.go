@@ -31,8 +31,9 @@ type Config struct {
 	URL seal.Secret // nats:// or tls:// addresses with credentials, separated by commas: see Check
 	Log *slog.Logger
 
-	ping  time.Duration  // between looks at the link
-	roots *x509.CertPool // nil: the system's
+	ping   time.Duration  // between looks at the link
+	answer time.Duration  // for NATS to answer or to take what is written (default answerTime)
+	roots  *x509.CertPool // nil: the system's
 }
 
 // Bus is an event.Bus over several nodes. It is safe for concurrent use.
@@ -40,6 +41,7 @@ type Bus struct {
 	servers []string
 	log     *slog.Logger
 	ping    time.Duration
+	answer  time.Duration
 	roots   *x509.CertPool
 	local   *event.LocalBus
 	name    string // of this node, in what it sends
@@ -97,7 +99,10 @@ func New(c Config) (*Bus, error) {
 	if c.ping <= 0 {
 		c.ping = time.Second
 	}
-	return &Bus{servers: addresses(c.URL.Reveal()), log: c.Log, ping: c.ping, roots: c.roots, local: event.NewLocalBus(), name: rand.Text(),
+	if c.answer <= 0 {
+		c.answer = answerTime
+	}
+	return &Bus{servers: addresses(c.URL.Reveal()), log: c.Log, ping: c.ping, answer: c.answer, roots: c.roots, local: event.NewLocalBus(), name: rand.Text(),
 		wake: make(chan struct{}, 1), owed: map[string]struct{}{}, followed: map[string]struct{}{}, changed: map[string]struct{}{},
 		topics: map[string]string{}, live: map[string]struct{}{}}, nil
 }

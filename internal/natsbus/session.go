@@ -79,7 +79,7 @@ func (b *Bus) session(ctx context.Context) error {
 	}
 	o := nats.GetDefaultOptions()
 	o.Servers, o.Name, o.AllowReconnect = b.servers, "memoryd", false
-	o.Timeout, o.FlusherTimeout, o.PingInterval, o.MaxPingsOut = dialTime, answerTime, b.ping, 2
+	o.Timeout, o.FlusherTimeout, o.PingInterval, o.MaxPingsOut = dialTime, b.answer, b.ping, 2
 	o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: b.roots} // for those who want TLS
 	o.NoEcho = true                                                           // what this node sends does not come back, which saves the way; its name says so, too
 	o.ClosedCB = func(c *nats.Conn) {
@@ -108,7 +108,7 @@ func (b *Bus) session(ctx context.Context) error {
 			if err := s.send(); err != nil {
 				return err
 			}
-			return conn.FlushTimeout(answerTime)
+			return conn.FlushTimeout(b.answer)
 		case err := <-broke:
 			return err
 		case <-b.wake:
@@ -145,7 +145,7 @@ func (s *session) begin() error {
 	if err := s.reconcile(); err != nil {
 		return err
 	}
-	if err := s.conn.FlushTimeout(answerTime); err != nil {
+	if err := s.conn.FlushTimeout(b.answer); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -238,7 +238,10 @@ func (s *session) reconcile() error {
 	b.changed = map[string]struct{}{}
 	follow := make(map[string]bool, len(changed))
 	for topic := range changed {
-		_, follow[topic] = b.followed[topic]
+		if _, follow[topic] = b.followed[topic]; !follow[topic] { // at once: who follows it a moment later waits for a new subscription
+			delete(b.topics, b.subject(topic))
+			delete(b.live, topic)
+		}
 	}
 	b.mu.Unlock()
 	for topic, wanted := range follow {
@@ -261,10 +264,6 @@ func (s *session) reconcile() error {
 				return err
 			}
 			delete(s.subs, topic)
-			b.mu.Lock()
-			delete(b.topics, subject)
-			delete(b.live, topic)
-			b.mu.Unlock()
 		}
 	}
 	select {
@@ -302,7 +301,7 @@ func (s *session) confirm(over <-chan struct{}, breaks func(error)) {
 		if len(topics) == 0 {
 			continue
 		}
-		if err := s.conn.FlushTimeout(answerTime); err != nil {
+		if err := s.conn.FlushTimeout(b.answer); err != nil {
 			breaks(err)
 			return
 		}

@@ -293,7 +293,7 @@ func (s *Spool) find(k key) (*entry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.own == nil {
-		return nil, fault.New(fault.Unavailable, "spool.Append", "shutting_down", "the server is about to stop")
+		return nil, givenUp("spool.Append")
 	}
 	e := s.entries[k]
 	if e == nil {
@@ -302,6 +302,11 @@ func (s *Spool) find(k key) (*entry, error) {
 		s.own.files++
 	}
 	return e, nil
+}
+
+// givenUp is the error of who comes after Close.
+func givenUp(op string) error {
+	return fault.New(fault.Unavailable, op, "shutting_down", "the server is about to stop")
 }
 
 // append writes one record. The entry's lock is held.
@@ -446,14 +451,17 @@ func bound(k key, n int) []byte {
 	return binary.BigEndian.AppendUint64([]byte(string(k.tenant)+"\x00"+string(k.turn)+"\x00"), uint64(n))
 }
 
-// Drop forgets what is kept of the turn. Nothing kept is no error.
+// Drop forgets what is kept of the turn. Nothing kept is no error. After Close it is the next process's, and stays.
 func (t *Tenant) Drop(turn ident.TurnID) error {
 	s := t.spool
 	s.mu.Lock()
-	e := s.entries[key{t.id, turn}]
+	e, closed := s.entries[key{t.id, turn}], s.own == nil
 	s.mu.Unlock()
 	if e == nil {
 		return nil
+	}
+	if closed {
+		return givenUp("spool.Drop")
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -128,10 +128,11 @@ func TestRecordsComeBack(t *testing.T) {
 			t.Errorf("%+v", n)
 		}
 	})
+	whole := t // what is opened below lives for the rest of it
 	t.Run("but to the next one after a kill", func(t *testing.T) {
 		size := s.Stats()
 		kill(s)
-		s = open(t, dir)
+		s = open(whole, dir)
 		check(s)
 		if s.Stats() != size {
 			t.Errorf("%+v, want %+v", s.Stats(), size)
@@ -163,6 +164,20 @@ func TestRecordsComeBack(t *testing.T) {
 			t.Errorf("%v %v", left, err)
 		}
 	})
+}
+
+// Whoever still works when the spool is closed takes nothing from the next process.
+func TestNothingIsDroppedAfterClose(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	add(t, s.Tenant(ada), first, "one")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := open(t, dir)
+	wantCode(t, s.Tenant(ada).Drop(first), "shutting_down")
+	wantCode(t, s.Tenant(ada).Append(first, []byte("two")), "shutting_down")
+	wantRecords(t, next.Tenant(ada), first, "one")
 }
 
 func TestNothingCanBeReadOrMoved(t *testing.T) {

@@ -29,7 +29,8 @@ type Feeds struct {
 }
 
 // Listener hears of a tenant. Its methods are called by one goroutine at a time and must not wait for a client: everybody
-// who listens to the tenant waits for them.
+// who listens to the tenant waits for them. One that has a method Told() as well hears, after each Tell, when everybody who
+// listens was told the same.
 type Listener interface {
 	// Tell hears all events after the position that Listen returned, in order, each once. The workspace is leased until
 	// Tell returns.
@@ -226,8 +227,14 @@ func (fd *feed) catchUp(ctx context.Context) error {
 			return nil
 		}
 		fd.at, fd.last = list[len(list)-1].Seq, list[len(list)-1].ID
-		for _, l := range fd.all() {
+		listeners := fd.all()
+		for _, l := range listeners {
 			l.Tell(ctx, ws, list)
+		}
+		for _, l := range listeners {
+			if l, ok := l.(interface{ Told() }); ok {
+				l.Told()
+			}
 		}
 		if len(list) < feedPage-1 {
 			return nil
