@@ -76,7 +76,7 @@ func TestREADMEWalk(t *testing.T) {
 	for i, s := range steps {
 		fmt.Fprintf(&script, "%s\necho; echo '%s%d'\n", s.script, endOfBlock, i)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	var out bytes.Buffer
 	bash := exec.CommandContext(ctx, "bash", "-u", "-c", script.String())
