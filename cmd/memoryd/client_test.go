@@ -62,7 +62,7 @@ func TestTypeScriptClient(t *testing.T) {
 		urls = append(urls, node.URL)
 	}
 	run := func(args ...string) (string, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, node(t, root), args...)
 		cmd.Dir = dir

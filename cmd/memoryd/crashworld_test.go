@@ -34,6 +34,7 @@ type world struct {
 	under   []string // the command that starts the server; empty: none
 	env     []string
 	model   *lab.Model
+	said    spoken // by the model
 	dice    *rand.Rand
 	server  *lab.Server
 	people  []*writer
@@ -104,13 +105,13 @@ func newWorld(t *testing.T, binary string, seed int, env ...string) *world {
 // emptyWorld has no server yet.
 func emptyWorld(t *testing.T, binary string, seed int, env ...string) *world {
 	t.Helper()
-	model, err := lab.NewModel(emulator.Options{Limits: emulator.NoLimits()})
+	w := &world{t: t, ctx: t.Context(), binary: binary, dir: t.TempDir(), dice: rand.New(rand.NewPCG(uint64(seed), 0))}
+	model, err := lab.NewModelAt("127.0.0.1:0", emulator.Options{Limits: emulator.NoLimits()}, w.said.around)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(model.Close)
-	w := &world{t: t, ctx: t.Context(), binary: binary, dir: t.TempDir(), model: model,
-		dice: rand.New(rand.NewPCG(uint64(seed), 0))}
+	w.model = model
 	w.env = append(append([]string{"STORAGE_PATH=" + filepath.Join(w.dir, "storage")}, model.Env()...), env...)
 	t.Cleanup(func() {
 		if w.server != nil {
@@ -389,11 +390,11 @@ func (w *world) look(p *writer, q *asked) {
 // ended waits until the turn is not running any more, which nobody does.
 func (w *world) ended(p *writer, q *asked) (turn lab.Turn, ok bool) {
 	for waited := false; ; {
+		after := time.Since(w.started) // when it was asked for: how long the answer takes says nothing of when the turn is marked
 		if err := p.client.Get(w.ctx, "/conversations/"+q.conv+"/turns/"+q.turn, &turn); err != nil {
 			w.problem("lost: turn %s of %s, acknowledged: %v", q.turn, q.key, err)
 			return turn, false
 		}
-		after := time.Since(w.started)
 		if turn.State != "streaming" {
 			if !q.resumed && waited {
 				w.slowestMark = max(w.slowestMark, after)

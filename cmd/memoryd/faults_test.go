@@ -226,7 +226,7 @@ func TestDiskOfEverything(t *testing.T) {
 	files, _ := mixed(w, 3)
 	w.ledger(files...)
 
-	// An answer that is told meanwhile is kept as far as it was stored; its reader is not told that it is complete.
+	// An answer that is told meanwhile, to its end, is kept as far as it was stored; its reader is not told that it is complete.
 	b := w.broadcast(files[0], func() bool {
 		v.fill()
 		return false
@@ -244,6 +244,7 @@ func TestDiskOfEverything(t *testing.T) {
 	if err := refused(register(), "storage_full"); err != nil {
 		t.Error(err)
 	}
+	w.silent()
 	w.server.Kill()
 	w.start()
 	for _, p := range files {

@@ -19,7 +19,10 @@ import (
 // Whatever is in the log in the end must have come to the endpoint, under its own id and with the same bytes each time, and
 // nothing else. HOOK_ROUNDS says how often (make hooks ROUNDS=200); CRASH_SEED repeats the moments of an earlier run.
 
-const hookRounds = 4 // without HOOK_ROUNDS
+const (
+	hookRounds = 4  // without HOOK_ROUNDS
+	refuseEach = 40 // of those that come first, one of so many is refused
+)
 
 // hookSink is an endpoint that loses some answers.
 type hookSink struct {
@@ -54,7 +57,7 @@ func (s *hookSink) take(w http.ResponseWriter, r *http.Request) {
 	}
 	s.bodies[id] = string(body)
 	if s.came[id]++; s.came[id] == 1 {
-		if s.first = append(s.first, id); len(s.first)%40 == 0 {
+		if s.first = append(s.first, id); len(s.first)%refuseEach == 0 {
 			w.WriteHeader(http.StatusInternalServerError) // it has to come again
 		}
 	}
@@ -62,9 +65,23 @@ func (s *hookSink) take(w http.ResponseWriter, r *http.Request) {
 }
 
 // await waits until all have come, or a time is over, and returns those that have not.
-func (s *hookSink) await(ids []string, patience time.Duration) (missing []string) {
+func (s *hookSink) await(ids []string) (missing []string) {
+	s.until(func() bool {
+		missing = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return s.came[id] > 0 })
+		return len(missing) == 0
+	})
+	return missing
+}
+
+// awaitAgain waits until one that was refused has come again, some seconds later.
+func (s *hookSink) awaitAgain() {
+	s.until(func() bool { return len(s.first) < refuseEach || s.came[s.first[refuseEach-1]] > 1 })
+}
+
+// until waits until something holds, or two minutes are over.
+func (s *hookSink) until(holds func() bool) {
 	over := false
-	late := time.AfterFunc(patience, func() {
+	late := time.AfterFunc(2*time.Minute, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		over = true
@@ -73,11 +90,7 @@ func (s *hookSink) await(ids []string, patience time.Duration) (missing []string
 	defer late.Stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for {
-		missing = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return s.came[id] > 0 })
-		if len(missing) == 0 || over {
-			return missing
-		}
+	for !holds() && !over {
 		s.changed.Wait()
 	}
 }
@@ -163,7 +176,8 @@ func hookKills(w *world, sink *hookSink, rounds int) {
 			break
 		}
 	}
-	missing := sink.await(ids, 2*time.Minute)
+	missing := sink.await(ids)
+	sink.awaitAgain()
 	for _, id := range missing[:min(len(missing), 10)] {
 		w.problem("lost: %s %s never came", committed[id], id)
 	}

@@ -37,6 +37,9 @@ type several struct {
 // saga is what the model says to whoever asks for one: long enough to be followed, with characters of every length.
 var saga = emulator.Script{User: "saga", Times: -1, Text: strings.ReplaceAll(numbered(300), "7 ", "🙂é "), PieceDelay: 10 * time.Millisecond}
 
+// ballad is long enough to be there still when a busy machine has come to it.
+var ballad = emulator.Script{User: "ballad", Times: -1, Text: numbered(1000), PieceDelay: 10 * time.Millisecond}
+
 // epic is longer than any test.
 var epic = emulator.Script{User: "epic", Times: -1, Text: numbered(20_000), PieceDelay: 10 * time.Millisecond}
 
@@ -48,6 +51,7 @@ func startSeveral(t *testing.T, nodes int, env ...string) *several {
 	}
 	t.Cleanup(model.Close)
 	model.Push(saga)
+	model.Push(ballad)
 	model.Push(epic)
 	nats := natstest.Start(t, &natsserver.Options{Username: "memoryd", Password: "an open sesame"})
 	s := &several{t: t, ctx: t.Context(), model: model}
@@ -287,7 +291,9 @@ func TestNodesAreOne(t *testing.T) {
 		t.Logf("%d disconnects", cuts)
 	})
 	t.Run("a turn is stopped from any node", func(t *testing.T) {
-		for i := range 6 {
+		// Who asks waits two seconds for the owner to hear of it. A busy machine may stand still for so long, but not again and again.
+		stalls := 0
+		for i := 0; i < 6; i++ {
 			owner, other := i%3, (i+1+i/3)%3
 			turn := s.ask(owner, "Tell me an epic")
 			r := s.reader(turn)
@@ -300,6 +306,11 @@ func TestNodesAreOne(t *testing.T) {
 				t.Fatal(err)
 			}
 			took := time.Since(begun)
+			if stopped.Error != nil && stopped.Error.Code == "stopped_elsewhere" && took > 2*time.Second && stalls < 2 {
+				stalls++
+				i--
+				continue
+			}
 			// An error would say that the owner had not heard of it.
 			a := s.look(3-owner-other, turn)
 			if stopped.State != "stopped" || stopped.Error != nil || a.State != "stopped" || a.Error != nil || !strings.HasPrefix(epic.Text, a.Assistant.Content) ||
@@ -411,8 +422,8 @@ func TestNodeWithoutItsLink(t *testing.T) {
 func TestNodeStopsInOrder(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	for name, c := range map[string]struct{ question, patience, end, code string }{
-		"its answer ends in time":   {"Tell me a saga", "60", "turn.completed", ""},
-		"its answer takes too long": {"Tell me an epic", "4", "turn.interrupted", "server_stopped"},
+		"its answer ends in time":   {"Tell me a ballad", "60", "turn.completed", ""},
+		"its answer takes too long": {"Tell me an epic", "10", "turn.interrupted", "server_stopped"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -464,7 +475,7 @@ func TestNodeStopsInOrder(t *testing.T) {
 				}
 				text := r.final.Content
 				if c.end == "turn.completed" {
-					text = saga.Text
+					text = ballad.Text
 				}
 				if r.exactly(c.end, text); code != c.code || !strings.HasPrefix(epic.Text, text) && c.code != "" {
 					t.Errorf("%s, %d bytes", code, len(text))

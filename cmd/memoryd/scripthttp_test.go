@@ -36,6 +36,7 @@ import (
 //	like PLACE REGEXP          the value matches; ! like: it does not
 //	count PLACE N              the list has N items
 //	poll PATH PLACE VALUE      asks again until the value is that
+//	await PATH PLACE REGEXP    asks again until the value matches: what is told before it is stored may be lost with the server
 //	stream @NAME METHOD PATH [BODY]   opens an event stream, answered 200; it is read in the background
 //	until @NAME REGEXP         waits for an event whose "type data" matches
 //	ended @NAME                waits for the end of the stream; ! ended: it must break instead
@@ -82,6 +83,7 @@ func browserCommands() map[string]command {
 		"like":      cmdLike,
 		"count":     cmdCount,
 		"poll":      cmdPoll,
+		"await":     cmdAwait,
 		"stream":    cmdStream,
 		"until":     cmdUntil,
 		"ended":     cmdEnded,
@@ -322,16 +324,27 @@ func cmdCount(ts *testscript.TestScript, _ bool, args []string) {
 
 func cmdPoll(ts *testscript.TestScript, _ bool, args []string) {
 	args = arguments(ts, args, 3, 3, "poll PATH PLACE VALUE")
-	b := storyOf(ts).browser
+	storyOf(ts).again(ts, args[0], args[1], func(value string) bool { return value == args[2] })
+}
+
+func cmdAwait(ts *testscript.TestScript, _ bool, args []string) {
+	args = arguments(ts, args, 3, 3, "await PATH PLACE REGEXP")
+	re, err := regexp.Compile(args[2])
+	ts.Check(err)
+	storyOf(ts).again(ts, args[0], args[1], re.MatchString)
+}
+
+// again asks until the value is as it should be.
+func (b *browser) again(ts *testscript.TestScript, path, place string, enough func(value string) bool) {
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		ts.Check(b.ask(ts, "GET", args[0], ""))
-		v, _, err := b.value(args[1])
+		ts.Check(b.ask(ts, "GET", path, ""))
+		v, _, err := b.value(place)
 		ts.Check(err)
-		if text(v) == args[2] {
+		if enough(text(v)) {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("%s stays %q:\n%s", args[1], text(v), b.body)
+			ts.Fatalf("%s stays %q:\n%s", place, text(v), b.body)
 		}
 	}
 }

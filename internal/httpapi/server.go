@@ -124,6 +124,9 @@ func (s *Server) mount() error {
 // Handler is the whole door, for tests and for whoever serves more than this one.
 func (s *Server) Handler() http.Handler { return s.handler }
 
+// lastWords is how long streams that are told to end have to say so.
+const lastWords = 500 * time.Millisecond
+
 // Serve answers on l until ctx ends, then drains: readiness answers 503 at once, requests and streams may end within
 // the drain time, and what is left then is closed. Whoever comes while Config.Linger is open is still answered: a balancer
 // must be able to ask for readiness, and a client to read on. Serve closes l.
@@ -148,8 +151,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.Drain()
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTime)
 	defer cancel()
-	// Streams are told to end a little before Shutdown gives up, so that their last words still get out.
-	last := time.AfterFunc(s.cfg.DrainTime*9/10, s.streams.end)
+	// Streams are told to end a little before Shutdown gives up, so that their last words still get out. No sooner: the last turns
+	// are interrupted not long before.
+	last := time.AfterFunc(s.cfg.DrainTime-min(s.cfg.DrainTime/10, lastWords), s.streams.end)
 	defer last.Stop()
 	srv.SetKeepAlivesEnabled(false) // the next request finds another server
 	if s.cfg.Linger != nil {

@@ -412,18 +412,27 @@ func TestAHeldLockIsNoSilence(t *testing.T) {
 
 // Callers who leave while COMMIT runs do not know whether it happened; that says nothing about the server.
 func TestCallersWhoLeaveAtTheCommit(t *testing.T) {
-	h := openHost(t, pgtest.URL(t), 4)
+	address := pgtest.URL(t)
+	h := openHost(t, address, 4)
 	_, db := provision(t, h)
-	for range trips + 1 {
+	server := asSuperuser(t, address)
+	for i := range trips + 1 {
+		sleep := fmt.Sprintf(`SELECT pg_sleep(6%d)`, i) // each is another one
 		ctx, leave := context.WithCancel(t.Context())
-		err := db.Write(ctx, func(tx *Tx) error {
-			if err := tx.Run(func(b *Batch) { b.Exec(`SELECT 1`) }); err != nil {
-				return err
-			}
-			time.AfterFunc(100*time.Millisecond, leave)
-			return tx.Commit(func(b *Batch) { b.Exec(`SELECT pg_sleep(60)`) })
-		})
-		wantCode(t, err, "outcome_unknown")
+		ended := make(chan error, 1)
+		go func() {
+			ended <- db.Write(ctx, func(tx *Tx) error {
+				if err := tx.Run(func(b *Batch) { b.Exec(`SELECT 1`) }); err != nil {
+					return err
+				}
+				return tx.Commit(func(b *Batch) { b.Exec(sleep) })
+			})
+		}()
+		for len(ended) == 0 && server.text(`SELECT count(*)::text FROM pg_stat_activity WHERE state = 'active' AND query = '`+sleep+`'`) == "0" {
+			time.Sleep(time.Millisecond)
+		}
+		leave()
+		wantCode(t, <-ended, "outcome_unknown")
 	}
 	if !db.Reachable() {
 		t.Error("the circuit is open")

@@ -69,6 +69,7 @@ func tenantSchemasAt(t testing.TB, address string) func(testing.TB) *DB {
 	if err != nil {
 		t.Fatal(err)
 	}
+	inNoHurry(host)
 	t.Cleanup(host.Close)
 	return func(t testing.TB) *DB {
 		t.Helper()

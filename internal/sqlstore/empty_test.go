@@ -23,7 +23,7 @@ import (
 // emptyAll is Empty for tests that look at the rows alone.
 func emptyAll(t testing.TB, db *DB) error {
 	t.Helper()
-	_, err := Empty(t.Context(), db)
+	_, err := Empty(Patient(t.Context()), db)
 	return err
 }
 
@@ -144,7 +144,7 @@ func TestEmptyLeavesNothingInFiles(t *testing.T) {
 			if n := s.files(secret); n < 5 { // tables, what is beside them, indexes
 				t.Fatalf("the text is in %d files: this finds nothing", n)
 			}
-			done, err := Empty(t.Context(), db)
+			done, err := Empty(Patient(t.Context()), db)
 			if err != nil || !done.Anew || !done.Forgotten {
 				t.Fatalf("%+v, %v", done, err)
 			}
@@ -169,7 +169,7 @@ func TestEmptyTied(t *testing.T) {
 	schema := s.text(`SELECT schemaname FROM pg_tables WHERE tablename = 'conversations'`)
 	s.exec(`CREATE TABLE public.notes (id text REFERENCES ` + quoted(schema) + `.conversations (id) ON DELETE SET NULL);
 		INSERT INTO public.notes VALUES ('c1');`)
-	done, err := Empty(t.Context(), db)
+	done, err := Empty(Patient(t.Context()), db)
 	if err != nil || done.Anew || done.Forgotten {
 		t.Errorf("%+v, %v", done, err)
 	}
@@ -183,7 +183,7 @@ func TestEmptyTied(t *testing.T) {
 	s.exec(`DROP TABLE public.notes; CREATE VIEW public.mine AS SELECT content FROM ` + quoted(schema) + `.messages`)
 	fillSecret(t, db)
 	s.exec(`ANALYZE`)
-	if done, err = Empty(t.Context(), db); err != nil || !done.Anew || done.Forgotten {
+	if done, err = Empty(Patient(t.Context()), db); err != nil || !done.Anew || done.Forgotten {
 		t.Errorf("%+v, %v", done, err)
 	}
 }
@@ -239,7 +239,7 @@ func TestEmptyWhileCapturing(t *testing.T) {
 		t.Fatal(err)
 	}
 	fillSecret(t, db)
-	if done, err := Empty(t.Context(), db); err != nil || !done.Anew {
+	if done, err := Empty(Patient(t.Context()), db); err != nil || !done.Anew {
 		t.Fatalf("%+v, %v", done, err)
 	}
 	if _, _, err := Follow(t.Context(), snapshot(t, db), to, 0); err == nil {
@@ -287,7 +287,7 @@ func TestEmptyAmongOthers(t *testing.T) {
 		})
 	}
 	for range 2 {
-		if done, err := Empty(t.Context(), db); err != nil || !done.Anew {
+		if done, err := Empty(Patient(t.Context()), db); err != nil || !done.Anew {
 			t.Errorf("%+v, %v", done, err)
 		}
 	}

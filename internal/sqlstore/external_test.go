@@ -19,16 +19,23 @@ import (
 // loopback allows what tests listen on.
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
-// openExternals reaches servers on this machine, without TLS too.
+// openExternals reaches servers on this machine, without TLS too. Nothing is in a hurry, for busy machines: who looks at how long
+// somebody waits sets that.
 func openExternals(t testing.TB, change func(*ExternalOptions)) *Externals {
 	t.Helper()
 	d := outbound.NewDialer(outbound.Config{Allow: loopback})
-	o := ExternalOptions{Dial: d.DialContext, PlainAllowed: d.Allowed, Judge: d.Judge}
+	o := ExternalOptions{Dial: d.DialContext, PlainAllowed: d.Allowed, Judge: d.Judge, ConnectTimeout: time.Minute}
 	if change != nil {
 		change(&o)
 	}
-	x := NewExternals(o)
+	x := unhurried(NewExternals(o))
 	t.Cleanup(x.Close)
+	return x
+}
+
+// unhurried lets servers that are there take as long as they like.
+func unhurried(x *Externals) *Externals {
+	x.hasty.silence, x.hasty.total, x.whole = time.Minute, 5*time.Minute, time.Minute
 	return x
 }
 
@@ -45,7 +52,7 @@ func addressOf(t testing.TB, url string) (tenant.Address, seal.Secret) {
 // waits for are off: 64 writers on a busy machine do wait.
 func externalSchemas(t testing.TB) func(testing.TB) *DB {
 	t.Helper()
-	x := openExternals(t, func(o *ExternalOptions) { o.ConnectTimeout = time.Minute })
+	x := openExternals(t, nil)
 	x.hasty = patient
 	a, password := addressOf(t, pgtest.URL(t))
 	return func(t testing.TB) *DB {

@@ -159,7 +159,7 @@ func TestTheEnvironmentIsIgnored(t *testing.T) {
 		}
 		got <- m
 	})
-	x := openExternals(t, relaxed)
+	x := openExternals(t, nil)
 	a := tenant.Address{Host: "127.0.0.1", Port: port, Database: "d'b", Username: "u", TLS: tenant.TLSDisable}
 	if _, err := x.Probe(t.Context(), "", a, ""); err != nil {
 		t.Fatal(err)
@@ -172,7 +172,7 @@ func TestTheEnvironmentIsIgnored(t *testing.T) {
 	t.Run("but PGSERVICE stops them", func(t *testing.T) {
 		// The driver reads the service's file whatever is asked of it, so nothing is begun.
 		t.Setenv("PGSERVICE", "hostile")
-		x := openExternals(t, relaxed)
+		x := openExternals(t, nil)
 		_, err := x.Probe(t.Context(), "", a, "")
 		db := x.Open(ident.New[ident.DatabaseID](), a, "")
 		for _, err := range []error{err, db.Read(t.Context(), func(b *Batch) { b.Exec(`SELECT 1`) })} {

@@ -96,7 +96,7 @@ func TestTLS(t *testing.T) {
 	id := ident.New[ident.DatabaseID]()
 	probe := func(t *testing.T, host string, roots *x509.CertPool) Report {
 		t.Helper()
-		x := NewExternals(ExternalOptions{Dial: d.DialContext, PlainAllowed: d.Allowed, RootCAs: roots, ConnectTimeout: time.Minute})
+		x := unhurried(NewExternals(ExternalOptions{Dial: d.DialContext, PlainAllowed: d.Allowed, RootCAs: roots, ConnectTimeout: time.Minute}))
 		defer x.Close()
 		a, password := addressOf(t, cluster.URL)
 		a.Host, a.TLS = host, tenant.TLSVerifyFull
@@ -186,7 +186,7 @@ func TestTLS(t *testing.T) {
 	})
 	t.Run("a standby", func(t *testing.T) {
 		restart(t, map[string]string{"standby.signal": ""})
-		x := openExternals(t, func(o *ExternalOptions) { o.ConnectTimeout = time.Minute })
+		x := openExternals(t, nil)
 		a, password := addressOf(t, cluster.URL)
 		r, err := x.Probe(t.Context(), id, a, password)
 		if err != nil || r.OK || !r.Reachable || !r.Standby || !hasProblem(r, "server_read_only") {

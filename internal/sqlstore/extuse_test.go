@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"go.uber.org/goleak"
 
 	"claude-memory-backend/internal/fault"
 	"claude-memory-backend/internal/ident"
@@ -75,7 +74,7 @@ func TestProvisionTouchesNothingElse(t *testing.T) {
 	a, password := userLogin(t, super, `GRANT CREATE ON DATABASE "`+databaseOf(t, super)+`" TO LOGIN; ALTER ROLE LOGIN SET search_path = public;
 		GRANT ALL ON ALL TABLES IN SCHEMA public TO LOGIN`)
 	before := outside(t, super)
-	x := openExternals(t, relaxed)
+	x := openExternals(t, nil)
 	id := ident.New[ident.DatabaseID]()
 	if err := x.Provision(t.Context(), id, a, password); err != nil {
 		t.Fatal(err)
@@ -160,13 +159,10 @@ func databaseOf(t *testing.T, address string) string {
 	return strings.TrimPrefix(u.Path, "/")
 }
 
-// relaxed takes the hurry out of connections, for busy machines.
-func relaxed(o *ExternalOptions) { o.ConnectTimeout = time.Minute }
-
 func TestProvisionWhatIsThere(t *testing.T) {
 	super := pgtest.URL(t)
 	a, password := userLogin(t, super, "")
-	x := openExternals(t, relaxed)
+	x := openExternals(t, nil)
 	id := ident.New[ident.DatabaseID]()
 	schema, _ := externalSchema(id)
 	if err := x.Provision(t.Context(), id, a, password); !fault.Is(err, fault.Conflict) || fault.CodeOf(err) != "create_schema_denied" {
@@ -205,7 +201,7 @@ func TestSettingsOfTheOwner(t *testing.T) {
 		ALTER ROLE LOGIN SET synchronous_commit = off; ALTER ROLE LOGIN SET default_transaction_read_only = on;
 		ALTER ROLE LOGIN SET default_transaction_isolation = serializable; ALTER ROLE LOGIN SET client_encoding = latin1;
 		ALTER ROLE LOGIN SET statement_timeout = '1h'; ALTER ROLE LOGIN SET DateStyle = 'German'; ALTER ROLE LOGIN SET search_path = nowhere`)
-	x := openExternals(t, relaxed)
+	x := openExternals(t, nil)
 	id := ident.New[ident.DatabaseID]()
 	r, err := x.Probe(t.Context(), id, a, password)
 	if err != nil || !r.OK || !r.CommitsAsync || !r.ReadOnly || !hasProblem(r, "commits_asynchronous") || !hasProblem(r, "read_only_default") {
@@ -257,7 +253,7 @@ func TestSettingsOfTheOwner(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	super := pgtest.URL(t)
-	x := openExternals(t, relaxed)
+	x := openExternals(t, nil)
 	id := ident.New[ident.DatabaseID]()
 	a, password := userLogin(t, super, `GRANT CREATE ON DATABASE "`+databaseOf(t, super)+`" TO LOGIN`)
 	run(t, super, `CREATE TABLE public.projects ()`)
@@ -354,7 +350,7 @@ func TestProbe(t *testing.T) {
 // When the owner changes our tables it is no defect of ours, and nobody's secret.
 func TestTheOwnerChangesOurTables(t *testing.T) {
 	super := pgtest.URL(t)
-	x := openExternals(t, relaxed)
+	x := openExternals(t, nil)
 	a, password := userLogin(t, super, `GRANT CREATE ON DATABASE "`+databaseOf(t, super)+`" TO LOGIN`)
 	id := ident.New[ident.DatabaseID]()
 	schema, _ := externalSchema(id)
@@ -395,14 +391,14 @@ func TestConnectionsThatDiedIdle(t *testing.T) {
 	}{{"seen before use", false}, {"seen in use", true}} {
 		t.Run(c.name, func(t *testing.T) {
 			d := outbound.NewDialer(outbound.Config{Allow: loopback})
-			x := NewExternals(ExternalOptions{ConnectTimeout: time.Minute, PlainAllowed: d.Allowed,
+			x := unhurried(NewExternals(ExternalOptions{ConnectTimeout: time.Minute, PlainAllowed: d.Allowed,
 				Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 					conn, err := d.DialContext(ctx, network, addr)
 					if err == nil && c.blind {
 						conn = struct{ net.Conn }{conn}
 					}
 					return conn, err
-				}})
+				}}))
 			defer x.Close()
 			db := x.Open(id, a, password)
 			defer func() { _ = db.Close() }()
@@ -548,8 +544,7 @@ func (c *counted) Close() error {
 }
 
 func TestBoundsOfConnections(t *testing.T) {
-	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	leavesNothing(t)
 	// A server that lets everybody in and answers when it is told to.
 	asked, answer := make(chan struct{}, 10), make(chan struct{})
 	port, count := serve(t, func(e *evil) {
@@ -563,7 +558,7 @@ func TestBoundsOfConnections(t *testing.T) {
 		}
 	})
 	a := tenant.Address{Host: "127.0.0.1", Port: port, Database: "d", Username: "u", TLS: tenant.TLSDisable}
-	x := openExternals(t, func(o *ExternalOptions) { o.MaxConns, o.PerTenant, o.ConnectTimeout = 5, 3, time.Minute })
+	x := openExternals(t, func(o *ExternalOptions) { o.MaxConns, o.PerTenant = 5, 3 })
 	x.hasty = patient
 	id, other := ident.New[ident.DatabaseID](), ident.New[ident.DatabaseID]()
 	one, again, two, third := x.Open(id, a, ""), x.Open(id, a, ""), x.Open(other, a, ""), x.Open(ident.New[ident.DatabaseID](), a, "")
@@ -662,7 +657,7 @@ func TestBoundsOfConnections(t *testing.T) {
 		t.Errorf("%d open, %d idle", open, idle)
 	}
 	t.Run("idle ones are closed after a while", func(t *testing.T) {
-		x := openExternals(t, relaxed)
+		x := openExternals(t, nil)
 		x.budget.idleTime = 10 * time.Millisecond
 		x.hasty = patient
 		db := x.Open(id, a, "")
@@ -706,8 +701,7 @@ func TestLimitsOfWhoWaits(t *testing.T) {
 func TestRowsThatAreNotKept(t *testing.T) {
 	super := pgtest.URL(t)
 	a, password := addressOf(t, super)
-	x := openExternals(t, relaxed)
-	x.hasty.silence, x.hasty.total = time.Minute, time.Minute
+	x := openExternals(t, nil)
 	db := x.Open(ident.New[ident.DatabaseID](), a, password)
 	engineOf(db).preamble = engineOf(db).patient
 	defer func() { _ = db.Close() }()

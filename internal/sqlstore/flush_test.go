@@ -41,7 +41,7 @@ func oneAtATime(t *testing.T) map[string]*DB {
 	if _, err := Migrate(t.Context(), hosted, Tenant); err != nil {
 		t.Fatal(err)
 	}
-	x := openExternals(t, func(o *ExternalOptions) { relaxed(o); o.PerTenant = 1 })
+	x := openExternals(t, func(o *ExternalOptions) { o.PerTenant = 1 })
 	a, password := addressOf(t, pgtest.URL(t))
 	id := ident.New[ident.DatabaseID]()
 	if err := x.Provision(t.Context(), id, a, password); err != nil {

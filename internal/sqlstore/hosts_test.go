@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -29,6 +30,7 @@ func openHost(t *testing.T, address string, maxConns int) *PostgresHost {
 	if err != nil {
 		t.Fatal(err)
 	}
+	inNoHurry(h)
 	t.Cleanup(func() {
 		// Roles outlive the test's database, and the login is named after it.
 		login := h.login
@@ -39,6 +41,10 @@ func openHost(t *testing.T, address string, maxConns int) *PostgresHost {
 	})
 	return h
 }
+
+// inNoHurry lets a server that is there be silent for longer than anybody would wait for it, for busy machines. Nothing may be asked
+// of it yet.
+func inNoHurry(h *PostgresHost) { h.link.silence = time.Minute }
 
 func provision(t *testing.T, h *PostgresHost) (ident.DatabaseID, *DB) {
 	t.Helper()

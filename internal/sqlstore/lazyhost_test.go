@@ -88,6 +88,7 @@ func comesBack(t *testing.T, l *LazyHost) *PostgresHost {
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		h, err := l.Host(t.Context())
 		if err == nil {
+			inNoHurry(h)
 			return h
 		}
 		if !Unreachable(err) || time.Now().After(deadline) {
