@@ -138,14 +138,18 @@ func (s *Service) noteFacts(ctx context.Context, d tenant.Database, facts tenant
 	return d
 }
 
-// Database returns one configuration.
+// Database returns one configuration, as [Service.ListDatabases] shows it.
 func (s *Service) Database(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (tenant.Database, error) {
 	const op = "relocate.Database"
-	if _, err := s.own(ctx, op, actor, of); err != nil {
+	t, err := s.own(ctx, op, actor, of)
+	if err != nil {
 		return tenant.Database{}, err
 	}
 	d, err := s.Store.FindDatabase(ctx, of, id)
-	return d, fault.Wrap(op, err)
+	if err != nil {
+		return tenant.Database{}, fault.Wrap(op, err)
+	}
+	return s.freshen(ctx, t, d), nil
 }
 
 // Register stores the address of a database of the user's own. Nothing is sent there: testing and activating do. One that
@@ -227,9 +231,12 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, of ident.TenantID
 // what the server knows of it.
 func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (sqlstore.Report, error) {
 	const op = "relocate.TestDatabase"
-	d, err := s.Database(ctx, actor, of, id)
-	if err != nil {
+	if _, err := s.own(ctx, op, actor, of); err != nil {
 		return sqlstore.Report{}, err
+	}
+	d, err := s.Store.FindDatabase(ctx, of, id)
+	if err != nil {
+		return sqlstore.Report{}, fault.Wrap(op, err)
 	}
 	if d.Placement.Kind != tenant.External {
 		return s.look(ctx, d)
@@ -254,6 +261,9 @@ func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.
 		r.Problems = append(r.Problems, sqlstore.Problem{Level: sqlstore.ProblemError, Code: "schema_exists", Message: schemaTaken})
 	}
 	facts := tenant.Facts{SchemaVersion: r.SchemaVersion}
+	if r.ServerVersion == "" { // nothing was seen but that
+		facts.SchemaVersion, facts.SizeBytes = d.Facts.SchemaVersion, d.Facts.SizeBytes
+	}
 	for _, p := range r.Problems {
 		if p.Level == sqlstore.ProblemError && facts.Problem == "" {
 			facts.Problem = p.Code
@@ -455,8 +465,11 @@ func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.Tenant
 		switch {
 		case ifVersion != nil && *ifVersion != d.Version:
 			return event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again")
-		case d.State == tenant.InUse || d.State == tenant.Filling && t.Job != "":
+		case d.State == tenant.InUse:
 			return event.Change{}, inUse(op)
+		case d.State == tenant.Filling && t.Job != "":
+			return event.Change{}, fault.New(fault.Conflict, op, "database_in_use",
+				"a job is copying your data there: wait for its end, or cancel it")
 		case d.State == tenant.Original:
 			return event.Change{}, fault.New(fault.Conflict, op, "database_kept",
 				"the original of your data is kept there: release it first")
