@@ -157,6 +157,44 @@ func TestEveryKeyThatIsNeeded(t *testing.T) {
 	}
 }
 
+// TestARewrapOfNothingIsNoticed: where no tenant has anything sealed, since all of them live in PostgreSQL, a server with
+// the old key alone is not ready after the rewrap either.
+func TestARewrapOfNothingIsNoticed(t *testing.T) {
+	for _, engine := range []string{"sqlite", "postgres"} {
+		t.Run(engine, func(t *testing.T) {
+			k := keySite{t, []string{"STORAGE_PATH=" + t.TempDir(), "JWT_SECRET=Zq7Lr1Tn9Yb3Hd6Kf5Gs0Pcx8Jq2vWm4"}}
+			if engine == "postgres" {
+				k.env = append(k.env, "MASTER_DATABASE_URL="+pgtest.URL(t), "TENANT_DATABASE_URLS="+pgtest.URL(t))
+			}
+			server := k.opened(oldKey, "", guest|anew)
+			if err := useKeys(t.Context(), server.store, server.keys); err != nil {
+				t.Fatal(err)
+			}
+			if engine == "postgres" {
+				if home := k.register(server); len(home.Placement.WrappedKey)+len(home.Placement.SealedPassword) > 0 {
+					t.Fatalf("something of it is sealed: %+v", home)
+				}
+			}
+			if err := server.ready(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			rewrapper := k.opened(newKey, oldKey, guest|anew)
+			r, err := newTenants(rewrapper, slog.New(slog.DiscardHandler), event.NewLocalBus(), nil, "test").RewrapAll(t.Context())
+			if err != nil || r.Databases != 0 {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			if err := server.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "another MASTER_KEY") {
+				t.Errorf("a server with the old key is ready: %v", err)
+			}
+			for _, previous := range []string{oldKey, ""} {
+				if err := k.opened(newKey, previous, guest).ready(t.Context()); err != nil {
+					t.Errorf("with the new key, and %q: %v", previous, err)
+				}
+			}
+		})
+	}
+}
+
 // register makes a tenant with a file, as an opened installation makes it.
 func (k keySite) register(in *install) tenant.Tenant {
 	k.t.Helper()

@@ -72,10 +72,19 @@ func (in *install) lookAtKeys(ctx context.Context) error {
 	return err
 }
 
-// ready reports whether the server can be used: the master database answers, and no tenant needs a key that is not set.
+// ready reports whether the server can be used: the master database answers, and neither the installation nor a tenant
+// needs a key that is not set. The installation's own key is one row, and the last that a rewrap seals anew: it tells of
+// one that found nothing else to seal.
 func (in *install) ready(ctx context.Context) error {
-	if err := in.store.Ping(ctx); err != nil {
+	sealed, err := in.store.FindFact(ctx, lastingFact)
+	switch {
+	case fault.Is(err, fault.NotFound): // it answers; the next start draws another one
+	case err != nil:
 		return err
+	default:
+		if _, err := in.keys.Following(sealed); err != nil {
+			return errors.New("the installation's key was sealed anew under another MASTER_KEY: start this server again with that one")
+		}
 	}
 	return in.lookAtKeys(ctx)
 }

@@ -142,7 +142,7 @@ func Codes() []Explanation {
 		{"connection_plain", "The connection is not encrypted", "Use `sslmode=verify-full` where the server offers TLS."},
 		{"external_unsupported", "Databases of one's own are not supported here", "Ask the operator."},
 		{"too_many_databases", "The account has as many databases as it may have", "Delete a configuration that is not needed."},
-		{"database_in_use", "The account's data lives there", "Activate another database first."},
+		{"database_in_use", "The account's data lives there, or is being copied there", "Activate another database first; or wait for the end of the job that copies, or cancel it."},
 		{"database_kept", "The original of the account's data, half a copy, or something that nobody here knows of, is kept there", "Release it first; what nobody knows of is the operator's to look at."},
 		{"database_released", "The database was released", "Give its password again, or register it anew."},
 		{"database_hosted", "The database is a hosted one", "Only its name can be edited, and the last hosted entry stays."},

@@ -279,7 +279,7 @@ type databaseTest struct {
 // testReportView is what a test found.
 type testReportView struct {
 	OK            bool           `json:"ok" doc:"The database can be used: there is no problem of level error"`
-	Reachable     bool           `json:"reachable" doc:"A connection was made, and the login accepted"`
+	Reachable     bool           `json:"reachable" doc:"The server answered, whether or not it accepted the login"`
 	LatencyMS     float64        `json:"latency_ms" doc:"Of one round trip"`
 	ServerVersion *string        `json:"server_version" example:"17.2"`
 	TLS           tlsView        `json:"tls"`

@@ -1,12 +1,17 @@
 package httpapi
 
 import (
+	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"claude-memory-backend/internal/pgtest"
 	"claude-memory-backend/internal/pgtest/toxic"
@@ -393,6 +398,77 @@ func TestDatabasesAndJobsAreThereWhileTheDataIsNot(t *testing.T) {
 	link.Restore()
 	if a := h.do(call{as: "ada", method: "POST", path: "/api/v1/database/test", body: `{"id":"` + id + `"}`}).is(200); a.at("ok") != true || a.text("schema") != "ours" {
 		t.Errorf("%s", a.Text)
+	}
+}
+
+// TestARefusedLoginIsSaidEverywhere: what keeps the server out of a user's database is told alike by requests, by the test
+// call, by the list and by the configuration itself, however often it was tried.
+func TestARefusedLoginIsSaidEverywhere(t *testing.T) {
+	h := newHouse(t)
+	raw := pgtest.URL(t)
+	super, err := pgx.Connect(t.Context(), raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := "own_" + strings.ToLower(rand.Text())
+	do := func(statement string) (n int) {
+		t.Helper()
+		if err := super.QueryRow(context.Background(), statement).Scan(&n); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			t.Fatal(err)
+		}
+		return n
+	}
+	do(`CREATE ROLE ` + login + ` LOGIN PASSWORD 'first'`)
+	t.Cleanup(func() {
+		do(`DROP OWNED BY ` + login + ` CASCADE`)
+		do(`DROP ROLE ` + login)
+		_ = super.Close(context.Background())
+	})
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(`GRANT CREATE ON DATABASE "` + strings.Trim(u.Path, "/") + `" TO ` + login)
+	u.User = url.UserPassword(login, "first")
+	id := h.toOwn("ada", u.String())
+	get := call{as: "ada", method: "GET", path: "/api/v1/conversations"}
+	one, list := call{as: "ada", method: "GET", path: "/api/v1/database/" + id}, call{as: "ada", method: "GET", path: "/api/v1/database"}
+	test := call{as: "ada", method: "POST", path: "/api/v1/database/test", body: `{"id":"` + id + `"}`}
+	h.do(get).is(200)
+
+	do(`ALTER ROLE ` + login + ` PASSWORD 'second'`)
+	do(`SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '` + login + `'`)
+	for do(`SELECT count(*) FROM pg_stat_activity WHERE usename = '`+login+`'`) > 0 {
+		time.Sleep(10 * time.Millisecond) // nothing announces that they are gone
+	}
+	same := func(problem any) {
+		t.Helper()
+		a, b := h.do(one).is(200), h.do(list).is(200)
+		if a.at("problem") != problem || b.text("data", "0", "id") != id || b.at("data", "0", "problem") != problem || a.text("checked_at") != b.text("data", "0", "checked_at") {
+			t.Errorf("%s\n%s\nwant %v", a.Text, b.Text, problem)
+		}
+	}
+	same("login_refused")
+	for range 5 {
+		if a := h.do(get).is(503, "login_refused"); a.Header.Get("Retry-After") == "" {
+			t.Errorf("%v", a.Header)
+		}
+	}
+	if a := h.do(test).is(200); a.at("ok") != false || a.at("reachable") != true || a.text("problems", "0", "code") != "login_refused" {
+		t.Errorf("%s", a.Text)
+	}
+	h.do(get).is(503, "login_refused")
+	same("login_refused")
+
+	do(`ALTER ROLE ` + login + ` PASSWORD 'first'`)
+	if a := h.do(test).is(200); a.at("ok") != true {
+		t.Errorf("%s", a.Text)
+	}
+	same(nil)
+	for deadline := time.Now().Add(time.Minute); h.do(get).Status != 200; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it is not tried again")
+		}
 	}
 }
 

@@ -169,6 +169,47 @@ func fewRoundTrips(t *testing.T, f *far) {
 	f.coldly(t)
 }
 
+// What is done to a webhook goes on behind the answer, so the least that a repeat took counts: whatever else asks meanwhile
+// only adds to it.
+func TestRepeatsOfWebhookCallsTakeFewRoundTrips(t *testing.T) {
+	for _, kind := range []string{"postgres", "external"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			f := openFar(t, kind)
+			s := newSink(t, nil)
+			post := func(path, body string) call {
+				return call{as: "ada", method: "POST", path: "/api/v1/webhooks" + path, body: body, header: map[string]string{"Idempotency-Key": "one"}}
+			}
+			create := post("", `{"name":"W","url":"`+s.URL+`","events":["conversation.created"]}`)
+			at := "/" + f.do(create).is(201).text("id")
+			f.make("ada", "/api/v1/conversations", `{"title":"Night watch"}`)
+			<-s.got
+			delivery := f.do(call{as: "ada", method: "GET", path: create.path + at + "/deliveries"}).is(200).text("data", "0", "id")
+			for _, r := range []trip{
+				{"make one", 3, create, 201},
+				{"rotate its secret", 2, post(at+"/rotate-secret", ""), 200},
+				{"test it", 2, post(at+"/test", ""), 200},
+				{"redeliver", 2, post(at+"/deliveries/"+delivery+"/redeliver", ""), 202},
+				{"redeliver many", 1, post(at+"/redeliver", `{"from":"2020-01-01T00:00:00Z","to":"2120-01-01T00:00:00Z","state":"all"}`), 202},
+			} {
+				first := f.do(r.call).is(r.status)
+				least := int64(1 << 32)
+				for deadline := time.Now().Add(10 * time.Second); least > r.want && time.Now().Before(deadline); {
+					f.trips.Count()
+					again := f.do(r.call).is(r.status)
+					least = min(least, f.trips.Count())
+					if again.Header.Get("Idempotency-Replayed") != "true" || again.text("id") != first.text("id") || again.text("secret") != first.text("secret") {
+						t.Fatalf("%s: %s\nand again: %s", r.name, first.Text, again.Text)
+					}
+				}
+				if least != r.want || least > mostTrips {
+					t.Errorf("to repeat to %s took %d round trips, want %d", r.name, least, r.want)
+				}
+			}
+		})
+	}
+}
+
 // trip is a request, and how often it may ask the tenant's database.
 type trip struct {
 	name string

@@ -138,14 +138,18 @@ func (s *Service) noteFacts(ctx context.Context, d tenant.Database, facts tenant
 	return d
 }
 
-// Database returns one configuration.
+// Database returns one configuration, as [Service.ListDatabases] shows it.
 func (s *Service) Database(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (tenant.Database, error) {
 	const op = "relocate.Database"
-	if _, err := s.own(ctx, op, actor, of); err != nil {
+	t, err := s.own(ctx, op, actor, of)
+	if err != nil {
 		return tenant.Database{}, err
 	}
 	d, err := s.Store.FindDatabase(ctx, of, id)
-	return d, fault.Wrap(op, err)
+	if err != nil {
+		return tenant.Database{}, fault.Wrap(op, err)
+	}
+	return s.freshen(ctx, t, d), nil
 }
 
 // Register stores the address of a database of the user's own. Nothing is sent there: testing and activating do. One that
@@ -181,9 +185,8 @@ func (s *Service) Register(ctx context.Context, actor ident.Actor, of ident.Tena
 	if err := in.Once.Keep(s.Keys, d.ID()); err != nil {
 		return tenant.Database{}, err
 	}
-	ch := event.NewChange(actor, now)
+	ch := created(actor, d)
 	ch.Once = in.Once
-	ch.Add("database.created", string(id), map[string]any{"kind": "external_postgres"})
 	err = s.Store.InsertDatabase(ctx, d, ch)
 	if event.Repeated(err) {
 		var was ident.DatabaseID
@@ -228,9 +231,12 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, of ident.TenantID
 // what the server knows of it.
 func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID) (sqlstore.Report, error) {
 	const op = "relocate.TestDatabase"
-	d, err := s.Database(ctx, actor, of, id)
-	if err != nil {
+	if _, err := s.own(ctx, op, actor, of); err != nil {
 		return sqlstore.Report{}, err
+	}
+	d, err := s.Store.FindDatabase(ctx, of, id)
+	if err != nil {
+		return sqlstore.Report{}, fault.Wrap(op, err)
 	}
 	if d.Placement.Kind != tenant.External {
 		return s.look(ctx, d)
@@ -255,6 +261,9 @@ func (s *Service) TestDatabase(ctx context.Context, actor ident.Actor, of ident.
 		r.Problems = append(r.Problems, sqlstore.Problem{Level: sqlstore.ProblemError, Code: "schema_exists", Message: schemaTaken})
 	}
 	facts := tenant.Facts{SchemaVersion: r.SchemaVersion}
+	if r.ServerVersion == "" { // nothing was seen but that
+		facts.SchemaVersion, facts.SizeBytes = d.Facts.SchemaVersion, d.Facts.SizeBytes
+	}
 	for _, p := range r.Problems {
 		if p.Level == sqlstore.ProblemError && facts.Problem == "" {
 			facts.Problem = p.Code
@@ -456,8 +465,11 @@ func (s *Service) Remove(ctx context.Context, actor ident.Actor, of ident.Tenant
 		switch {
 		case ifVersion != nil && *ifVersion != d.Version:
 			return event.Change{}, fault.New(fault.Stale, op, "", "somebody changed it since you read it: read it again")
-		case d.State == tenant.InUse || d.State == tenant.Filling && t.Job != "":
+		case d.State == tenant.InUse:
 			return event.Change{}, inUse(op)
+		case d.State == tenant.Filling && t.Job != "":
+			return event.Change{}, fault.New(fault.Conflict, op, "database_in_use",
+				"a job is copying your data there: wait for its end, or cancel it")
 		case d.State == tenant.Original:
 			return event.Change{}, fault.New(fault.Conflict, op, "database_kept",
 				"the original of your data is kept there: release it first")
@@ -484,42 +496,58 @@ func inUse(op string) error {
 // already (code "database_in_use"), when another job is at work (code "tenant_busy"), and when the tenant cannot be
 // moved in its state.
 func (s *Service) Activate(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, once *event.Once) (job.Job, error) {
-	return s.start(ctx, actor, of, id, once, false)
+	return s.start(ctx, actor, of, moveTo{database: tenant.Database{Placement: tenant.Placement{Database: id}}, once: once})
 }
 
-// start queues a move. With discard the original is destroyed when it is over.
-func (s *Service) start(ctx context.Context, actor ident.Actor, of ident.TenantID, id ident.DatabaseID, once *event.Once,
-	discard bool,
-) (job.Job, error) {
+// moveTo is what a move is started with.
+type moveTo struct {
+	database tenant.Database // its id is enough where it is registered
+	fresh    bool            // it is not: that is done with the start, so that a move that is refused leaves no entry
+	once     *event.Once
+	discard  bool // the original is destroyed when it is over
+}
+
+// start queues a move.
+func (s *Service) start(ctx context.Context, actor ident.Actor, of ident.TenantID, to moveTo) (job.Job, error) {
 	const op = "relocate.Activate"
+	id, once := to.database.ID(), to.once
 	t, err := s.own(ctx, op, actor, of)
 	if err != nil {
 		return job.Job{}, err
 	}
-	j, err := s.newJob(KindMove, t, moveInput{To: id, Asker: askerOf(actor), Discard: discard})
+	j, err := s.newJob(KindMove, t, moveInput{To: id, Asker: askerOf(actor), Discard: to.discard})
 	if err != nil {
 		return job.Job{}, err
 	}
 	if err := once.Keep(s.Keys, j.ID); err != nil {
 		return job.Job{}, err
 	}
-	_, err = s.Store.UpdateDatabase(ctx, of, id, &j, func(t tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+	begin := func(t tenant.Tenant, d tenant.Database) (event.Change, error) {
 		ch := event.NewChange(actor, s.moment())
 		ch.Once = once
 		switch {
 		case t.Placement.Database == id:
-			return d, ch, fault.New(fault.Conflict, op, "database_in_use", "your data lives there already")
+			return ch, fault.New(fault.Conflict, op, "database_in_use", "your data lives there already")
 		case d.State == tenant.Released:
-			return d, ch, fault.New(fault.Conflict, op, "database_released",
+			return ch, fault.New(fault.Conflict, op, "database_released",
 				"this database was released: give its password again, and see that the schema that was left there is renamed or dropped")
 		case t.State != tenant.Active && t.State != tenant.ReadOnly:
-			return d, ch, fault.New(fault.Conflict, op, "tenant_"+string(t.State), "data in this state is not moved: ask the operator")
+			return ch, fault.New(fault.Conflict, op, "tenant_"+string(t.State), "data in this state is not moved: ask the operator")
 		case t.Schema.Problem != "":
-			return d, ch, fault.New(fault.Conflict, op, "tenant_quarantined", "the data must be repaired before it is moved: ask the operator")
+			return ch, fault.New(fault.Conflict, op, "tenant_quarantined", "the data must be repaired before it is moved: ask the operator")
 		}
 		ch.Add("database.activation_started", string(id), map[string]any{"job_id": j.ID, "from": t.Placement.Database})
-		return d, ch, nil
-	})
+		return ch, nil
+	}
+	if to.fresh {
+		err = s.Store.InsertDatabaseFor(ctx, to.database, created(actor, to.database), j,
+			func(t tenant.Tenant) (event.Change, error) { return begin(t, to.database) })
+	} else {
+		_, err = s.Store.UpdateDatabase(ctx, of, id, &j, func(t tenant.Tenant, d tenant.Database) (tenant.Database, event.Change, error) {
+			ch, err := begin(t, d)
+			return d, ch, err
+		})
+	}
 	if event.Repeated(err) || fault.CodeOf(err) == "tenant_busy" && once != nil {
 		var was ident.JobID
 		if again := once.Replay(ctx, s.Store, s.Keys, &was); again == nil {

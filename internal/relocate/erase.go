@@ -366,32 +366,53 @@ func (s *Service) emptiedAt(ctx context.Context, id ident.TenantID) (time.Time, 
 	return time.Time{}, nil
 }
 
-// Emptyings are the jobs by which owners have all data erased and keep the account, as an installation remembers them: for
-// each tenant the last one that was completed, and those after it that are to come, are at work, or have failed; newest
-// first. One that would be refused, since the operator has frozen the tenant meanwhile, counts as failed. With of, those of
-// that tenant alone.
+// Emptyings are the jobs by which owners have all data erased, as an installation remembers them, so that no earlier copy
+// comes back. Of those who keep the account: for each tenant the last one that was completed, and those after it that are
+// to come, are at work, or have failed; one that would be refused, since the operator has frozen the tenant meanwhile,
+// counts as failed. Of those who do not: the ones that were not completed, which the ledger does not know. These come
+// first; else newest first. With of, those of that tenant alone.
 func Emptyings(ctx context.Context, store *sqlstore.MasterStore, of ident.TenantID) ([]job.Job, error) {
 	var list []job.Job
-	done := map[ident.TenantID]bool{}
-	for cursor := ""; ; {
-		page, next, err := store.ListJobs(ctx, job.Filter{Tenant: of, Kind: KindEmpty}, cursor, 200)
-		if err != nil {
-			return nil, err
-		}
-		for _, j := range page { // newest first
-			if done[j.Tenant] || j.State == job.Cancelled { // by an erasure of the account, which is in the ledger
-				continue
-			}
-			if !j.State.Final() && len(j.Saved) == 0 {
-				if err := refused(ctx, store, &j); err != nil {
-					return nil, err
-				}
-			}
-			done[j.Tenant] = j.State == job.Completed
+	err := eachJob(ctx, store, job.Filter{Tenant: of, Kind: KindErase}, func(j job.Job) (bool, error) {
+		if j.State != job.Completed {
 			list = append(list, j)
 		}
-		if cursor = next; next == "" || of != "" && done[of] {
-			return list, nil
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	done := map[ident.TenantID]bool{}
+	err = eachJob(ctx, store, job.Filter{Tenant: of, Kind: KindEmpty}, func(j job.Job) (bool, error) {
+		if done[j.Tenant] || j.State == job.Cancelled { // by an erasure of the account, which is above or in the ledger
+			return of == "" || !done[of], nil
+		}
+		if !j.State.Final() && len(j.Saved) == 0 {
+			if err := refused(ctx, store, &j); err != nil {
+				return false, err
+			}
+		}
+		done[j.Tenant] = j.State == job.Completed
+		list = append(list, j)
+		return true, nil
+	})
+	return list, err
+}
+
+// eachJob calls f for jobs, newest first, until it returns false.
+func eachJob(ctx context.Context, store *sqlstore.MasterStore, which job.Filter, f func(job.Job) (bool, error)) error {
+	for cursor := ""; ; {
+		page, next, err := store.ListJobs(ctx, which, cursor, 200)
+		if err != nil {
+			return err
+		}
+		for _, j := range page {
+			if more, err := f(j); err != nil || !more {
+				return err
+			}
+		}
+		if cursor = next; next == "" {
+			return nil
 		}
 	}
 }

@@ -225,7 +225,10 @@ func (h *house) place(actor ident.Actor, id ident.TenantID, kind tenant.Kind) id
 		if ferr != nil {
 			h.t.Fatal(ferr)
 		}
-		d, err = h.svc.addHosted(h.t.Context(), ident.System(""), t, kind)
+		var fresh bool
+		if d, fresh, err = h.svc.hosted(h.t.Context(), t, kind, false); err == nil && fresh {
+			err = h.svc.addHosted(h.t.Context(), ident.System(""), d)
+		}
 	}
 	if err != nil {
 		h.t.Fatal(err)

@@ -25,38 +25,42 @@ func (s *Service) MoveHosted(ctx context.Context, actor ident.Actor, id ident.Te
 	if t.Placement.Kind == kind {
 		return job.Job{}, fault.New(fault.Conflict, op, "database_in_use", "the data lives in such a place already")
 	}
-	d, err := s.hosted(ctx, actor, t, kind, true)
+	d, fresh, err := s.hosted(ctx, t, kind, true)
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
-	return s.start(ctx, actor, id, d.ID(), nil, false)
+	return s.start(ctx, actor, id, moveTo{database: d, fresh: fresh})
 }
 
 // hosted finds a hosted entry of the tenant for that kind of place which nothing is in, or (with over) the copy that was
-// kept or left there, or makes one.
-func (s *Service) hosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind, over bool) (tenant.Database, error) {
+// kept or left there. Where there is none it is a fresh one, which is not registered yet.
+func (s *Service) hosted(ctx context.Context, t tenant.Tenant, kind tenant.Kind, over bool) (d tenant.Database, fresh bool, err error) {
 	list, err := s.Store.ListDatabases(ctx, t.ID)
 	if err != nil {
-		return tenant.Database{}, err
+		return tenant.Database{}, false, err
 	}
 	for _, d := range list {
 		fits := d.Placement.Kind == kind && d.ID() != t.Placement.Database &&
 			(d.State == tenant.Empty || over && (d.State == tenant.Original || d.State == tenant.Filling))
 		if fits {
-			return d, nil
+			return d, false, nil
 		}
 	}
-	return s.addHosted(ctx, actor, t, kind)
+	now := s.moment()
+	return tenant.Database{Tenant: t.ID, Name: "Hosted", State: tenant.Empty, Version: 1, CreatedAt: now, UpdatedAt: now,
+		Placement: tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: kind}}, true, nil
 }
 
 // addHosted registers a hosted place with nothing in it.
-func (s *Service) addHosted(ctx context.Context, actor ident.Actor, t tenant.Tenant, kind tenant.Kind) (tenant.Database, error) {
-	now := s.moment()
-	d := tenant.Database{Tenant: t.ID, Name: "Hosted", State: tenant.Empty, Version: 1, CreatedAt: now, UpdatedAt: now,
-		Placement: tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: kind}}
-	ch := event.NewChange(actor, now)
-	ch.Add("database.created", string(d.ID()), map[string]any{"kind": KindName(kind)})
-	return d, s.Store.InsertDatabase(ctx, d, ch)
+func (s *Service) addHosted(ctx context.Context, actor ident.Actor, d tenant.Database) error {
+	return s.Store.InsertDatabase(ctx, d, created(actor, d))
+}
+
+// created is the change that tells of a new configuration.
+func created(actor ident.Actor, d tenant.Database) event.Change {
+	ch := event.NewChange(actor, d.CreatedAt)
+	ch.Add("database.created", string(d.ID()), map[string]any{"kind": KindName(d.Placement.Kind)})
+	return ch
 }
 
 // Rekey starts the job that writes a tenant's file anew under a new key. The file under the old one is destroyed.
@@ -69,17 +73,20 @@ func (s *Service) Rekey(ctx context.Context, actor ident.Actor, id ident.TenantI
 	if t.Placement.Kind != tenant.SQLite {
 		return job.Job{}, fault.New(fault.Conflict, op, "database_not_a_file", "only a hosted SQLite file has a key of its own")
 	}
-	d, err := s.hosted(ctx, actor, t, tenant.SQLite, false)
+	d, fresh, err := s.hosted(ctx, t, tenant.SQLite, false)
 	if err != nil {
 		return job.Job{}, fault.Wrap(op, err)
 	}
-	return s.start(ctx, actor, id, d.ID(), nil, true)
+	return s.start(ctx, actor, id, moveTo{database: d, fresh: fresh, discard: true})
 }
 
 // rekey is the same inside another job of the tenant, which has saved what it must know.
 func (s *Service) rekey(ctx context.Context, run *job.Run, t tenant.Tenant, saved any) error {
 	// An earlier try of this job may have left an entry with nothing in it.
-	d, err := s.hosted(ctx, ident.System(""), t, tenant.SQLite, false)
+	d, fresh, err := s.hosted(ctx, t, tenant.SQLite, false)
+	if err == nil && fresh {
+		err = s.addHosted(ctx, ident.System(""), d)
+	}
 	if err != nil {
 		return err
 	}

@@ -225,3 +225,37 @@ func TestReceiptsTellOfWhatWasReleased(t *testing.T) {
 		}
 	}
 }
+
+// TestARefusedMoveRegistersNothing: the hosted place that a move would have gone to, or a file written anew, is not among
+// the owner's databases when the job was refused.
+func TestARefusedMoveRegistersNothing(t *testing.T) {
+	h := newHouse(t)
+	ten, actor := h.newTenant(tenant.SQLite)
+	h.idle()
+	refused := func(code string, entries int) {
+		t.Helper()
+		_, rekey := h.svc.Rekey(t.Context(), ident.System(""), ten.ID)
+		_, move := h.svc.MoveHosted(t.Context(), ident.System(""), ten.ID, tenant.Postgres)
+		if fault.CodeOf(rekey) != code || fault.CodeOf(move) != code {
+			t.Errorf("%v; %v; want %s", rekey, move, code)
+		}
+		list, err := h.svc.Databases(t.Context(), actor, ten.ID)
+		if err != nil || len(list) != entries || slices.ContainsFunc(list, func(d tenant.Database) bool { return d.State == tenant.Empty }) {
+			t.Errorf("%s: %+v, %v", code, list, err)
+		}
+	}
+	for _, state := range []tenant.State{tenant.Suspended, tenant.Quarantined} {
+		if _, err := h.svc.SetState(t.Context(), ident.System(""), ten.ID, state); err != nil {
+			t.Fatal(err)
+		}
+		refused("tenant_"+string(state), 1)
+	}
+	if _, err := h.svc.SetState(t.Context(), ident.System(""), ten.ID, tenant.Active); err != nil {
+		t.Fatal(err)
+	}
+	own := h.place(actor, ten.ID, tenant.External)
+	if _, err := h.svc.Activate(t.Context(), actor, ten.ID, own, nil); err != nil {
+		t.Fatal(err)
+	}
+	refused("tenant_busy", 2)
+}

@@ -2,6 +2,7 @@ package relocate
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,17 +31,22 @@ type RestoreOptions struct {
 	To       tenant.Kind
 	Parallel int // tenants at the same time; 4 when 0
 	Progress Progress
-	// Emptied are the jobs by which owners have all data erased, as an installation at hand remembers them ([Emptyings]):
-	// no copy from before comes back, also where the repository has not heard of it yet; and none at all while such a job
-	// is yet to be done, which nobody can take back.
+	// Emptied are the jobs by which owners have all data erased, with the account or not, as an installation at hand
+	// remembers them ([Emptyings]): no copy from before comes back, also where the repository has not heard of it yet; and
+	// none at all while such a job is yet to be done, which nobody can take back.
 	Emptied []job.Job
 }
 
 // forbids reports whether a copy is from before its owner had all data erased, or is to be erased itself.
 func (o RestoreOptions) forbids(d *Database) bool {
-	return slices.ContainsFunc(o.Emptied, func(j job.Job) bool {
-		return string(j.Tenant) == d.Owner && (!j.State.Final() || j.State == job.Completed && madeBefore(d.Key, *j.FinishedAt))
+	return o.waits(ident.TenantID(d.Owner)) || slices.ContainsFunc(o.Emptied, func(j job.Job) bool {
+		return string(j.Tenant) == d.Owner && j.State == job.Completed && madeBefore(d.Key, *j.FinishedAt)
 	})
+}
+
+// waits reports whether all of a tenant's data is yet to be erased.
+func (o RestoreOptions) waits(id ident.TenantID) bool {
+	return slices.ContainsFunc(o.Emptied, func(j job.Job) bool { return j.Tenant == id && !j.State.Final() })
 }
 
 // Outcomes of restoring a tenant.
@@ -186,9 +192,10 @@ const restoringFact = "restoring/"
 // their own under new names; nothing that exists is touched.
 //
 // Whoever is in the ledger of the repository, in erased (the ledger of the installation that was there) or in the
-// snapshot's own does not come back; who had all data erased since comes back empty. Who had only asked for that, here or in
-// the snapshot, comes back empty, too, and the job goes on: it empties what was not restored, a database of the user's own,
-// and writes the receipt. Every session has ended. A tenant that cannot be restored is reported, and is unavailable by itself; the error is about all of them.
+// snapshot's own does not come back; who had all data erased since comes back empty. Who had only asked for either, here or
+// in the snapshot, comes back empty, too, and the job goes on: it empties what was not restored, a database of the user's
+// own, and writes the receipt. An account that is to be erased comes back closed. Every session has ended. A tenant that
+// cannot be restored is reported, and is unavailable by itself; the error is about all of them.
 func (r *Repository) RestoreAll(ctx context.Context, in Installation, erased []tenant.Erasure, o RestoreOptions) (*RestoreReport, error) {
 	const op = "relocate.Restore"
 	m, master, err := r.choose(ctx, o.At, "")
@@ -320,7 +327,7 @@ func (a *restorer) master(ctx context.Context, d *Database, erased []tenant.Eras
 }
 
 // keepEmptied lets the restored installation remember what the present one does: who had all data erased, and who is still
-// to have that. Of what was waiting in the snapshot the present one may know how it ended.
+// to have that, or the whole account. Of what was waiting in the snapshot the present one may know how it ended.
 func (a *restorer) keepEmptied(ctx context.Context, waiting []job.Job, erased []tenant.Erasure) error {
 	keep := slices.Clone(a.Emptied)
 	for _, j := range waiting {
@@ -329,6 +336,8 @@ func (a *restorer) keepEmptied(ctx context.Context, waiting []job.Job, erased []
 			keep = append(keep, j)
 		}
 	}
+	// Erasing an account comes before erasing the data in it, of which it takes the place.
+	slices.SortStableFunc(keep, func(a, b job.Job) int { return cmp.Compare(closing(b), closing(a)) })
 	for _, j := range keep {
 		if slices.ContainsFunc(erased, func(e tenant.Erasure) bool { return e.Tenant == j.Tenant }) {
 			continue // of whom nothing is kept
@@ -337,8 +346,8 @@ func (a *restorer) keepEmptied(ctx context.Context, waiting []job.Job, erased []
 		if j.State.Final() {
 			j.Input = nil // who asked, and from where
 			err = a.in.Store.KeepJob(ctx, j)
-		} else if err = a.in.Store.QueueJob(ctx, j); fault.Is(err, fault.NotFound) {
-			err = nil // whoever registered after the snapshot does not come back
+		} else if err = a.in.Store.QueueJob(ctx, j, j.Kind == KindErase); fault.Is(err, fault.NotFound) || fault.CodeOf(err) == "tenant_busy" {
+			err = nil // whoever registered after the snapshot does not come back, and nobody is erased twice
 		}
 		if err != nil {
 			return err
@@ -347,6 +356,14 @@ func (a *restorer) keepEmptied(ctx context.Context, waiting []job.Job, erased []
 	known, err := Emptyings(ctx, a.in.Store, "")
 	a.Emptied = known
 	return err
+}
+
+// closing is 1 for a job that erases an account, 0 for one that only empties it.
+func closing(j job.Job) int {
+	if j.Kind == KindErase {
+		return 1
+	}
+	return 0
 }
 
 // Ledger reads who was erased from an installation.
@@ -407,14 +424,18 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 		return one
 	}
 	d := a.m.find(string(t.ID))
-	if d == nil || !d.Stored() {
+	switch there := d != nil && d.Stored(); {
+	case there:
+		one.At, one.Rows, one.Digest = d.At, d.Count(), d.Digest
+		if gone, err := a.r.unreadable(ctx, d); err != nil {
+			return fail(err)
+		} else if gone || a.forbids(d) {
+			one.Outcome, one.Rows, one.Digest, d = OutcomeEmptied, 0, nil, nil
+		}
+	case a.waits(t.ID): // and the job may have been at work already
+		one.Outcome, d = OutcomeEmptied, nil
+	default:
 		return fail(fault.New(fault.NotFound, "relocate.Restore", "backup_missing", "the snapshot has no copy of this tenant"))
-	}
-	one.At, one.Rows, one.Digest = d.At, d.Count(), d.Digest
-	if gone, err := a.r.unreadable(ctx, d); err != nil {
-		return fail(err)
-	} else if gone || a.forbids(d) {
-		one.Outcome, one.Rows, one.Digest, d = OutcomeEmptied, 0, nil, nil
 	}
 	at, err := a.in.Places.Choose(ctx, tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: one.Kind})
 	if err != nil {

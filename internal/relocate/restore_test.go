@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"claude-memory-backend/internal/account"
 	"claude-memory-backend/internal/blob"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
@@ -27,6 +28,7 @@ import (
 	"claude-memory-backend/internal/sqlstore"
 	"claude-memory-backend/internal/tenant"
 	"claude-memory-backend/internal/words"
+	"claude-memory-backend/internal/workspace"
 )
 
 // blank makes an installation whose master database has no tables yet, as one is that will be restored into.
@@ -840,6 +842,121 @@ func TestWhatIsToBeEmptiedComesBackEmpty(t *testing.T) {
 			}
 			if j, err := into.Store.FindJob(t.Context(), queued.ID); err != nil || j.State != job.Failed || j.Failure.Code != "tenant_suspended" {
 				t.Errorf("%+v, %v", j, err)
+			}
+		})
+	}
+}
+
+// Whoever has asked for the account to be erased has it closed and empty after a restore, and the job goes on there to its
+// end: where the present installation knows of it, where the snapshot alone does, and where the job was at work meanwhile.
+func TestAnAccountToBeErasedStaysSo(t *testing.T) {
+	for _, engine := range engines {
+		t.Run(engine, func(t *testing.T) {
+			s := newSite(t, engine, keyring(t, siteKey))
+			home, other := s.newTenant(), s.newTenant()
+			for _, ten := range []tenant.Tenant{home, other} {
+				s.write(ten, "a canary in the cage")
+			}
+			r := s.repository(folder(t))
+			before := s.backup(r, BackupOptions{}).Manifest
+			j, err := s.service().Erase(t.Context(), ident.System(""), home.ID, EraseAccount)
+			s.must(err)
+			if during := s.backup(r, BackupOptions{}); during.Erased != 0 {
+				t.Errorf("%+v: what is yet to be erased was", during)
+			}
+			known, err := Emptyings(t.Context(), s.Store, "")
+			if err != nil || len(known) != 1 || known[0].ID != j.ID {
+				t.Fatalf("%+v, %v", known, err)
+			}
+
+			restore := func(at time.Time, emptied []job.Job) *site {
+				t.Helper()
+				into := blank(t, engine, s.keys)
+				restored, err := r.RestoreAll(t.Context(), into.Installation, nil, RestoreOptions{At: at, To: tenant.Kind(engine), Emptied: emptied})
+				into.must(err)
+				for _, one := range restored.Tenants {
+					if emptied := one.Tenant == home.ID && len(into.texts(home)) == 0; emptied != (one.Outcome == OutcomeEmptied) || one.Outcome == OutcomeFailed {
+						t.Errorf("%+v", one)
+					}
+				}
+				if got := into.texts(other); !slices.Equal(got, []string{"a canary in the cage"}) {
+					t.Errorf("somebody else holds %q", got)
+				}
+				return into
+			}
+			goesOn := func(into *site) {
+				t.Helper()
+				if got := into.texts(home); len(got) != 0 {
+					t.Errorf("it holds %q", got)
+				}
+				queued, err := into.Store.FindJob(t.Context(), j.ID)
+				s.must(err)
+				ten, err := into.Store.FindTenant(t.Context(), home.ID)
+				s.must(err)
+				a, _, err := into.Store.FindAccount(t.Context(), home.Account)
+				s.must(err)
+				if queued.State != job.Queued || queued.Failure != nil || ten.Job != j.ID || ten.State != tenant.Suspended || a.State != account.Suspended {
+					t.Errorf("%+v of %+v of %+v", queued, ten, a)
+				}
+				svc := into.service()
+				svc.Pool = workspace.NewPool(workspace.Config{Directory: into.Store, Notes: into.Store, Master: into.Store, Hints: into.Store,
+					Trail: into.Store.Trail(), Placements: into.Places, Bus: svc.Bus, Sealer: into.keys})
+				defer func() { s.must(svc.Pool.Close(context.Background())) }()
+				done, err := job.NewRunner(job.Config{Store: into.Store, Node: "server", Kinds: svc.Work()}).Do(t.Context(), j.ID)
+				if err != nil || done.State != job.Completed {
+					t.Fatalf("%+v, %v", done, err)
+				}
+				if r, err := ReadReceipt(done.Report); err != nil || !svc.Check(r) || r.What != EraseAccount || r.Tenant != home.ID {
+					t.Errorf("%s, %v", done.Report, err)
+				}
+				if _, err := into.Store.FindTenant(t.Context(), home.ID); !fault.Is(err, fault.NotFound) {
+					t.Errorf("it is there still: %v", err)
+				}
+				if list, err := Ledger(t.Context(), into.Store); err != nil || len(list) != 1 || list[0].Tenant != home.ID {
+					t.Errorf("the ledger holds %+v, %v", list, err)
+				}
+				if left, err := Emptyings(t.Context(), into.Store, ""); err != nil || len(left) != 0 {
+					t.Errorf("%+v, %v", left, err)
+				}
+			}
+			goesOn(restore(before.Ended, known)) // where the account was open
+			goesOn(restore(time.Time{}, known))
+			into := restore(time.Time{}, nil)
+			for _, at := range []*site{s, into} {
+				_, err = at.service().PutBack(t.Context(), r, home.ID, RestoreOptions{})
+				wantCode(t, err, "tenant_emptied")
+			}
+			goesOn(into)
+			_, err = r.RestoreAccount(t.Context(), newSite(t, "sqlite", s.keys).Installation, blank(t, "sqlite", s.keys).Master, home.ID,
+				RestoreOptions{Emptied: known})
+			wantCode(t, err, "tenant_emptied")
+
+			// The job had come so far that there was nothing to copy.
+			_, _, err = s.Store.ClaimJob(t.Context(), job.Claim{Kinds: []string{KindErase}, Only: j.ID, Node: "node", Now: time.Now(), Lease: time.Now().Add(time.Minute)})
+			s.must(err)
+			s.must(s.Places.Destroy(t.Context(), home.Placement))
+			first := r
+			r = s.repository(folder(t))
+			report, err := r.Backup(t.Context(), s.Installation, BackupOptions{})
+			s.must(err)
+			if d := report.Manifest.find(string(home.ID)); d != nil && d.Stored() {
+				t.Fatalf("it was copied: %+v", d)
+			}
+			goesOn(restore(time.Time{}, nil))
+			r = first
+
+			// What the present installation knows of its end counts.
+			now := time.Now().UTC()
+			j.State, j.FinishedAt, j.Failure = job.Failed, &now, &job.Failure{Code: "internal", Detail: "d"}
+			s.must(s.Store.FinishJob(t.Context(), j, "node", event.Change{}))
+			known, err = Emptyings(t.Context(), s.Store, "")
+			s.must(err)
+			into = restore(before.Ended, known)
+			if got := into.texts(home); !slices.Equal(got, []string{"a canary in the cage"}) {
+				t.Errorf("it holds %q", got)
+			}
+			if failed, err := into.Store.FindJob(t.Context(), j.ID); err != nil || failed.State != job.Failed {
+				t.Errorf("%+v, %v", failed, err)
 			}
 		})
 	}

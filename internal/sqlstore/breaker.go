@@ -47,9 +47,10 @@ const (
 // front of it lets us in by itself, whatever the server does: then only what follows a sign-in counts (decision 0041).
 type link struct {
 	circuit *gobreaker.TwoStepCircuitBreaker[struct{}]
-	ask     func(ctx context.Context) // makes the server say something
-	heard   atomic.Int64              // when the last byte came, in Unix nanoseconds
-	pooled  atomic.Bool               // there is a pooler between
+	why     atomic.Pointer[fault.Error] // what the last failure said of what is to be mended; nil: only that nobody is there
+	ask     func(ctx context.Context)   // makes the server say something
+	heard   atomic.Int64                // when the last byte came, in Unix nanoseconds
+	pooled  atomic.Bool                 // there is a pooler between
 
 	mu     sync.Mutex
 	asking bool // a question is under way
@@ -194,14 +195,48 @@ func unreachable(cause error) *fault.Error {
 		"the database cannot be reached at the moment").RetryAfter(rest).With(cause)
 }
 
+// allow lets a call through, which must report how it went, or says why not: who is turned away while the circuit is open
+// hears what those heard who opened it, where that says more than that nobody is there.
+func (l *link) allow() (done func(error), err error) {
+	tell, err := l.circuit.Allow()
+	if err != nil {
+		if why := l.why.Load(); why != nil {
+			return nil, fault.New(fault.Unavailable, "sqlstore", why.Code, why.Message).RetryAfter(rest).With(err)
+		}
+		return nil, unreachable(err)
+	}
+	return func(verdict error) {
+		switch {
+		case disproves(verdict):
+			l.why.Store(mendable(verdict))
+		case proves(verdict):
+			l.why.Store(nil)
+		}
+		tell(verdict)
+	}, nil
+}
+
+// mendable is a failure that somebody has to do something about before a connection can be made; nil for any other.
+func mendable(err error) *fault.Error {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return nil
+	}
+	switch f.Code {
+	case "login_refused", "login_unsafe", "database_missing", "tls_refused", "tls_failed", "too_many_connections":
+		return f
+	}
+	return nil
+}
+
 // errNothing is the outcome of a call that came to nothing by itself.
 var errNothing = errors.New("nothing was asked")
 
 // do runs one call through the circuit.
 func (l *link) do(ctx context.Context, call func(ctx context.Context) error) error {
-	done, err := l.circuit.Allow()
+	done, err := l.allow()
 	if err != nil {
-		return unreachable(err)
+		return err
 	}
 	verdict := errNothing
 	defer func() { done(verdict) }() // also when a callback panics: the one who tries must not block the way for ever
@@ -345,9 +380,9 @@ func (b *breaker) afresh() {
 }
 
 func (b *breaker) begin(ctx context.Context) (session, error) {
-	done, err := b.link.circuit.Allow()
+	done, err := b.link.allow()
 	if err != nil {
-		return nil, unreachable(err)
+		return nil, err
 	}
 	s := &watchedSession{breaker: b, done: done}
 	if err := b.link.watched(ctx, func(ctx context.Context) (err error) {
@@ -421,7 +456,7 @@ func (s *watchedSession) report(err error) error {
 
 // note tells the circuit of a call that was let through long ago.
 func (l *link) note(err error) {
-	if done, refused := l.circuit.Allow(); refused == nil { // otherwise the others know already
+	if done, refused := l.allow(); refused == nil { // otherwise the others know already
 		done(err)
 	}
 }

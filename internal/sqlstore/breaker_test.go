@@ -169,6 +169,55 @@ func TestWhatOpensTheCircuit(t *testing.T) {
 	}
 }
 
+// While nobody asks a server that cannot let us in, callers hear why, as long as that is the newest that is known.
+func TestWhoIsTurnedAwayHearsWhy(t *testing.T) {
+	for name, call := range map[string]func(context.Context, *DB) error{"reading": look, "writing": tell} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db, e, l := behindALink(t)
+				l.silence = 0 // as on the way to users' servers, whose connections are watched themselves
+				refused := func(code string) func(context.Context) error {
+					return func(context.Context) error {
+						return unavailable("", code, "what to do", &driverError{engine: "postgres", code: "connect"})
+					}
+				}
+				turnedAway := func(code string) {
+					t.Helper()
+					before := e.calls.Load()
+					err := call(t.Context(), db)
+					f, ok := errors.AsType[*fault.Error](err)
+					if !ok || f.Code != code || f.Class != fault.Unavailable || f.After != rest || e.calls.Load() != before || db.Reachable() {
+						t.Errorf("%+v, %d calls more", f, e.calls.Load()-before)
+					}
+				}
+				e.do = refused("login_refused")
+				for range trips {
+					wantCode(t, call(t.Context(), db), "login_refused")
+				}
+				turnedAway("login_refused")
+				time.Sleep(rest + time.Millisecond)
+				e.do = refused("address_unreachable")
+				wantCode(t, call(t.Context(), db), "address_unreachable")
+				turnedAway("database_unreachable")
+				time.Sleep(rest + time.Millisecond)
+				e.do = refused("database_missing")
+				wantCode(t, call(t.Context(), db), "database_missing")
+				turnedAway("database_missing")
+				time.Sleep(rest + time.Millisecond)
+				e.do = func(context.Context) error { return nil }
+				if err := call(t.Context(), db); err != nil {
+					t.Fatal(err)
+				}
+				e.do = func(context.Context) error { return cut() }
+				for range trips {
+					_ = call(t.Context(), db)
+				}
+				turnedAway("database_unreachable")
+			})
+		})
+	}
+}
+
 // Whoever tries for the others and comes to nothing by itself must not leave them waiting.
 func TestTheOneWhoTriesCanFailByItself(t *testing.T) {
 	for name, try := range map[string]func(db *DB, e *scripted){

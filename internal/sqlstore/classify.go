@@ -24,6 +24,7 @@ type driverError struct {
 	name   string // the violated constraint or index
 	detail string
 	again  bool // nothing was committed, and the same may work if tried again: a deadlock, a connection that was broken
+	said   bool // of a connection that was not made: the server was there, and said why
 }
 
 // abandoned is the code of a driverError when the caller left before the server could answer.

@@ -83,6 +83,35 @@ func (s *MasterStore) InsertDatabase(ctx context.Context, d tenant.Database, ch 
 	})
 }
 
+// InsertDatabaseFor stores a new configuration, as created tells, with the job that is about to fill it, which becomes the
+// tenant's job (code "tenant_busy" when there is one). decide sees the tenant under a lock. Whoever is refused leaves
+// nothing.
+func (s *MasterStore) InsertDatabaseFor(ctx context.Context, d tenant.Database, created event.Change, start job.Job,
+	decide func(tenant.Tenant) (event.Change, error),
+) error {
+	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
+		t, err := lockTenant(tx, d.Tenant)
+		if err != nil {
+			return err
+		}
+		ch, err := decide(t)
+		if err != nil {
+			return err
+		}
+		if err := takeTenant(tx, start); err != nil {
+			return err
+		}
+		return tx.Commit(func(b *Batch) {
+			insertDatabase(b, d)
+			insertJob(b, start)
+			toTell(b, d.Tenant, created)
+			toTell(b, d.Tenant, ch)
+			appendChange(b, created, head)
+			appendChange(b, ch, head)
+		})
+	})
+}
+
 // UpdateDatabase reads a database and its tenant under a lock, lets edit decide, and commits what it returns. With a
 // new job, which may be nil, that becomes the tenant's job in the same transaction (code "tenant_busy" when there is
 // one). An edit without events changes the configuration silently when it returns another one: facts that were

@@ -131,7 +131,8 @@ func (x *Externals) Close() { x.budget.shut() }
 //
 // What cannot be reached is fault.Unavailable with a code that says why: "address_refused", "address_unreachable",
 // "tls_refused", "tls_failed", "login_refused", "login_unsafe", "database_missing", "too_many_connections", "timeout",
-// "database_misbehaved"; and for a while after some of these in a row, at once, "database_unreachable".
+// "database_misbehaved"; and for a while after some of these in a row, at once, "database_unreachable", or again what a
+// server that can be reached does not let us in for.
 func (x *Externals) Open(id ident.DatabaseID, a tenant.Address, password seal.Secret) *DB {
 	return x.open(id, "", a, password)
 }
@@ -303,6 +304,9 @@ func (h *external) refused(ctx context.Context, op string, err error) *fault.Err
 	no := func(code, message string) *fault.Error {
 		return unavailable(op, code, message, &driverError{engine: "postgres", code: "connect"})
 	}
+	said := func(code, message string) *fault.Error {
+		return unavailable(op, code, message, &driverError{engine: "postgres", code: "connect", said: true})
+	}
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		// What the sender of an address hears as a mistake is a state of the database for whoever uses it.
 		return unavailable(op, f.StableCode(), f.Message, nil)
@@ -311,20 +315,20 @@ func (h *external) refused(ctx context.Context, op string, err error) *fault.Err
 		e = h.censored(e)
 		switch e.Code {
 		case "28P01", "28000":
-			return no("login_refused", "the server does not accept user name and password, or does not let this user in from here")
+			return said("login_refused", "the server does not accept user name and password, or does not let this user in from here")
 		case "3D000":
-			return no("database_missing", "there is no database of that name on the server")
+			return said("database_missing", "there is no database of that name on the server")
 		case "42501":
-			return no("login_refused", "the user may not connect to that database")
+			return said("login_refused", "the user may not connect to that database")
 		case "53300":
-			return no("too_many_connections", "the server has no connection left for this user")
+			return said("too_many_connections", "the server has no connection left for this user")
 		case "57P03":
-			return no("unavailable", "the server is starting or stopping")
+			return said("unavailable", "the server is starting or stopping")
 		}
 		if f := postgresFault(op, e); f.Class != fault.Internal {
 			return f
 		}
-		return no("unavailable", "the server refuses the connection")
+		return said("unavailable", "the server refuses the connection")
 	}
 	var wrongHost x509.HostnameError
 	var unknown x509.UnknownAuthorityError
@@ -348,9 +352,9 @@ func (h *external) refused(ctx context.Context, op string, err error) *fault.Err
 	case errors.As(err, &record), errors.As(err, &alert), strings.Contains(text, "tls error"):
 		return no("tls_failed", "no TLS connection could be made to the server")
 	case strings.Contains(text, "require_auth check failed"):
-		return no("login_unsafe", "the server asks for the password in a form that can be read on the way: let it use scram-sha-256, or TLS")
+		return said("login_unsafe", "the server asks for the password in a form that can be read on the way: let it use scram-sha-256, or TLS")
 	case strings.Contains(text, "failed SASL auth"):
-		return no("login_refused", "the server did not prove that it knows the password")
+		return said("login_refused", "the server did not prove that it knows the password")
 	}
 	return no("address_unreachable", "the server closed the connection before the sign-in was complete")
 }

@@ -275,7 +275,8 @@ func TestProbe(t *testing.T) {
 	problem := func(name string, a tenant.Address, password seal.Secret, code string) {
 		t.Helper()
 		r, err := x.Probe(t.Context(), id, a, password)
-		if err != nil || r.OK || !hasProblem(r, code) {
+		there := !slices.Contains([]string{"address_unreachable", "tls_refused"}, code)
+		if err != nil || r.OK || r.Reachable != there || !hasProblem(r, code) {
 			t.Errorf("%s: %+v %v", name, r, err)
 		}
 	}

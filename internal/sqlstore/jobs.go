@@ -309,9 +309,9 @@ func (s *MasterStore) KeepJob(ctx context.Context, j job.Job) error {
 }
 
 // QueueJob has a job of another installation's, or of an earlier state of this one, done here, in the place of what is known
-// of it: as if nobody had begun, but with what was saved of it. NotFound: its tenant is not here. It is a part of restoring
-// the whole, like KeepJob.
-func (s *MasterStore) QueueJob(ctx context.Context, j job.Job) error {
+// of it: as if nobody had begun, but with what was saved of it. With closing its tenant's account is closed, too, as
+// [MasterStore.CloseAccount] does it. NotFound: its tenant is not here. It is a part of restoring the whole, like KeepJob.
+func (s *MasterStore) QueueJob(ctx context.Context, j job.Job, closing bool) error {
 	j.State, j.Progress, j.Report = job.Queued, job.Progress{}, nil
 	return s.db.Write(ctx, func(tx *Tx) error {
 		if err := tx.Run(func(b *Batch) { b.Exec(`DELETE FROM jobs WHERE id = ?`, j.ID) }); err != nil {
@@ -320,7 +320,12 @@ func (s *MasterStore) QueueJob(ctx context.Context, j job.Job) error {
 		if err := takeTenant(tx, j); err != nil {
 			return err
 		}
-		return tx.Commit(func(b *Batch) { insertJob(b, j) })
+		return tx.Commit(func(b *Batch) {
+			insertJob(b, j)
+			if closing {
+				closeAccount(b, j.Tenant, j.Account, j.CreatedAt)
+			}
+		})
 	})
 }
 

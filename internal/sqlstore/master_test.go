@@ -877,3 +877,64 @@ func TestASwitchKeepsWhatWasEditedMeanwhile(t *testing.T) {
 		}
 	})
 }
+
+// A database that is registered with the job that fills it is there with that job, or not at all.
+func TestADatabaseAndItsJobAreOne(t *testing.T) {
+	onMaster(t, func(t *testing.T, s *MasterStore) {
+		a := join(t, s, "ada@example.com", "")
+		start := func(decide func(tenant.Tenant) error) (tenant.Database, job.Job, error) {
+			d := tenant.Database{Tenant: a.Tenant, Name: "Hosted", State: tenant.Empty, Version: 1, CreatedAt: noon(0), UpdatedAt: noon(0),
+				Placement: tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: tenant.SQLite}}
+			j := job.Job{ID: ident.New[ident.JobID](), Kind: "database.move", Account: a.ID, Tenant: a.Tenant, State: job.Queued, Input: []byte(`{}`), CreatedAt: noon(0)}
+			return d, j, s.InsertDatabaseFor(t.Context(), d, happened("database.created", string(d.ID()), 0), j,
+				func(seen tenant.Tenant) (event.Change, error) {
+					return happened("database.activation_started", string(d.ID()), 0), decide(seen)
+				})
+		}
+		before := settle[event.Seq](t)(s.Head(t.Context()))
+		wantLeft := func(databases int, events event.Seq) {
+			t.Helper()
+			if list := settle[[]tenant.Database](t)(s.ListDatabases(t.Context(), a.Tenant)); len(list) != databases {
+				t.Errorf("%d databases, want %d", len(list), databases)
+			}
+			if head := settle[event.Seq](t)(s.Head(t.Context())); head != before+events {
+				t.Errorf("%d events, want %d", head-before, events)
+			}
+			if news := settle[[]News](t)(s.News(t.Context(), noon(time.Hour), 10)); len(news) != int(events) {
+				t.Errorf("%d events to be told, want %d", len(news), events)
+			}
+		}
+		_, _, err := start(func(seen tenant.Tenant) error {
+			if seen.ID != a.Tenant || seen.Job != "" {
+				t.Errorf("seen %+v", seen)
+			}
+			return fault.New(fault.Conflict, "test", "tenant_suspended", "no")
+		})
+		refused(t, err, "tenant_suspended")
+		wantLeft(1, 0)
+		agree := func(tenant.Tenant) error { return nil }
+		d, j, err := start(agree)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantLeft(2, 2)
+		if got := settle[tenant.Database](t)(s.FindDatabase(t.Context(), a.Tenant, d.ID())); !cmp.Equal(d, got) {
+			t.Error(cmp.Diff(d, got))
+		}
+		if of := settle[tenant.Tenant](t)(s.FindTenant(t.Context(), a.Tenant)); of.Job != j.ID {
+			t.Errorf("its job is %q", of.Job)
+		}
+		list := settle[[]event.Event](t)(s.Since(t.Context(), before, 10))
+		if len(list) != 2 || list[0].Type != "database.created" || list[1].Type != "database.activation_started" {
+			t.Errorf("%+v", list)
+		}
+		// Each is an entry of the trail.
+		entries, _, err := s.Trail().Entries(t.Context(), audit.Filter{Subject: string(d.ID())}, "", 10)
+		if err != nil || len(entries) != 2 {
+			t.Errorf("%+v, %v", entries, err)
+		}
+		_, _, err = start(agree)
+		refused(t, err, "tenant_busy")
+		wantLeft(2, 2)
+	})
+}

@@ -17,7 +17,7 @@ import (
 // Report is what a test of a user's database found.
 type Report struct {
 	OK            bool // no problem of level "error"
-	Reachable     bool // a connection was made and the login accepted
+	Reachable     bool // the server answered the sign-in, whether or not it accepted that
 	TLS           TLSReport
 	ServerVersion string // "15.18"; empty when not reached
 	Privileges    Privileges
@@ -103,6 +103,7 @@ func (x *Externals) Probe(ctx context.Context, id ident.DatabaseID, a tenant.Add
 	case f.Class == fault.Internal: // the server does not know what every PostgreSQL knows
 		r.problem(ProblemError, "database_misbehaved", "the server does not answer as a PostgreSQL server does")
 	default:
+		r.Reachable = r.Reachable || answered(err)
 		r.problem(ProblemError, f.StableCode(), f.Message)
 	}
 	r.OK = true
@@ -110,6 +111,12 @@ func (x *Externals) Probe(ctx context.Context, id ident.DatabaseID, a tenant.Add
 		r.OK = r.OK && p.Level != ProblemError
 	}
 	return r, nil
+}
+
+// answered reports whether a server that did not let us in was there to say so.
+func answered(err error) bool {
+	d, ok := errors.AsType[*driverError](err)
+	return ok && (d.said || sqlState(err) != "")
 }
 
 func (r *Report) problem(level, code, message string) {

@@ -206,13 +206,18 @@ func (s *MasterStore) CloseAccount(ctx context.Context, t tenant.Tenant, j job.J
 		}
 		return tx.Commit(func(b *Batch) {
 			insertJob(b, j)
-			b.Exec(`UPDATE tenants SET state = ? WHERE id = ?`, tenant.Suspended, t.ID)
-			b.Exec(`UPDATE accounts SET state = ?, version = version + 1, updated_at = ? WHERE id = ?`, account.Suspended,
-				ident.Micros(ch.At), t.Account)
-			endSessions(b, t.Account, account.EndSessions{Why: "account_erased", At: ch.At})
+			closeAccount(b, t.ID, t.Account, ch.At)
 			appendChange(b, ch, head)
 		})
 	})
+}
+
+// closeAccount queues what keeps everybody but the server out of an account that is to be erased.
+func closeAccount(b *Batch, of ident.TenantID, owner ident.AccountID, at time.Time) {
+	b.Exec(`UPDATE tenants SET state = ? WHERE id = ?`, tenant.Suspended, of)
+	b.Exec(`UPDATE accounts SET state = ?, version = version + 1, updated_at = ? WHERE id = ?`, account.Suspended,
+		ident.Micros(at), owner)
+	endSessions(b, owner, account.EndSessions{Why: "account_erased", At: at})
 }
 
 // EraseTenant takes a tenant and its account out of the directory for good, with sessions, databases, hints and jobs

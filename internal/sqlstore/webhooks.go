@@ -85,10 +85,14 @@ func (s *TenantStore) InsertEndpoint(ctx context.Context, e webhook.Endpoint, li
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		var used []string
 		there, project := 0, true
+		was := func() *event.Once { return nil }
 		if err := tx.Run(func(b *Batch) {
 			// The head's lock comes last in every transaction; here it comes first, and alone, so that two at once do not take
 			// the same place.
 			b.Query(func(Scanner) error { return nil }, `SELECT seq FROM log_head WHERE one = 1`+tx.Dialect().ForUpdate())
+			if ch.Once != nil {
+				was = lookForOnce(b, ch.Once.Scope, ch.Once.Key, time.Now())
+			}
 			used = nil
 			there = 0
 			b.Query(func(s Scanner) error {
@@ -108,6 +112,8 @@ func (s *TenantStore) InsertEndpoint(ctx context.Context, e webhook.Endpoint, li
 		}
 		suffix := suffixes(used)
 		switch {
+		case was() != nil:
+			return fault.New(fault.Conflict, op, event.CodeRepeated, "this was done already")
 		case !project:
 			return fault.BadInput(op, "body.project_id", "there is no such project")
 		case there >= limit || suffix == "":
@@ -127,15 +133,27 @@ func (s *TenantStore) InsertEndpoint(ctx context.Context, e webhook.Endpoint, li
 
 // FindEndpoint implements webhook.Endpoints.
 func (s *TenantStore) FindEndpoint(ctx context.Context, id ident.WebhookID) (webhook.Endpoint, error) {
+	e, _, err := s.FindEndpointOnce(ctx, id, nil)
+	return e, err
+}
+
+// FindEndpointOnce implements webhook.Endpoints.
+func (s *TenantStore) FindEndpointOnce(ctx context.Context, id ident.WebhookID, once *event.Once) (webhook.Endpoint, *event.Once, error) {
 	var list []webhook.Endpoint
-	err := s.db.Read(ctx, func(b *Batch) { selectEndpoint(b, &list, id, "") })
+	was := func() *event.Once { return nil }
+	err := s.db.Read(ctx, func(b *Batch) {
+		selectEndpoint(b, &list, id, "")
+		if once != nil {
+			was = lookForOnce(b, once.Scope, once.Key, time.Now())
+		}
+	})
 	if err == nil && len(list) == 0 {
 		err = fault.Missing("sqlstore.FindEndpoint")
 	}
 	if err != nil {
-		return webhook.Endpoint{}, err
+		return webhook.Endpoint{}, nil, err
 	}
-	return list[0], nil
+	return list[0], was(), nil
 }
 
 // ListEndpoints implements webhook.Endpoints.
@@ -181,11 +199,20 @@ const releasedAtOnce = 10_000
 // UpdateEndpoint implements webhook.Endpoints.
 func (s *TenantStore) UpdateEndpoint(ctx context.Context, id ident.WebhookID,
 	edit func(webhook.Endpoint) (webhook.Endpoint, event.Change, error)) (webhook.Endpoint, error) {
+	after, _, err := s.UpdateEndpointOnce(ctx, id, nil, edit)
+	return after, err
+}
+
+// UpdateEndpointOnce implements webhook.Endpoints.
+func (s *TenantStore) UpdateEndpointOnce(ctx context.Context, id ident.WebhookID, once *event.Once,
+	edit func(webhook.Endpoint) (webhook.Endpoint, event.Change, error)) (webhook.Endpoint, *event.Once, error) {
 	const op = "sqlstore.UpdateEndpoint"
 	var after webhook.Endpoint
+	var before *event.Once
 	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {
-		e, err := lockEndpoint(tx, op, id)
-		if err != nil {
+		e, was, err := lockEndpoint(tx, op, id, once)
+		if before = was; err != nil || was != nil {
+			after = e
 			return err
 		}
 		next, ch, err := edit(e)
@@ -221,26 +248,34 @@ func (s *TenantStore) UpdateEndpoint(ctx context.Context, id ident.WebhookID,
 		})
 	})
 	if err != nil {
-		return webhook.Endpoint{}, err
+		return webhook.Endpoint{}, nil, err
 	}
-	return after, nil
+	return after, before, nil
 }
 
-func lockEndpoint(tx *Tx, op string, id ident.WebhookID) (webhook.Endpoint, error) {
+// lockEndpoint reads an endpoint under its lock and, with once, the live idempotency record of its scope and key, behind that
+// lock: of two with one key at the same time the second finds the first. It is nil when there is none.
+func lockEndpoint(tx *Tx, op string, id ident.WebhookID, once *event.Once) (webhook.Endpoint, *event.Once, error) {
 	var list []webhook.Endpoint
-	if err := tx.Run(func(b *Batch) { selectEndpoint(b, &list, id, tx.Dialect().ForUpdate()) }); err != nil {
-		return webhook.Endpoint{}, err
+	was := func() *event.Once { return nil }
+	if err := tx.Run(func(b *Batch) {
+		selectEndpoint(b, &list, id, tx.Dialect().ForUpdate())
+		if once != nil {
+			was = lookForOnce(b, once.Scope, once.Key, time.Now())
+		}
+	}); err != nil {
+		return webhook.Endpoint{}, nil, err
 	}
 	if len(list) == 0 {
-		return webhook.Endpoint{}, fault.Missing(op)
+		return webhook.Endpoint{}, nil, fault.Missing(op)
 	}
-	return list[0], nil
+	return list[0], was(), nil
 }
 
 // DeleteEndpoint implements webhook.Endpoints.
 func (s *TenantStore) DeleteEndpoint(ctx context.Context, id ident.WebhookID, decide func(webhook.Endpoint) (event.Change, error)) error {
 	return s.change(ctx, func(tx *Tx, head *event.Seq) error {
-		e, err := lockEndpoint(tx, "sqlstore.DeleteEndpoint", id)
+		e, _, err := lockEndpoint(tx, "sqlstore.DeleteEndpoint", id, nil)
 		if err != nil {
 			return err
 		}
@@ -445,7 +480,7 @@ func (s *TenantStore) RedeliverMany(ctx context.Context, id ident.WebhookID, r w
 	err := s.change(ctx, func(tx *Tx, head *event.Seq) error {
 		out = webhook.Redelivered{}
 		now := ident.Micros(r.At)
-		if _, err := lockEndpoint(tx, "sqlstore.RedeliverMany", id); err != nil {
+		if _, _, err := lockEndpoint(tx, "sqlstore.RedeliverMany", id, nil); err != nil {
 			return err
 		}
 		// Where it has to stop, when there is more than the limit.

@@ -11,6 +11,7 @@ import (
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/ident"
+	"claude-memory-backend/internal/webhook"
 )
 
 func changes(t *testing.T, h Harness) {
@@ -135,6 +136,7 @@ func repeats(t *testing.T, h Harness) {
 func met(t *testing.T, h Harness) {
 	r := newRoom(t, h)
 	turn, _ := r.ask(active, "hello")
+	hook := r.hook(plainEndpoint(0, "*"))
 	keep := func(ch event.Change) {
 		p := plainProject("p", 0)
 		must(t, r.Projects.InsertProject(t.Context(), p, ch))
@@ -158,6 +160,25 @@ func met(t *testing.T, h Harness) {
 			"with a turn": func(o *event.Once) (*event.Once, error) {
 				got, user, answer, was, err := r.Talk.FindTurnOnce(t.Context(), r.id, turn.ID, o)
 				same(t, "turn", []any{got.ID, user.ID, answer.ID}, []any{turn.ID, turn.UserMessage, turn.AssistantMessage})
+				return was, err
+			},
+			"with an endpoint": func(o *event.Once) (*event.Once, error) {
+				got, was, err := r.Webhooks.FindEndpointOnce(t.Context(), hook.ID, o)
+				same(t, "endpoint", got, hook)
+				return was, err
+			},
+			"before an edit of one": func(o *event.Once) (*event.Once, error) {
+				edited := false
+				got, was, err := r.Webhooks.UpdateEndpointOnce(t.Context(), hook.ID, o, func(e webhook.Endpoint) (webhook.Endpoint, event.Change, error) {
+					edited = true
+					return e, event.Change{}, no
+				})
+				if edited == (was != nil) || was != nil && got.ID != hook.ID {
+					t.Errorf("edited: %v, with %+v of %+v", edited, was, got)
+				}
+				if errors.Is(err, no) {
+					err = nil
+				}
 				return was, err
 			},
 		}
@@ -187,6 +208,12 @@ func met(t *testing.T, h Harness) {
 	}
 	_, _, _, _, err := r.Talk.FindTurnOnce(t.Context(), r.id, ident.New[ident.TurnID](), onceNow(happens(1, "m", "m"), "there").Once)
 	wantCode(t, err, "not_found")
+	_, _, err = r.Webhooks.FindEndpointOnce(t.Context(), ident.New[ident.WebhookID](), onceNow(happens(1, "m", "m"), "there").Once)
+	wantCode(t, err, "not_found")
+	// Also where there is no room for another one, and without one's project.
+	late := plainEndpoint(0, "*")
+	late.Project = ident.New[ident.ProjectID]()
+	wantCode(t, r.Webhooks.InsertEndpoint(t.Context(), late, 1, onceNow(happens(1, "webhook.created", string(late.ID)), "there")), event.CodeRepeated)
 }
 
 // onceNow is a record that lives by the wall clock, which FindOnce goes by.

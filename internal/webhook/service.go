@@ -223,7 +223,7 @@ func (s *Service) Rotate(ctx context.Context, actor ident.Actor, id ident.Webhoo
 	}
 	out := Issued{Secret: newSecret()}
 	out.Plain = out.Secret.Reveal()
-	e, err := s.store.UpdateEndpoint(ctx, id, func(e Endpoint) (Endpoint, event.Change, error) {
+	e, before, err := s.store.UpdateEndpointOnce(ctx, id, once, func(e Endpoint) (Endpoint, event.Change, error) {
 		ch := event.NewChange(actor, s.d.moment())
 		until := ch.At.Add(overlap)
 		e.SecretBefore, e.BeforeUntil = e.Secret, &until
@@ -236,15 +236,32 @@ func (s *Service) Rotate(ctx context.Context, actor ident.Actor, id ident.Webhoo
 		ch.Add("webhook.secret_rotated", string(id), facts(e))
 		return e, ch, nil
 	})
-	if event.Repeated(err) {
+	if before != nil || event.Repeated(err) { // the latter: of another endpoint's, at the same moment
 		var was Issued
-		if err = once.Replay(ctx, s.store, s.d.Sealer, &was); err == nil {
+		if err = s.replay(ctx, once, before, &was); err == nil {
 			was.Secret = seal.Secret(was.Plain)
 			return was, nil
 		}
 	}
 	out.Endpoint = e
 	return out, fault.Wrap(op, err)
+}
+
+// replay reads what a repeat is answered with. before is the record, where it was read already.
+func (s *Service) replay(ctx context.Context, once, before *event.Once, result any) error {
+	if before != nil {
+		return once.Open(*before, s.d.Sealer, result)
+	}
+	return once.Replay(ctx, s.store, s.d.Sealer, result)
+}
+
+// repeated is what has become of the delivery that the first request with once was about.
+func (s *Service) repeated(ctx context.Context, id ident.WebhookID, once, before *event.Once) (Delivery, error) {
+	var was ident.DeliveryID
+	if err := s.replay(ctx, once, before, &was); err != nil {
+		return Delivery{}, err
+	}
+	return s.store.FindDelivery(ctx, id, was)
 }
 
 // Deliveries returns a page of an endpoint's deliveries, newest first, each with its last attempt.
@@ -270,7 +287,15 @@ func (s *Service) Delivery(ctx context.Context, actor ident.Actor, id ident.Webh
 // Redeliver has a delivery sent again, whatever became of it, under its own id. A repeat of once does so once.
 func (s *Service) Redeliver(ctx context.Context, actor ident.Actor, id ident.WebhookID, d ident.DeliveryID, once *event.Once) (Delivery, error) {
 	const op = "webhook.Redeliver"
-	if err := s.mayRedeliver(ctx, op, actor, id); err != nil {
+	e, before, err := s.redelivering(ctx, op, actor, id, once)
+	if err != nil {
+		return Delivery{}, err
+	}
+	if before != nil {
+		out, err := s.repeated(ctx, id, once, before)
+		return out, fault.Wrap(op, err)
+	}
+	if err := mayRedeliver(op, e); err != nil {
 		return Delivery{}, err
 	}
 	ch := event.NewChange(actor, s.d.moment())
@@ -281,10 +306,7 @@ func (s *Service) Redeliver(ctx context.Context, actor ident.Actor, id ident.Web
 	ch.Add("webhook.redelivered", string(id), map[string]any{"deliveries": 1})
 	out, err := s.store.Redeliver(ctx, id, d, ch)
 	if event.Repeated(err) {
-		var was ident.DeliveryID
-		if err = once.Replay(ctx, s.store, s.d.Sealer, &was); err == nil {
-			out, err = s.store.FindDelivery(ctx, id, was)
-		}
+		out, err = s.repeated(ctx, id, once, nil)
 	}
 	if err == nil {
 		s.Wake()
@@ -292,16 +314,21 @@ func (s *Service) Redeliver(ctx context.Context, actor ident.Actor, id ident.Web
 	return out, fault.Wrap(op, err)
 }
 
-// mayRedeliver refuses for an endpoint that nothing is sent to.
-func (s *Service) mayRedeliver(ctx context.Context, op string, actor ident.Actor, id ident.WebhookID) error {
+// redelivering finds the endpoint whose deliveries are to be sent again and, in the same round trip, the record of once.
+func (s *Service) redelivering(ctx context.Context, op string, actor ident.Actor, id ident.WebhookID, once *event.Once) (Endpoint, *event.Once, error) {
 	if err := s.pass.Allow(op, actor, access.ManageWebhooks); err != nil {
-		return err
+		return Endpoint{}, nil, err
 	}
-	e, err := s.store.FindEndpoint(ctx, id)
-	if err == nil && e.State != Active {
-		err = fault.New(fault.Conflict, op, "webhook_not_active", "nothing is sent to this webhook: make it active first")
+	e, before, err := s.store.FindEndpointOnce(ctx, id, once)
+	return e, before, fault.Wrap(op, err)
+}
+
+// mayRedeliver refuses for an endpoint that nothing is sent to.
+func mayRedeliver(op string, e Endpoint) error {
+	if e.State != Active {
+		return fault.New(fault.Conflict, op, "webhook_not_active", "nothing is sent to this webhook: make it active first")
 	}
-	return fault.Wrap(op, err)
+	return nil
 }
 
 // manyAtOnce is how many deliveries one call has sent again.
@@ -310,7 +337,16 @@ const manyAtOnce = 10_000
 // RedeliverMany has the deliveries of a time sent again.
 func (s *Service) RedeliverMany(ctx context.Context, actor ident.Actor, id ident.WebhookID, r Range, once *event.Once) (Redelivered, error) {
 	const op = "webhook.RedeliverMany"
-	if err := s.mayRedeliver(ctx, op, actor, id); err != nil {
+	e, before, err := s.redelivering(ctx, op, actor, id, once)
+	if err != nil {
+		return Redelivered{}, err
+	}
+	if before != nil {
+		var was Redelivered
+		err := s.replay(ctx, once, before, &was)
+		return was, fault.Wrap(op, err)
+	}
+	if err := mayRedeliver(op, e); err != nil {
 		return Redelivered{}, err
 	}
 	if !r.From.Before(r.To) {
@@ -324,7 +360,7 @@ func (s *Service) RedeliverMany(ctx context.Context, actor ident.Actor, id ident
 		return ch, once.Keep(s.d.Sealer, did)
 	})
 	if event.Repeated(err) {
-		err = once.Replay(ctx, s.store, s.d.Sealer, &out)
+		err = s.replay(ctx, once, nil, &out)
 	}
 	if err == nil {
 		s.Wake()
@@ -340,14 +376,19 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	if err := s.pass.Allow(op, actor, access.ManageWebhooks); err != nil {
 		return Delivery{}, err
 	}
-	e, err := s.store.FindEndpoint(ctx, id)
+	e, before, err := s.store.FindEndpointOnce(ctx, id, once)
 	if err != nil {
 		return Delivery{}, fault.Wrap(op, err)
 	}
+	if before != nil {
+		out, err := s.repeated(ctx, id, once, before)
+		return out, fault.Wrap(op, err)
+	}
 	if !s.beginTest() {
-		var was ident.DeliveryID
-		if once != nil && once.Replay(ctx, s.store, s.d.Sealer, &was) == nil {
-			return s.Delivery(ctx, actor, id, was)
+		if once != nil { // the first may have come just now
+			if out, err := s.repeated(ctx, id, once, nil); err == nil {
+				return out, nil
+			}
 		}
 		return Delivery{}, fault.New(fault.Throttled, op, "too_many_tests", "too many tests are being made at the moment: wait until some have ended").
 			RetryAfter(time.Second)
@@ -367,10 +408,8 @@ func (s *Service) Test(ctx context.Context, actor ident.Actor, id ident.WebhookI
 	s.part.Owe(ctx, c.Due) // should this process die, somebody says that it was cut
 	err = s.store.InsertTest(ctx, c.Delivery, c.Body, ch)
 	if event.Repeated(err) {
-		var was ident.DeliveryID
-		if err = once.Replay(ctx, s.store, s.d.Sealer, &was); err == nil {
-			return s.Delivery(ctx, actor, id, was)
-		}
+		out, err := s.repeated(ctx, id, once, nil)
+		return out, fault.Wrap(op, err)
 	}
 	if err != nil {
 		return Delivery{}, fault.Wrap(op, err)

@@ -23,10 +23,17 @@ type Endpoints interface {
 	InsertEndpoint(ctx context.Context, e Endpoint, limit int, ch event.Change) error
 	// FindEndpoint is fault.NotFound when there is none.
 	FindEndpoint(ctx context.Context, id ident.WebhookID) (Endpoint, error)
+	// FindEndpointOnce also looks, in the same round trip, for the live idempotency record of once's scope and key; it returns
+	// nil when there is none.
+	FindEndpointOnce(ctx context.Context, id ident.WebhookID, once *event.Once) (Endpoint, *event.Once, error)
 	// ListEndpoints returns a page, newest first, of all or of a project's.
 	ListEndpoints(ctx context.Context, project ident.ProjectID, cursor string, limit int) (list []Endpoint, next string, err error)
 	// UpdateEndpoint lets edit alter one under its lock; a change without events alters nothing.
 	UpdateEndpoint(ctx context.Context, id ident.WebhookID, edit func(Endpoint) (Endpoint, event.Change, error)) (Endpoint, error)
+	// UpdateEndpointOnce also looks, under that lock, for the live idempotency record of once's scope and key. With one there
+	// is no edit: it is returned.
+	UpdateEndpointOnce(ctx context.Context, id ident.WebhookID, once *event.Once,
+		edit func(Endpoint) (Endpoint, event.Change, error)) (Endpoint, *event.Once, error)
 	// DeleteEndpoint makes one Deleted: from then on it is as if it and its deliveries were not there. They go by Purge.
 	DeleteEndpoint(ctx context.Context, id ident.WebhookID, decide func(Endpoint) (event.Change, error)) error
 }
