@@ -154,6 +154,10 @@ func (p *Pool) upToDate(ctx context.Context, e *entry) error {
 // look looks an open tenant up again and acts at once on what needs no other database: its state. anew says that t, as it
 // was found, lives elsewhere than what is open, or is entered in another way.
 func (p *Pool) look(ctx context.Context, e *entry) (t tenant.Tenant, anew bool, err error) {
+	p.mu.Lock()
+	e.looks++
+	turn := e.looks
+	p.mu.Unlock()
 	t, err = p.Directory.FindTenant(ctx, e.id)
 	switch {
 	case fault.Is(err, fault.NotFound):
@@ -161,11 +165,24 @@ func (p *Pool) look(ctx context.Context, e *entry) (t tenant.Tenant, anew bool, 
 	case err != nil:
 		p.fellBehind(e, t, err)
 	case sameDoor(t.Placement, p.tenantOf(e).Placement):
-		p.become(e, t)
+		p.saw(e, t, turn)
 	default:
 		anew = true
 	}
 	return t, anew, err
+}
+
+// saw is become for what a look found, unless one that began later has said since what it found: this one may have read what
+// was true before.
+func (p *Pool) saw(e *entry, t tenant.Tenant, turn int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if turn < e.seen {
+		return
+	}
+	e.seen = turn
+	p.know(e, t)
+	e.missed, e.lost, e.retry = nil, false, time.Time{}
 }
 
 // reopen opens a tenant where and how t says.
