@@ -397,7 +397,7 @@ func TestDatabasesAndJobsAreThereWhileTheDataIsNot(t *testing.T) {
 }
 
 func TestErasing(t *testing.T) {
-	h := newHouse(t)
+	h := newHouse(t, patient)
 	h.work()
 	const path = "/api/v1/auth/profile/erase"
 	h.make("ada", "/api/v1/conversations", `{"title":"Secret"}`)
