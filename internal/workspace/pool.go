@@ -101,8 +101,9 @@ type entry struct {
 	retry  time.Time     // when it may be looked up again
 	wished bool          // somebody wants it opened anew; guarded by pool.mu, as the next one
 	anew   bool          // somebody is at it
-	looks  int           // how often it was begun to look it up, and the latest of those looks that counted; guarded by pool.mu
-	seen   int
+	looks  int           // how often it was begun to look it up; guarded by pool.mu, as the next two
+	seen   int           // the latest of those looks that counted
+	moved  int           // how many had begun when it was last opened at another place
 	db     *sqlstore.DB
 	store  *sqlstore.TenantStore
 	ws     Workspace // the services; handed out as copies

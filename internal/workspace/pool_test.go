@@ -292,11 +292,11 @@ func TestAcquire(t *testing.T) {
 		last := h.newTenant()
 		var got sync.WaitGroup
 		got.Go(func() { h.acquire(last).Release() })
-		for waits := false; !waits; {
+		until(t, "it waits for room", func() bool {
 			h.pool.mu.Lock()
-			waits = h.pool.waiting
-			h.pool.mu.Unlock()
-		}
+			defer h.pool.mu.Unlock()
+			return h.pool.waiting
+		})
 		if got := h.pool.Stats(); got.Open+got.Closing > 3 {
 			t.Errorf("%+v", got)
 		}
@@ -632,30 +632,45 @@ func (d *halting) FindTenant(ctx context.Context, id ident.TenantID) (tenant.Ten
 	return t, err
 }
 
-// Who had read what a tenant was before it was decided about does not undo that.
+// Who had read what a tenant was, or where it lived, before that changed does not undo the change.
 func TestTheLastLookCounts(t *testing.T) {
 	h := newHouse(t)
-	me := h.newTenant()
-	h.acquire(me).Release()
-	d := &halting{town: h.town, read: make(chan struct{}), on: make(chan struct{})}
-	h.pool.Directory = d
-	done := make(chan error)
-	go func() { done <- h.pool.Refresh(t.Context(), me.ID) }()
-	<-d.read
-	me.State = tenant.Suspended
-	h.town.put(me)
-	if err := h.pool.Refresh(t.Context(), me.ID); err != nil {
-		t.Error(err)
-	}
-	close(d.on)
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	if ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: me.Account}, me.ID); fault.CodeOf(err) != "tenant_suspended" {
-		t.Errorf("it is open again: %v", err)
-		if err == nil {
-			ws.Release()
+	late := func(was, is tenant.Tenant) {
+		t.Helper()
+		h.acquire(was).Release()
+		d := &halting{town: h.town, read: make(chan struct{}), on: make(chan struct{})}
+		h.pool.Directory = d
+		done := make(chan error)
+		go func() { done <- h.pool.Refresh(t.Context(), was.ID) }()
+		<-d.read
+		h.town.put(is)
+		if err := h.pool.Refresh(t.Context(), was.ID); err != nil {
+			t.Error(err)
 		}
+		close(d.on)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	was := h.newTenant()
+	is := was
+	is.State = tenant.Suspended
+	late(was, is)
+	if _, err := h.pool.Acquire(t.Context(), ident.Actor{Account: was.Account}, was.ID); fault.CodeOf(err) != "tenant_suspended" {
+		t.Errorf("it is open again: %v", err)
+	}
+
+	was = h.newTenant()
+	is = was
+	var err error
+	if is.Placement, err = h.place.Make(t.Context(), tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: tenant.SQLite}); err != nil {
+		t.Fatal(err)
+	}
+	late(was, is)
+	ws := h.acquire(was)
+	defer ws.Release()
+	if ws.Tenant.Placement.Database != is.Placement.Database {
+		t.Error("it is where it was again")
 	}
 }
 

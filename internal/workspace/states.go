@@ -167,17 +167,19 @@ func (p *Pool) look(ctx context.Context, e *entry) (t tenant.Tenant, anew bool, 
 	case sameDoor(t.Placement, p.tenantOf(e).Placement):
 		p.saw(e, t, turn)
 	default:
-		anew = true
+		p.mu.Lock()
+		anew = turn > e.moved // else it was read before the tenant moved to where it is open
+		p.mu.Unlock()
 	}
 	return t, anew, err
 }
 
-// saw is become for what a look found, unless one that began later has said since what it found: this one may have read what
-// was true before.
+// saw is become for what a look found where the tenant is open, unless one that began later has said since what it found, or
+// the tenant was opened elsewhere: what this one read may have been true before.
 func (p *Pool) saw(e *entry, t tenant.Tenant, turn int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if turn < e.seen {
+	if turn < e.seen || !sameDoor(t.Placement, e.tenant.Placement) {
 		return
 	}
 	e.seen = turn
@@ -424,6 +426,9 @@ func (w *Workspace) Moved(t tenant.Tenant) {
 func (p *Pool) become(e *entry, t tenant.Tenant) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if t.Placement.Database != e.tenant.Placement.Database {
+		e.moved = e.looks
+	}
 	p.know(e, t)
 	e.missed, e.lost, e.retry = nil, false, time.Time{}
 }
