@@ -656,8 +656,11 @@ func TestTheLastLookCounts(t *testing.T) {
 	is := was
 	is.State = tenant.Suspended
 	late(was, is)
-	if _, err := h.pool.Acquire(t.Context(), ident.Actor{Account: was.Account}, was.ID); fault.CodeOf(err) != "tenant_suspended" {
-		t.Errorf("it is open again: %v", err)
+	if ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: was.Account}, was.ID); err == nil {
+		ws.Release()
+		t.Error("it is open again")
+	} else if fault.CodeOf(err) != "tenant_suspended" {
+		t.Error(err)
 	}
 
 	was = h.newTenant()
