@@ -244,7 +244,7 @@ func TestCallbacks(t *testing.T) {
 	})
 
 	t.Run("everybody has a limit", func(t *testing.T) {
-		w := newWorkflows(t, func(c *Config, _ *Deps) { c.RateLimit, c.PerAddressDelivery = true, Rate{PerMinute: 60, Burst: 2} })
+		w := newWorkflows(t, standing, func(c *Config, _ *Deps) { c.RateLimit, c.PerAddressDelivery = true, Rate{PerMinute: 60, Burst: 2} })
 		for range 2 {
 			w.do(call{method: "POST", path: "/api/v1/n8n/callback/cmcb_x", body: `{}`}).is(http.StatusNotFound)
 		}

@@ -473,7 +473,7 @@ func TestARefusedLoginIsSaidEverywhere(t *testing.T) {
 }
 
 func TestErasing(t *testing.T) {
-	h := newHouse(t)
+	h := newHouse(t, patient)
 	h.work()
 	const path = "/api/v1/auth/profile/erase"
 	h.make("ada", "/api/v1/conversations", `{"title":"Secret"}`)

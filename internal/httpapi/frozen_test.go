@@ -32,7 +32,7 @@ func TestAFrozenDatabase(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			address := c.address(t)
-			h := newHouseAt(t, map[bool]string{false: address}[c.external], nil)
+			h := newHouseAt(t, map[bool]string{false: address}[c.external], nil, patient)
 			if c.external {
 				h.toOwn("ada", address)
 			}
@@ -61,8 +61,12 @@ func TestAFrozenDatabase(t *testing.T) {
 				h.do(call{as: "bob", method: "GET", path: "/api/v1/conversations"}).is(http.StatusOK)
 			}
 			wg.Wait()
-			// The circuit is open by now.
-			h.do(calls[0]).is(http.StatusServiceUnavailable, "database_unreachable")
+			// The circuit is open by now. Where its rest is over since this machine is busy, one more tries in vain and opens it again.
+			refused := h.do(calls[0]).is(http.StatusServiceUnavailable)
+			for tries := 0; tries < 3 && refused.text("code") == c.code && c.code != "database_unreachable"; tries++ {
+				refused = h.do(calls[0])
+			}
+			refused.is(http.StatusServiceUnavailable, "database_unreachable")
 			if err := server.Thaw(); err != nil {
 				t.Fatal(err)
 			}

@@ -78,7 +78,7 @@ func TestSending(t *testing.T) {
 		}
 	})
 	t.Run("respond-async answers at once", func(t *testing.T) {
-		a := send(`{"content":"#slow tell me slowly"}`, "Prefer", "return=representation, Respond-Async; wait=1").is(202)
+		a := send(`{"content":"#slow #long 500"}`, "Prefer", "return=representation, Respond-Async; wait=1").is(202)
 		if a.Header.Get("Preference-Applied") != "respond-async" || a.text("turn", "state") != "streaming" {
 			t.Errorf("%v %s", a.Header, a.Text)
 		}
@@ -274,20 +274,37 @@ func TestAReaderWhoLeavesStopsNothing(t *testing.T) {
 // waitFor polls for what no signal announces to a test.
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if ok() {
-			return
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it did not happen: " + what)
 		}
 	}
-	t.Fatal("it did not happen: " + what)
 }
 
 func TestStreamsPing(t *testing.T) {
-	h := newHouse(t, func(c *Config, _ *Deps) { c.PingEvery = 20 * time.Millisecond })
+	other := newHeld()
+	h := newHouseAt(t, "", other, func(c *Config, _ *Deps) { c.PingEvery = 20 * time.Millisecond })
 	server := h.live()
 	conv := h.make("ada", "/api/v1/conversations", `{}`)
-	w := h.asked(t.Context(), server.URL, call{as: "ada", method: "POST", path: messages(conv), body: `{"content":"#slow one two","stream":true}`})
-	events := readEvents(t, w.Body)
+	w := h.asked(t.Context(), server.URL, call{as: "ada", method: "POST", path: messages(conv), body: `{"content":"a","provider":"other","stream":true}`})
+	<-other.asked
+	text, lines := "", bufio.NewReader(w.Body)
+	for !strings.Contains(text, "event: ping\n") { // nobody answers before
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			t.Fatal(err, text)
+		}
+		text += line
+	}
+	other.answer <- struct{}{}
+	rest, err := io.ReadAll(lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := parseEvents(text + string(rest))
+	if last := events[len(events)-1]; last.kind != "turn.completed" {
+		t.Errorf("it ended with %+v", last)
+	}
 	pings := 0
 	for _, e := range events {
 		if e.kind == "ping" {
@@ -303,7 +320,9 @@ func TestStreamsPing(t *testing.T) {
 }
 
 func TestStopping(t *testing.T) {
-	h := newHouse(t, func(c *Config, _ *Deps) { c.DrainTime = 2 * time.Second })
+	t.Parallel() // it waits for most of its time, of which last words have a tenth
+	other := newHeld()
+	h := newHouseAt(t, "", other, func(c *Config, _ *Deps) { c.DrainTime = 10 * time.Second })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -313,13 +332,14 @@ func TestStopping(t *testing.T) {
 	go func() { served <- h.server.Serve(ctx, l) }()
 	base := "http://" + l.Addr().String()
 	conv := h.make("ada", "/api/v1/conversations", `{}`)
-	other := h.make("ada", "/api/v1/conversations", `{}`)
+	second := h.make("ada", "/api/v1/conversations", `{}`)
 	short := h.make("ada", "/api/v1/conversations", `{}`)
 	long := h.asked(t.Context(), base, call{as: "ada", method: "POST", path: messages(conv), body: `{"content":"#slow #long 500","stream":true}`})
-	brief := h.asked(t.Context(), base, call{as: "ada", method: "POST", path: messages(short), body: `{"content":"#slow #say one","stream":true}`})
+	brief := h.asked(t.Context(), base, call{as: "ada", method: "POST", path: messages(short), body: `{"content":"a","provider":"other","stream":true}`})
+	<-other.asked
 	waiting := make(chan *http.Response, 1)
 	go func() {
-		r, err := http.NewRequestWithContext(t.Context(), "POST", base+messages(other), strings.NewReader(`{"content":"#slow #long 500"}`))
+		r, err := http.NewRequestWithContext(t.Context(), "POST", base+messages(second), strings.NewReader(`{"content":"#slow #long 500"}`))
 		if err != nil {
 			return
 		}
@@ -340,6 +360,7 @@ func TestStopping(t *testing.T) {
 	if got := h.do(call{method: "GET", path: "/api/v1/health"}).is(200); got.text("status") != "draining" {
 		t.Errorf("health: %s", got.Text)
 	}
+	other.answer <- struct{}{}
 	if events := readEvents(t, brief.Body); events[len(events)-1].kind != "turn.completed" {
 		t.Errorf("a short stream was cut: %+v", events[len(events)-1])
 	}
@@ -354,7 +375,7 @@ func TestStopping(t *testing.T) {
 		if w.StatusCode != 503 || !strings.Contains(string(body), codeStopping) || w.Header.Get("Retry-After") == "" {
 			t.Errorf("who waited got %d %s", w.StatusCode, body)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("who waited got nothing")
 	}
 	if err := <-served; err != nil {

@@ -74,6 +74,8 @@ type Claim struct {
 	Left []string
 	// Narrow leaves jobs about the installation.
 	Narrow bool
+	// Except are jobs that are left alone: the node is at work on them, also when it could not renew its lease in time.
+	Except []ident.JobID
 }
 
 // Filter narrows a listing. Zero fields do not narrow.

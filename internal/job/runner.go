@@ -110,6 +110,9 @@ type Runner struct {
 	Config
 	wake chan struct{}
 	wide atomic.Bool // one about the installation is at work
+
+	mu     sync.Mutex
+	atWork map[ident.JobID]bool
 }
 
 // NewRunner returns a runner that does nothing until Run.
@@ -129,7 +132,7 @@ func NewRunner(c Config) *Runner {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Runner{Config: c, wake: make(chan struct{}, 1)}
+	return &Runner{Config: c, wake: make(chan struct{}, 1), atWork: make(map[ident.JobID]bool)}
 }
 
 // Wake makes Run look for work at once.
@@ -195,8 +198,23 @@ func (r *Runner) claim(ctx context.Context, only ident.JobID, narrow bool) (Job,
 	if ctx.Err() != nil {
 		return Job{}, false, nil
 	}
-	return r.Store.ClaimJob(ctx, Claim{Kinds: slices.Sorted(maps.Keys(r.Kinds)), Left: slices.Sorted(maps.Keys(r.Left)), Only: only,
-		Narrow: narrow, Node: r.Node, Now: r.Now(), Lease: r.until(), Sole: r.Sole})
+	// Held across the claim, so that no two of this runner's claims can take one job. Who was held up for longer than a lease
+	// would else take its own jobs for those of somebody who died, and undo what it does.
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j, ok, err := r.Store.ClaimJob(ctx, Claim{Kinds: slices.Sorted(maps.Keys(r.Kinds)), Left: slices.Sorted(maps.Keys(r.Left)), Only: only,
+		Narrow: narrow, Node: r.Node, Now: r.Now(), Lease: r.until(), Sole: r.Sole, Except: slices.Collect(maps.Keys(r.atWork))})
+	if err == nil && ok {
+		r.atWork[j.ID] = true
+	}
+	return j, ok, err
+}
+
+// left notes that nobody here works on a job any more.
+func (r *Runner) left(id ident.JobID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.atWork, id)
 }
 
 // Do runs one job of this runner's store to its end, here and now: for commands that run without a server. When another
@@ -219,6 +237,7 @@ func (r *Runner) Do(ctx context.Context, id ident.JobID) (Job, error) {
 
 // work runs a claimed job and stores how it ended.
 func (r *Runner) work(ctx context.Context, j Job) {
+	defer r.left(j.ID)
 	run := &Run{Job: j, runner: r, now: j.Progress}
 	doing, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)

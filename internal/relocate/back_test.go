@@ -159,7 +159,8 @@ func TestBackTellsAgain(t *testing.T) {
 	}
 	until := func(f func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(20 * time.Millisecond) {
+		// Who was told in vain, since it was held, is told again after a minute.
+		for deadline := time.Now().Add(3 * time.Minute); !f(); time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("told of %v, to be told of %v", told(), untold())
 			}

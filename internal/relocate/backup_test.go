@@ -522,22 +522,22 @@ func TestPruneBesideABackup(t *testing.T) {
 		}
 	})
 	t.Run("a backup waits for a prune", func(t *testing.T) {
-		r.lease = 300 * time.Millisecond // looks again every millisecond
+		r.lease = time.Minute // so that it looks again five times a second, and believes the prune for long enough
 		defer func() { r.lease = 10 * time.Minute }()
 		_, m, err := pruner.announce(t.Context(), kindPrune)
 		s.must(err)
 		done := make(chan error, 1)
 		waiting := make(chan struct{})
-		watch.block = func(name string) {
-			if strings.HasPrefix(name, runningDir+"/"+kindBackup) {
-				select {
-				case <-waiting:
-				default:
-					close(waiting)
-				}
+		looks := 0
+		watch.listed = func(dir string) {
+			if dir != runningDir {
+				return
+			}
+			if looks++; looks == 2 { // it has seen the prune, and looks again
+				close(waiting)
 			}
 		}
-		defer func() { watch.block = nil }()
+		defer func() { watch.listed = nil }()
 		go func() {
 			_, err := r.Backup(t.Context(), s.Installation, BackupOptions{})
 			done <- err

@@ -55,7 +55,17 @@ func TestNothingElseIsTouched(t *testing.T) {
 			}
 		}
 	}
-	wait("the owner's own writes are counted", func() bool { return touched("public", false) >= int64(len(names)) })
+	// Table by table: a server that is busy counts what was one transaction at several times.
+	counted := func() (n int) {
+		t.Helper()
+		if err := owner.Read(t.Context(), func(b *sqlstore.Batch) {
+			b.One([]any{&n}, `SELECT count(*) FROM pg_stat_user_tables WHERE schemaname = 'public' AND n_tup_ins > 0`)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	wait("the owner's own writes are counted", func() bool { return counted() == len(names) })
 	before := touched("public", false)
 
 	ten, actor := h.newTenant(tenant.SQLite)

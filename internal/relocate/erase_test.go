@@ -387,7 +387,7 @@ func TestKeysAreTheErasure(t *testing.T) {
 	ten, actor := h.newTenant(tenant.SQLite)
 	h.fill(actor, ten.ID, 3)
 	was := h.digest(ten.ID)
-	h.pool.Expel(t.Context(), ten.ID)
+	h.shut(ten.ID)
 	var path string
 	for name, id := range h.files() {
 		if id == string(ten.Placement.Database)[3:] {

@@ -207,7 +207,7 @@ func TestFleet(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		r, err := h.svc.MigrateFleet(ctx, FleetInput{MaxFailures: 0.05}, func(done, total int64, unit string) {
-			if done == 20 {
+			if done >= 20 { // two that end at once may both tell of the later one
 				cancel()
 			}
 		})

@@ -253,7 +253,7 @@ func (h *house) moveTo(actor ident.Actor, id ident.TenantID, to ident.DatabaseID
 // await waits for the end of a job.
 func (h *house) await(id ident.JobID) job.Job {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 3*time.Minute)
 	defer cancel()
 	again := time.NewTicker(20 * time.Millisecond) // one that is to be tried again is not waited for
 	defer again.Stop()
@@ -304,6 +304,17 @@ func (h *house) acquire(actor ident.Actor, id ident.TenantID) *workspace.Workspa
 		h.t.Fatal(err)
 	}
 	return ws
+}
+
+// shut waits until a tenant's file is closed, which Expel does not wait for.
+func (h *house) shut(id ident.TenantID) {
+	h.t.Helper()
+	h.pool.Expel(h.t.Context(), id)
+	for deadline := time.Now().Add(time.Minute); h.pool.Stats().Closing > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			h.t.Fatal("it is never closed")
+		}
+	}
 }
 
 // rotated is a service of the installation under a new master key, which still knows the one before or not.

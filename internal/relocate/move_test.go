@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"claude-memory-backend/internal/clocktest"
 	"claude-memory-backend/internal/conversation"
 	"claude-memory-backend/internal/event"
 	"claude-memory-backend/internal/fault"
@@ -686,10 +687,11 @@ func TestJobsLeaveRoom(t *testing.T) {
 	h.node.end()
 	ten, _ := h.newTenant(tenant.SQLite)
 	var wide atomic.Int32
-	end := make(chan struct{})
+	begun, end := make(chan struct{}, 4), make(chan struct{})
 	runner := job.NewRunner(job.Config{Store: h.store, Node: "node-b", Sole: true, Every: 10 * time.Millisecond, Kinds: map[string]job.Work{
 		KindFleet: func(context.Context, *job.Run) (any, error) {
 			wide.Add(1)
+			begun <- struct{}{}
 			<-end
 			return nil, nil
 		},
@@ -715,8 +717,66 @@ func TestJobsLeaveRoom(t *testing.T) {
 	defer running.Wait()
 	defer stop()
 	defer close(end)
-	if last = h.await(last.ID); last.State != job.Completed || wide.Load() != 1 {
+	last = h.await(last.ID)
+	<-begun // what is claimed first may begin last
+	if last.State != job.Completed || wide.Load() != 1 {
 		t.Errorf("%+v beside %d", last, wide.Load())
+	}
+}
+
+// stuck is a master database that cannot be told that a job is still worked on.
+type stuck struct{ *sqlstore.MasterStore }
+
+func (stuck) RenewJob(context.Context, ident.JobID, string, time.Time, job.Progress, json.RawMessage) (held, cancel bool, err error) {
+	return false, false, fault.New(fault.Unavailable, "test", "", "the master database is busy")
+}
+
+// TestNobodyTakesTheirOwnJob: who could not renew a lease in time goes on, and does not begin a second time beside that.
+func TestNobodyTakesTheirOwnJob(t *testing.T) {
+	h := newHouse(t)
+	h.node.end()
+	clock := clocktest.New(time.Now())
+	var begun atomic.Int32
+	on := make(chan struct{})
+	runner := job.NewRunner(job.Config{Store: stuck{h.store}, Node: "node-b", Sole: true, Every: time.Millisecond, Now: clock.Now, Kinds: map[string]job.Work{
+		KindMove: func(context.Context, *job.Run) (any, error) {
+			if begun.Add(1) == 1 {
+				clock.Pass(time.Hour) // its lease is over
+			}
+			<-on
+			return nil, nil
+		},
+		KindErase: func(context.Context, *job.Run) (any, error) { return nil, nil },
+	}})
+	var jobs []job.Job
+	for _, kind := range []string{KindMove, KindErase} {
+		ten, _ := h.newTenant(tenant.SQLite)
+		j, err := h.svc.newJob(kind, ten, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.store.InsertJob(t.Context(), j, event.Change{}); err != nil {
+			t.Fatal(err)
+		}
+		jobs = append(jobs, j)
+		if kind == KindMove {
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { _ = runner.Run(ctx) })
+			defer running.Wait()
+			defer stop()
+			for begun.Load() == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	// The second is claimed after the first would have been.
+	if j := h.await(jobs[1].ID); j.State != job.Completed {
+		t.Errorf("%+v", j)
+	}
+	close(on)
+	if j := h.await(jobs[0].ID); j.State != job.Completed || j.Attempts != 1 || begun.Load() != 1 {
+		t.Errorf("%+v, begun %d times", j, begun.Load())
 	}
 }
 
@@ -839,14 +899,22 @@ func TestATargetEditedWhileItIsFilled(t *testing.T) {
 	ten, actor := h.newTenant(tenant.SQLite)
 	h.fill(actor, ten.ID, 40)
 	dest := h.place(actor, ten.ID, tenant.External)
+	made, on := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(on) })
+	defer goOn()
+	h.svc.watch = func(step string) {
+		if step == stepMade {
+			close(made)
+			<-on
+		}
+	}
 	j, err := h.svc.Activate(t.Context(), actor, ten.ID, dest, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for d := (tenant.Database{}); d.State != tenant.Filling; time.Sleep(time.Millisecond) {
-		if d, err = h.store.FindDatabase(t.Context(), ten.ID, dest); err != nil || d.State == tenant.InUse {
-			t.Fatalf("%+v, %v", d, err)
-		}
+	<-made
+	if d, err := h.store.FindDatabase(t.Context(), ten.ID, dest); err != nil || d.State != tenant.Filling {
+		t.Fatalf("%+v, %v", d, err)
 	}
 	edited, err := h.svc.EditDatabase(t.Context(), actor, ten.ID, dest, nil, func(e *DatabaseEdit) error {
 		e.Name, e.Password = "Renamed", &h.password // sealed anew, so other bytes
@@ -855,6 +923,7 @@ func TestATargetEditedWhileItIsFilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	goOn()
 	if j = h.await(j.ID); j.State != job.Completed {
 		t.Fatalf("%+v", j.Failure)
 	}

@@ -214,7 +214,7 @@ func TestBackupOnS3(t *testing.T) {
 	}
 	server := httptest.NewServer(gofakes3.New(backend).Server())
 	defer server.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	store, err := blob.Open(ctx, "s3://key:secret@"+server.Listener.Addr().String()+"/backups/here?tls=off")
 	if err != nil {

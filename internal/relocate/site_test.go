@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -196,6 +197,7 @@ type spy struct {
 	writes atomic.Int64
 	fail   func(n int64, name string) error // asked before the nth write
 	block  func(name string)                // called before a write
+	listed func(dir string)                 // called before files are looked for
 }
 
 func spyOn(s blob.Store) *spy { return &spy{Store: s, puts: map[string]int{}} }
@@ -215,6 +217,13 @@ func (s *spy) Put(ctx context.Context, name string, r io.Reader, size int64) err
 	s.puts[dir]++
 	s.mu.Unlock()
 	return s.Store.Put(ctx, name, r, size)
+}
+
+func (s *spy) List(ctx context.Context, dir string) iter.Seq2[blob.Info, error] {
+	if s.listed != nil {
+		s.listed(dir)
+	}
+	return s.Store.List(ctx, dir)
 }
 
 // count returns and forgets how many files of a kind were written.

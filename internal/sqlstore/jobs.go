@@ -205,6 +205,12 @@ func (s *MasterStore) ClaimJob(ctx context.Context, c job.Claim) (job.Job, bool,
 		which += ` AND id = ?`
 		args = append(args, c.Only)
 	}
+	if len(c.Except) > 0 {
+		which += ` AND id NOT IN (` + places(len(c.Except)) + `)`
+		for _, id := range c.Except {
+			args = append(args, id)
+		}
+	}
 	which += ` ORDER BY id LIMIT 1`
 	// Asked first without a lock: most of the time there is nothing.
 	var list []job.Job

@@ -112,16 +112,24 @@ func TestAConnectionThatWasKeptIsLost(t *testing.T) {
 		served.Wait()
 	})
 	i := w.hook("http://" + l.Addr().String() + "/")
-	for range 2 {
+	came, lost := map[string]int{}, false
+	for n := 0; !lost; n++ { // a connection is not kept whose request took long to be written, as on a busy machine
+		if n == 100 {
+			t.Fatal("no connection is kept")
+		}
 		w.happen(1, "")
-		w.part.settled()
-	}
-	d := w.last(i)
-	if d.State != webhook.Succeeded || d.Attempts != 1 || len(d.Tried) != 1 || d.Tried[0].Status != 200 {
-		t.Fatalf("%+v", d)
-	}
-	if first, lost, again := <-ids, <-ids, <-ids; lost != again || first == lost || len(ids) > 0 {
-		t.Errorf("%s, then %s and %s, then %d more", first, lost, again, len(ids))
+		d := w.last(i)
+		if d.State != webhook.Succeeded || d.Attempts != 1 || len(d.Tried) != 1 || d.Tried[0].Status != 200 {
+			t.Fatalf("%+v", d)
+		}
+		for len(ids) > 0 {
+			id := <-ids
+			came[id]++
+			lost = lost || came[id] == 2
+		}
+		if calls := came[string(d.Event)]; len(came) != n+1 || calls > 2 || calls == 2 != lost {
+			t.Fatalf("%d calls for %s, of %v", calls, d.Event, came)
+		}
 	}
 }
 

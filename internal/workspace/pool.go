@@ -62,6 +62,7 @@ type Pool struct {
 	leaving int           // databases that are being closed
 	turns   chan struct{} // as full as files are being opened
 	closed  bool
+	patient time.Duration  // how long a caller waits for room; roomPatience but for tests
 	told    event.Seq      // how far the master's log was followed
 	heard   time.Time      // when that was last done
 	closing sync.WaitGroup // as many as leaving, for Close
@@ -100,6 +101,9 @@ type entry struct {
 	retry  time.Time     // when it may be looked up again
 	wished bool          // somebody wants it opened anew; guarded by pool.mu, as the next one
 	anew   bool          // somebody is at it
+	looks  int           // how often it was begun to look it up; guarded by pool.mu, as the next two
+	seen   int           // the latest of those looks that counted
+	moved  int           // how many had begun when it was last opened at another place
 	db     *sqlstore.DB
 	store  *sqlstore.TenantStore
 	ws     Workspace // the services; handed out as copies
@@ -143,7 +147,7 @@ func NewPool(c Config) *Pool {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Pool{Config: c, entries: make(map[ident.TenantID]*entry), idle: list.New(), room: make(chan struct{}),
-		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))}
+		patient: roomPatience, turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))}
 }
 
 // Acquire opens the tenant's database if needed and takes a lease on it. The caller must Release. It is NotFound,
@@ -240,7 +244,7 @@ func (p *Pool) lease(ctx context.Context, id ident.TenantID) (e *entry, opener b
 			return e, true, nil
 		}
 		if patience == nil {
-			patience = time.NewTimer(roomPatience)
+			patience = time.NewTimer(p.patient)
 			defer patience.Stop()
 		}
 		if err := p.waitForRoom(ctx, patience.C); err != nil {

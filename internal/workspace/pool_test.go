@@ -125,16 +125,18 @@ func newHouse(t testing.TB, adjust ...func(*Config)) *house {
 	return h
 }
 
-// start begins with a new pool and a new engine, as after a restart.
+// start begins with a new pool and a new engine, as after a restart. Nobody's turn counts as left, and nobody gives up waiting
+// for room, only since this machine is busy.
 func (h *house) start(adjust ...func(*Config)) {
 	bus := event.NewLocalBus()
 	c := Config{Directory: h.town, Hints: h.town, Placements: h.place, Bus: bus, Sealer: h.keys, Sole: true,
 		Engine: conversation.NewEngine(conversation.Config{Node: string(ident.New[ident.EventID]()), Sole: true, Bus: bus,
-			Models: map[string]conversation.Model{"scripted": h.slow}, Known: []string{"scripted"}, Default: "scripted"})}
+			Models: map[string]conversation.Model{"scripted": h.slow}, Known: []string{"scripted"}, Default: "scripted", Lease: time.Hour})}
 	for _, f := range adjust {
 		f(&c)
 	}
 	pool := NewPool(c)
+	pool.patient = time.Minute
 	h.pool = pool
 	h.t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -142,6 +144,24 @@ func (h *house) start(adjust ...func(*Config)) {
 		_ = c.Engine.Close(ctx)
 		_ = pool.Close(context.Background())
 	})
+}
+
+// hint is the one of a tenant.
+func (d *town) hint(id ident.TenantID) (hint span, there bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	hint, there = d.hints[id]
+	return hint, there
+}
+
+// until waits for what no signal announces.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it never came to pass: " + what)
+		}
+	}
 }
 
 // put makes t what the directory says.
@@ -272,11 +292,11 @@ func TestAcquire(t *testing.T) {
 		last := h.newTenant()
 		var got sync.WaitGroup
 		got.Go(func() { h.acquire(last).Release() })
-		for waits := false; !waits; {
+		until(t, "it waits for room", func() bool {
 			h.pool.mu.Lock()
-			waits = h.pool.waiting
-			h.pool.mu.Unlock()
-		}
+			defer h.pool.mu.Unlock()
+			return h.pool.waiting
+		})
 		if got := h.pool.Stats(); got.Open+got.Closing > 3 {
 			t.Errorf("%+v", got)
 		}
@@ -304,7 +324,8 @@ func TestAcquire(t *testing.T) {
 		}
 	})
 	t.Run("a broken tenant is unavailable alone, and quickly", func(t *testing.T) {
-		h := newHouse(t)
+		now := time.Now()
+		h := newHouse(t, func(c *Config) { c.Now = func() time.Time { return now } })
 		bad, good := h.newTenant(), h.newTenant()
 		if err := os.WriteFile(h.place.path(bad.Placement.Database), []byte("rubbish"), 0o600); err != nil {
 			t.Fatal(err)
@@ -378,7 +399,7 @@ func TestOrphanedTurnsAreMarked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(h.town.hints) != 1 {
+	if _, there := h.town.hint(me.ID); !there {
 		t.Fatal("a running turn left no hint")
 	}
 	// A second process starts on the same databases, as after a crash of the first.
@@ -386,8 +407,8 @@ func TestOrphanedTurnsAreMarked(t *testing.T) {
 	if err := h.pool.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if len(h.town.hints) != 0 {
-		t.Errorf("hints left: %v", h.town.hints)
+	if hint, there := h.town.hint(me.ID); there {
+		t.Errorf("a hint is left: %v", hint)
 	}
 	db, err := h.place.Open(t.Context(), me.Placement)
 	if err != nil {
@@ -595,6 +616,67 @@ func TestNewCredentialsAreTriedAgain(t *testing.T) {
 	used("new")
 }
 
+// halting is a directory whose first answer takes a while to arrive.
+type halting struct {
+	*town
+	asked    atomic.Int32
+	read, on chan struct{}
+}
+
+func (d *halting) FindTenant(ctx context.Context, id ident.TenantID) (tenant.Tenant, error) {
+	t, err := d.town.FindTenant(ctx, id)
+	if d.asked.Add(1) == 1 {
+		close(d.read)
+		<-d.on
+	}
+	return t, err
+}
+
+// Who had read what a tenant was, or where it lived, before that changed does not undo the change.
+func TestTheLastLookCounts(t *testing.T) {
+	h := newHouse(t)
+	late := func(was, is tenant.Tenant) {
+		t.Helper()
+		h.acquire(was).Release()
+		d := &halting{town: h.town, read: make(chan struct{}), on: make(chan struct{})}
+		h.pool.Directory = d
+		done := make(chan error)
+		go func() { done <- h.pool.Refresh(t.Context(), was.ID) }()
+		<-d.read
+		h.town.put(is)
+		if err := h.pool.Refresh(t.Context(), was.ID); err != nil {
+			t.Error(err)
+		}
+		close(d.on)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	was := h.newTenant()
+	is := was
+	is.State = tenant.Suspended
+	late(was, is)
+	if ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: was.Account}, was.ID); err == nil {
+		ws.Release()
+		t.Error("it is open again")
+	} else if fault.CodeOf(err) != "tenant_suspended" {
+		t.Error(err)
+	}
+
+	was = h.newTenant()
+	is = was
+	var err error
+	if is.Placement, err = h.place.Make(t.Context(), tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: tenant.SQLite}); err != nil {
+		t.Fatal(err)
+	}
+	late(was, is)
+	ws := h.acquire(was)
+	defer ws.Release()
+	if ws.Tenant.Placement.Database != is.Placement.Database {
+		t.Error("it is where it was again")
+	}
+}
+
 // pastLog is a master's log of which everything was said before the pool began to follow it.
 type pastLog struct{}
 
@@ -609,17 +691,15 @@ func TestNothingIsMissedBeforeTheLogIsFollowed(t *testing.T) {
 	me.State = tenant.Suspended
 	h.town.put(me)
 	h.pool.followMaster(t.Context())
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	until(t, "what was decided is heard of", func() bool {
 		ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: me.Account}, me.ID)
 		if fault.CodeOf(err) == "tenant_suspended" {
-			return
+			return true
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		ws.Release()
-		if time.Now().After(deadline) {
-			t.Fatal("it goes on as if nothing had been decided")
-		}
-	}
+		return false
+	})
 }

@@ -197,11 +197,8 @@ func TestPoisonedTenant(t *testing.T) {
 	if got := h.town.schema(good.ID); got != (tenant.Schema{Version: before + 1}) {
 		t.Errorf("noted: %+v", got)
 	}
-	h.pool.mu.Lock()
-	due := h.town.hints[bad.ID].due
-	h.pool.mu.Unlock()
-	if due.Before(now.Add(mendPause / 2)) {
-		t.Errorf("it is looked at again at %v, it is %v", due, now)
+	if hint, there := h.town.hint(bad.ID); !there || hint.due.Before(now.Add(mendPause/2)) {
+		t.Errorf("it is looked at again at %v, it is %v", hint.due, now)
 	}
 
 	t.Run("is tried again after a while, when its data is mended", func(t *testing.T) {

@@ -337,6 +337,8 @@ func TestTwoNodesLookAtAShortcut(t *testing.T) {
 // TestWhoDiesAfterAnEdit: a process that dies between an edit and its mark leaves an old name for moments only.
 func TestWhoDiesAfterAnEdit(t *testing.T) {
 	v := newVillage(t)
+	now := time.Now()
+	v.pool.Now = func() time.Time { return now }
 	p, _ := v.share(access.Viewer)
 	v.pool.lookAtShortcuts(t.Context())
 	v.pool.Grants = &stalled{MasterStore: v.master, marks: 2}
@@ -350,7 +352,7 @@ func TestWhoDiesAfterAnEdit(t *testing.T) {
 	if names := v.names(v.bob); len(names) != 1 || names[0] != "Harbour" {
 		t.Errorf("before it is due: %v", names)
 	}
-	v.pool.Now = func() time.Time { return time.Now().Add(lookTime + time.Second) }
+	now = now.Add(lookTime + time.Second)
 	v.pool.lookAtShortcuts(t.Context())
 	if names := v.names(v.bob); len(names) != 1 || names[0] != "Port" {
 		t.Errorf("after it: %v", names)

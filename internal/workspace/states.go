@@ -154,6 +154,10 @@ func (p *Pool) upToDate(ctx context.Context, e *entry) error {
 // look looks an open tenant up again and acts at once on what needs no other database: its state. anew says that t, as it
 // was found, lives elsewhere than what is open, or is entered in another way.
 func (p *Pool) look(ctx context.Context, e *entry) (t tenant.Tenant, anew bool, err error) {
+	p.mu.Lock()
+	e.looks++
+	turn := e.looks
+	p.mu.Unlock()
 	t, err = p.Directory.FindTenant(ctx, e.id)
 	switch {
 	case fault.Is(err, fault.NotFound):
@@ -161,11 +165,26 @@ func (p *Pool) look(ctx context.Context, e *entry) (t tenant.Tenant, anew bool, 
 	case err != nil:
 		p.fellBehind(e, t, err)
 	case sameDoor(t.Placement, p.tenantOf(e).Placement):
-		p.become(e, t)
+		p.saw(e, t, turn)
 	default:
-		anew = true
+		p.mu.Lock()
+		anew = turn > e.moved // else it was read before the tenant moved to where it is open
+		p.mu.Unlock()
 	}
 	return t, anew, err
+}
+
+// saw is become for what a look found where the tenant is open, unless one that began later has said since what it found, or
+// the tenant was opened elsewhere: what this one read may have been true before.
+func (p *Pool) saw(e *entry, t tenant.Tenant, turn int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if turn < e.seen || !sameDoor(t.Placement, e.tenant.Placement) {
+		return
+	}
+	e.seen = turn
+	p.know(e, t)
+	e.missed, e.lost, e.retry = nil, false, time.Time{}
 }
 
 // reopen opens a tenant where and how t says.
@@ -407,6 +426,9 @@ func (w *Workspace) Moved(t tenant.Tenant) {
 func (p *Pool) become(e *entry, t tenant.Tenant) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if t.Placement.Database != e.tenant.Placement.Database {
+		e.moved = e.looks
+	}
 	p.know(e, t)
 	e.missed, e.lost, e.retry = nil, false, time.Time{}
 }

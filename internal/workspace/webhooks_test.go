@@ -68,7 +68,7 @@ func TestWebhooksOweTheMaster(t *testing.T) {
 	if h.town.written != 1 {
 		t.Errorf("%d hints for 30 events of one moment", h.town.written)
 	}
-	if hint := h.town.hints[me.ID]; hint.due.After(now.Add(time.Minute)) || len(came) > 0 {
+	if hint, _ := h.town.hint(me.ID); hint.due.After(now.Add(time.Minute)) || len(came) > 0 {
 		t.Errorf("%+v, %d came", hint, len(came))
 	}
 	ws.Release()
@@ -85,7 +85,7 @@ func TestWebhooksOweTheMaster(t *testing.T) {
 		<-came
 	}
 	// Somebody looks now and then, whatever the master knows.
-	if hint, there := h.town.hints[me.ID]; !there || hint.due.After(now.Add(time.Hour)) {
+	if hint, there := h.town.hint(me.ID); !there || hint.due.After(now.Add(time.Hour)) {
 		t.Errorf("%v %+v", there, hint)
 	}
 
@@ -157,13 +157,7 @@ func TestTheBacklogForgets(t *testing.T) {
 				t.Fatalf("%d are pending", n)
 			}
 			end(h, me, hook.Endpoint.ID)
-			wait := time.NewTicker(time.Millisecond) // the master's news are acted on beside
-			defer wait.Stop()
-			for late := time.Now().Add(10 * time.Second); d.Stats().Pending != 0; <-wait.C {
-				if time.Now().After(late) {
-					t.Fatalf("%d are still pending", d.Stats().Pending)
-				}
-			}
+			until(t, "nothing is pending", func() bool { return d.Stats().Pending == 0 }) // the master's news are acted on beside
 			if s := d.Stats(); !s.Since.IsZero() {
 				t.Errorf("since %v", s.Since)
 			}

@@ -12,11 +12,12 @@ func TestScratch(t *testing.T) {
 	t.Run("it is the place of temporary files until it ends", func(t *testing.T) {
 		t.Setenv("TMPDIR", "")
 		t.Setenv("GOTMPDIR", "")
+		before := roomy()
 		s, err := newScratch()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (s != nil) != roomy() {
+		if (s != nil) != before && before == roomy() { // others on this machine take memory, and give it back
 			t.Fatalf("made: %v", s != nil)
 		}
 		disk := os.TempDir()
