@@ -106,6 +106,9 @@ func newHouseAt(t testing.TB, address string, other conversation.Model, changes 
 			t.Fatal(err)
 		}
 		t.Cleanup(lazy.Close)
+		if _, err := lazy.Connect(t.Context()); err != nil { // who needs it later waits a second and a half only
+			t.Fatal(err)
+		}
 		hosts["here"] = lazy
 	}
 	places, err := workspace.NewPlacements(t.Context(), workspace.PlacementsConfig{Root: filepath.Join(dir, "tenants"),

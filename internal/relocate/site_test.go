@@ -66,6 +66,8 @@ func newSite(t testing.TB, engine string, keys *seal.Keyring) *site {
 		host, err := sqlstore.NewLazyHost(seal.Secret(pgtest.URL(t)), sqlstore.PostgresHostOptions{MaxConns: 8, RuntimePassword: "a password for tests"})
 		s.must(err)
 		t.Cleanup(host.Close)
+		_, err = host.Connect(t.Context()) // who needs it later waits a second and a half only
+		s.must(err)
 		hosts["server"] = host
 	} else {
 		s.Master, err = sqlstore.OpenSQLite(t.Context(), sqlstore.SQLiteOptions{Path: filepath.Join(s.folder, "master.db"), Create: true})
