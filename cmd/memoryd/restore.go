@@ -102,12 +102,13 @@ func (c restoreCmd) all(ctx context.Context, p *program, log *slog.Logger, o rel
 		return err
 	}
 	whole := relocate.Installation{Master: aside, Store: sqlstore.NewMasterStore(aside, nil), Places: in.placements}
+	o.Notes = in.store
 	report, err := repo.RestoreAll(ctx, whole, erased, o)
 	shown.end()
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 		defer cancel()
-		return errors.Join(err, abandon(undo, whole), in.dropAside(undo, p.settings, aside))
+		return errors.Join(err, relocate.Abandon(undo, in.store, in.placements), in.dropAside(undo, p.settings, aside))
 	}
 	if err := renameBus(ctx, whole.Store); err != nil {
 		return err
@@ -332,6 +333,9 @@ const (
 // openAside makes an empty database beside the master database. What an earlier restore that was killed has left goes
 // first.
 func (in *install) openAside(ctx context.Context, s *settings) (*sqlstore.DB, error) {
+	if err := relocate.Abandon(ctx, in.store, in.placements); err != nil {
+		return nil, fmt.Errorf("what an earlier restore left cannot be removed: %w", err)
+	}
 	for {
 		aside, err := in.aside(ctx, s)
 		if err != nil {
@@ -344,20 +348,10 @@ func (in *install) openAside(ctx context.Context, s *settings) (*sqlstore.DB, er
 		if v == 0 {
 			return aside, nil
 		}
-		left := relocate.Installation{Master: aside, Store: sqlstore.NewMasterStore(aside, nil), Places: in.placements}
-		if err := errors.Join(abandon(ctx, left), in.dropAside(ctx, s, aside)); err != nil {
+		if err := in.dropAside(ctx, s, aside); err != nil {
 			return nil, fmt.Errorf("what an earlier restore left cannot be removed: %w", err)
 		}
 	}
-}
-
-// abandon removes the databases of tenants that a restore made, if it came so far.
-func abandon(ctx context.Context, in relocate.Installation) error {
-	v, err := sqlstore.SchemaVersion(ctx, in.Master)
-	if err != nil || v == 0 {
-		return err
-	}
-	return relocate.Abandon(ctx, in)
 }
 
 func (in *install) aside(ctx context.Context, s *settings) (*sqlstore.DB, error) {

@@ -35,6 +35,9 @@ type RestoreOptions struct {
 	// remembers them ([Emptyings]): no copy from before comes back, also where the repository has not heard of it yet; and
 	// none at all while such a job is yet to be done, which nobody can take back.
 	Emptied []job.Job
+	// Notes is where RestoreAll notes each database before it makes it, for [Abandon]: the installation that is to be replaced,
+	// which takes the notes with it at the very moment in which the restored one is in force. nil: nothing is noted.
+	Notes *sqlstore.MasterStore
 }
 
 // forbids reports whether a copy is from before its owner had all data erased, or is to be erased itself.
@@ -184,7 +187,8 @@ func (r *Repository) fresh(ctx context.Context, places *workspace.Placements, at
 	return at, facts, nil
 }
 
-// restoringFact begins the names of the facts by which a restore knows the databases that it made, until it is over.
+// restoringFact begins the names of the facts by which an installation knows the databases that a restore made, which is yet to
+// replace it.
 const restoringFact = "restoring/"
 
 // RestoreAll restores a whole snapshot into an installation that nobody uses yet: in.Master is an empty database,
@@ -221,13 +225,14 @@ func (r *Repository) RestoreAll(ctx context.Context, in Installation, erased []t
 	if err := a.tenants(ctx); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
-	return a.report, fault.Wrap(op, in.Store.ForgetFacts(ctx, restoringFact))
+	return a.report, nil
 }
 
-// Abandon destroys the databases that a restore made which did not come to its end. in.Master is what it worked on.
-func Abandon(ctx context.Context, in Installation) error {
+// Abandon destroys the databases that restores made which did not come to their end, as the installation noted that they were to
+// replace.
+func Abandon(ctx context.Context, notes *sqlstore.MasterStore, places *workspace.Placements) error {
 	const op = "relocate.Abandon"
-	list, err := in.Store.FactsNamed(ctx, restoringFact)
+	list, err := notes.FactsNamed(ctx, restoringFact)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
@@ -236,11 +241,14 @@ func Abandon(ctx context.Context, in Installation) error {
 		if err := json.Unmarshal(raw, &at); err != nil {
 			return fault.Wrap(op, err)
 		}
-		if err := in.Places.Destroy(ctx, at); err != nil {
+		if err := places.Destroy(ctx, at); err != nil {
 			return fault.Wrap(op, err)
 		}
 	}
-	return nil
+	if len(list) == 0 {
+		return nil
+	}
+	return fault.Wrap(op, notes.ForgetFacts(ctx, restoringFact))
 }
 
 // restorer is one restore of all.
@@ -441,12 +449,14 @@ func (a *restorer) tenant(ctx context.Context, t tenant.Tenant) RestoredTenant {
 	if err != nil {
 		return fail(err)
 	}
-	raw, err := json.Marshal(at)
-	if err != nil {
-		return fail(err)
-	}
-	if _, err := a.in.Store.PutFact(ctx, restoringFact+string(at.Database), raw, a.now()); err != nil {
-		return fail(err)
+	if a.Notes != nil {
+		raw, err := json.Marshal(at)
+		if err != nil {
+			return fail(err)
+		}
+		if _, err := a.Notes.PutFact(ctx, restoringFact+string(at.Database), raw, a.now()); err != nil {
+			return fail(err)
+		}
 	}
 	at, facts, err := a.r.fresh(ctx, a.in.Places, at, a.m, d, nil)
 	if err != nil {

@@ -328,10 +328,10 @@ func TestAbandonedRestore(t *testing.T) {
 	}
 	store := folder(t)
 	s.backup(s.repository(store), BackupOptions{})
-	into := blank(t, "sqlite", s.keys)
+	into, present := blank(t, "sqlite", s.keys), newSite(t, "sqlite", s.keys)
 	ctx, kill := context.WithCancel(t.Context())
 	r := into.repository(store)
-	_, err := r.RestoreAll(ctx, into.Installation, nil, RestoreOptions{Parallel: 1, Progress: func(done, _ int64, _ string) {
+	_, err := r.RestoreAll(ctx, into.Installation, nil, RestoreOptions{Parallel: 1, Notes: present.Store, Progress: func(done, _ int64, _ string) {
 		if done == 3 {
 			kill()
 		}
@@ -339,9 +339,25 @@ func TestAbandonedRestore(t *testing.T) {
 	if !fault.Is(err, fault.Canceled) || len(into.databases()) < 3 {
 		t.Fatalf("%v, %q", err, into.databases())
 	}
-	into.must(Abandon(t.Context(), into.Installation))
+	into.must(Abandon(t.Context(), present.Store, into.Places))
 	if left := into.databases(); len(left) != 0 {
 		t.Errorf("left: %q", left)
+	}
+	// Also one that has all it needs, and is yet to replace what there is.
+	whole := blank(t, "sqlite", s.keys)
+	_, err = r.RestoreAll(t.Context(), whole.Installation, nil, RestoreOptions{Notes: present.Store})
+	whole.must(err)
+	if n := len(whole.databases()); n != 5 {
+		t.Fatalf("%d databases", n)
+	}
+	for range 2 { // the second one has nothing to do
+		whole.must(Abandon(t.Context(), present.Store, whole.Places))
+	}
+	if left := whole.databases(); len(left) != 0 {
+		t.Errorf("left: %q", left)
+	}
+	if notes, err := present.Store.FactsNamed(t.Context(), restoringFact); err != nil || len(notes) != 0 {
+		t.Errorf("%v, %v", notes, err)
 	}
 }
 
