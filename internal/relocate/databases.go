@@ -1,6 +1,7 @@
 package relocate
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"slices"
@@ -126,7 +127,9 @@ func (s *Service) noteFacts(ctx context.Context, d tenant.Database, facts tenant
 	facts.CheckedAt = &now
 	_, err := s.Store.UpdateDatabase(ctx, d.Tenant, d.ID(), nil,
 		func(_ tenant.Tenant, seen tenant.Database) (tenant.Database, event.Change, error) {
-			if seen.State == d.State && seen.Placement.Address == d.Placement.Address {
+			// What was seen with another password is nothing about this one.
+			if seen.State == d.State && seen.Placement.Address == d.Placement.Address &&
+				bytes.Equal(seen.Placement.SealedPassword, d.Placement.SealedPassword) {
 				seen.Facts = facts
 			}
 			return seen, event.Change{}, nil

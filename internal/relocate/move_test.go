@@ -969,11 +969,17 @@ func TestCredentialsEditedInUse(t *testing.T) {
 	if _, err := h.pool.Acquire(t.Context(), actor, ten.ID); fault.CodeOf(err) != refused {
 		t.Error(err)
 	}
-	if d := edit("wrong again"); d.Facts.Problem != refused {
-		t.Errorf("%+v", d.Facts)
+	wrong := edit("wrong again")
+	if wrong.Facts.Problem != refused {
+		t.Errorf("%+v", wrong.Facts)
 	}
 	if d := edit(h.password); d.Facts.Problem != "" || d.Facts.SizeBytes == 0 {
 		t.Errorf("%+v", d.Facts)
+	}
+	// Nor does it come back, when somebody looked with the wrong ones and comes to the end of that now.
+	h.svc.noteFacts(t.Context(), wrong, wrong.Facts)
+	if d, err := h.store.FindDatabase(t.Context(), ten.ID, wrong.ID()); err != nil || d.Facts.Problem != "" {
+		t.Errorf("%+v, %v", d.Facts, err)
 	}
 	w.check2(t)
 }
