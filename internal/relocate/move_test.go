@@ -493,6 +493,11 @@ func TestReleaseIsAlone(t *testing.T) {
 	if d, err := h.svc.Release(t.Context(), actor, ten.ID, half.ID()); err != nil || d.State != tenant.Empty || there() {
 		t.Errorf("%+v, %v, the file is there: %v", d, err, there())
 	}
+	// Whoever takes it up meanwhile has another name, also in the same process, and so ends its lease.
+	list, _, err := h.store.ListJobs(t.Context(), job.Filter{Tenant: ten.ID, Kind: KindRelease}, "", 1)
+	if err != nil || len(list) != 1 || list[0].Node == "" || list[0].Node == h.node.name {
+		t.Errorf("%+v, %v", list, err)
+	}
 }
 
 // TestHostedEntriesGo: hosted entries in which nothing is left can be forgotten, all but the last one.
