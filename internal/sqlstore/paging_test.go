@@ -91,7 +91,7 @@ func TestPagesOfPaths(t *testing.T) {
 			t.Parallel()
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
-			dice := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test's
+			dice := rand.New(rand.NewPCG(seed, 1))
 			db := open(t)
 			small := func() int { return dice.IntN(5) }
 			own, walked := 0, 0
