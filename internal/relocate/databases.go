@@ -1,6 +1,7 @@
 package relocate
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"slices"
@@ -126,7 +127,9 @@ func (s *Service) noteFacts(ctx context.Context, d tenant.Database, facts tenant
 	facts.CheckedAt = &now
 	_, err := s.Store.UpdateDatabase(ctx, d.Tenant, d.ID(), nil,
 		func(_ tenant.Tenant, seen tenant.Database) (tenant.Database, event.Change, error) {
-			if seen.State == d.State && seen.Placement.Address == d.Placement.Address {
+			// What was seen with another password is nothing about this one.
+			if seen.State == d.State && seen.Placement.Address == d.Placement.Address &&
+				bytes.Equal(seen.Placement.SealedPassword, d.Placement.SealedPassword) {
 				seen.Facts = facts
 			}
 			return seen, event.Change{}, nil
@@ -591,7 +594,9 @@ func (s *Service) Release(ctx context.Context, actor ident.Actor, of ident.Tenan
 		return d, fault.Wrap(op, err)
 	}
 	var failed error
-	runner := job.NewRunner(job.Config{Store: s.Store, Node: s.Node, Log: s.Log, Now: s.Now, Kinds: map[string]job.Work{
+	// Under a name of its own: this process's other runner, which takes up what was left behind, would else share its lease when
+	// both were held up for longer than that, and neither would hear of the other.
+	runner := job.NewRunner(job.Config{Store: s.Store, Node: s.Node + "/" + string(j.ID), Log: s.Log, Now: s.Now, Kinds: map[string]job.Work{
 		KindRelease: func(ctx context.Context, run *job.Run) (any, error) {
 			var report any
 			report, failed = s.release(ctx, run)

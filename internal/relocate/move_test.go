@@ -493,6 +493,11 @@ func TestReleaseIsAlone(t *testing.T) {
 	if d, err := h.svc.Release(t.Context(), actor, ten.ID, half.ID()); err != nil || d.State != tenant.Empty || there() {
 		t.Errorf("%+v, %v, the file is there: %v", d, err, there())
 	}
+	// Whoever takes it up meanwhile has another name, also in the same process, and so ends its lease.
+	list, _, err := h.store.ListJobs(t.Context(), job.Filter{Tenant: ten.ID, Kind: KindRelease}, "", 1)
+	if err != nil || len(list) != 1 || list[0].Node == "" || list[0].Node == h.node.name {
+		t.Errorf("%+v, %v", list, err)
+	}
 }
 
 // TestHostedEntriesGo: hosted entries in which nothing is left can be forgotten, all but the last one.
@@ -969,11 +974,17 @@ func TestCredentialsEditedInUse(t *testing.T) {
 	if _, err := h.pool.Acquire(t.Context(), actor, ten.ID); fault.CodeOf(err) != refused {
 		t.Error(err)
 	}
-	if d := edit("wrong again"); d.Facts.Problem != refused {
-		t.Errorf("%+v", d.Facts)
+	wrong := edit("wrong again")
+	if wrong.Facts.Problem != refused {
+		t.Errorf("%+v", wrong.Facts)
 	}
 	if d := edit(h.password); d.Facts.Problem != "" || d.Facts.SizeBytes == 0 {
 		t.Errorf("%+v", d.Facts)
+	}
+	// Nor does it come back, when somebody looked with the wrong ones and comes to the end of that now.
+	h.svc.noteFacts(t.Context(), wrong, wrong.Facts)
+	if d, err := h.store.FindDatabase(t.Context(), ten.ID, wrong.ID()); err != nil || d.Facts.Problem != "" {
+		t.Errorf("%+v, %v", d.Facts, err)
 	}
 	w.check2(t)
 }

@@ -201,7 +201,7 @@ func (l *link) allow() (done func(error), err error) {
 	tell, err := l.circuit.Allow()
 	if err != nil {
 		if why := l.why.Load(); why != nil {
-			return nil, fault.New(fault.Unavailable, "sqlstore", why.Code, why.Message).RetryAfter(rest).With(err)
+			return nil, why.RetryAfter(rest).With(why) // with its cause: it is still that nobody was let in
 		}
 		return nil, unreachable(err)
 	}

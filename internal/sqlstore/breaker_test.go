@@ -189,6 +189,9 @@ func TestWhoIsTurnedAwayHearsWhy(t *testing.T) {
 					if !ok || f.Code != code || f.Class != fault.Unavailable || f.After != rest || e.calls.Load() != before || db.Reachable() {
 						t.Errorf("%+v, %d calls more", f, e.calls.Load()-before)
 					}
+					if !Unreachable(err) { // or a migration would take it for a failed one
+						t.Errorf("%v counts as an answer", err)
+					}
 				}
 				e.do = refused("login_refused")
 				for range trips {

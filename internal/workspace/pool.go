@@ -103,7 +103,7 @@ type entry struct {
 	anew   bool          // somebody is at it
 	looks  int           // how often it was begun to look it up; guarded by pool.mu, as the next two
 	seen   int           // the latest of those looks that counted
-	moved  int           // how many had begun when it was last opened at another place
+	moved  int           // how many had begun when it was last opened at another place, or in another way
 	db     *sqlstore.DB
 	store  *sqlstore.TenantStore
 	ws     Workspace // the services; handed out as copies

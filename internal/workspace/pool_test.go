@@ -2,6 +2,7 @@ package workspace
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -674,6 +675,105 @@ func TestTheLastLookCounts(t *testing.T) {
 	defer ws.Release()
 	if ws.Tenant.Placement.Database != is.Placement.Database {
 		t.Error("it is where it was again")
+	}
+
+	// So do credentials.
+	was = h.newTenant()
+	is = was
+	is.Placement.SealedPassword = []byte("new")
+	late(was, is)
+	again := h.acquire(was)
+	defer again.Release()
+	if got := again.Tenant.Placement.SealedPassword; string(got) != "new" {
+		t.Errorf("it is entered with %q again", got)
+	}
+}
+
+// Who finds out where a tenant lives, while somebody who knew an earlier place opens it there, has it opened where it lives.
+func TestAnEarlierPlaceIsNotKept(t *testing.T) {
+	h := newHouse(t)
+	was := h.newTenant()
+	h.acquire(was).Release()
+	elsewhere := func() tenant.Tenant {
+		t.Helper()
+		is := was
+		var err error
+		if is.Placement, err = h.place.Make(t.Context(), tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: tenant.SQLite}); err != nil {
+			t.Fatal(err)
+		}
+		return is
+	}
+	first, last := elsewhere(), elsewhere()
+	e := h.pool.entries[was.ID]
+	lives := func(when string) {
+		t.Helper()
+		ws := h.acquire(was)
+		defer ws.Release()
+		if ws.Tenant.Placement.Database != last.Placement.Database {
+			t.Errorf("%s: it is open at an earlier place", when)
+		}
+	}
+	look := func(read tenant.Tenant) (tenant.Tenant, int) {
+		t.Helper()
+		h.town.put(read)
+		found, turn, err := h.pool.look(t.Context(), e)
+		if err != nil || turn == 0 {
+			t.Fatal(turn, err)
+		}
+		return found, turn
+	}
+
+	found, turn := look(first)
+	d := &halting{town: h.town, read: make(chan struct{}), on: make(chan struct{})}
+	h.pool.Directory = d
+	h.town.put(last)
+	done := make(chan error)
+	go func() { done <- h.pool.Refresh(t.Context(), was.ID) }()
+	<-d.read
+	if err := h.pool.reopen(t.Context(), e, found, turn); err != nil {
+		t.Error(err)
+	}
+	close(d.on)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	lives("opened while it was looked up")
+
+	first = elsewhere()
+	found, turn = look(first)
+	last = elsewhere()
+	newer, after := look(last)
+	if err := errors.Join(h.pool.reopen(t.Context(), e, newer, after), h.pool.reopen(t.Context(), e, found, turn)); err != nil {
+		t.Error(err)
+	}
+	lives("opened after the last one")
+}
+
+// What a look found where the tenant was does not hold once a later one found that it lives elsewhere, and could not open it.
+func TestWhatIsLostStaysLost(t *testing.T) {
+	h := newHouse(t)
+	was := h.newTenant()
+	h.acquire(was).Release()
+	d := &halting{town: h.town, read: make(chan struct{}), on: make(chan struct{})}
+	h.pool.Directory = d
+	done := make(chan error)
+	go func() { done <- h.pool.Refresh(t.Context(), was.ID) }()
+	<-d.read
+	is := was
+	is.Placement = tenant.Placement{Database: ident.New[ident.DatabaseID](), Kind: tenant.SQLite, WrappedKey: was.Placement.WrappedKey}
+	h.town.put(is)
+	if err := h.pool.Refresh(t.Context(), was.ID); err == nil {
+		t.Fatal("opened where nothing is")
+	}
+	close(d.on)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if ws, err := h.pool.Acquire(t.Context(), ident.Actor{Account: was.Account}, was.ID); err == nil {
+		ws.Release()
+		t.Error("served from where it was")
+	} else if !fault.Is(err, fault.Unavailable) {
+		t.Error(err)
 	}
 }
 

@@ -128,12 +128,12 @@ func (p *Pool) upToDate(ctx context.Context, e *entry) error {
 	var err error
 	if late || again {
 		var t tenant.Tenant
-		var anew bool
-		if t, anew, err = p.look(ctx, e); err == nil && anew {
+		var anew int
+		if t, anew, err = p.look(ctx, e); err == nil && anew != 0 {
 			if p.stays(e, t) {
 				p.refreshBeside(ctx, e)
 			} else {
-				err = p.reopen(ctx, e, t)
+				err = p.reopen(ctx, e, t, anew)
 			}
 		}
 	}
@@ -151,45 +151,68 @@ func (p *Pool) upToDate(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// look looks an open tenant up again and acts at once on what needs no other database: its state. anew says that t, as it
-// was found, lives elsewhere than what is open, or is entered in another way.
-func (p *Pool) look(ctx context.Context, e *entry) (t tenant.Tenant, anew bool, err error) {
-	p.mu.Lock()
-	e.looks++
-	turn := e.looks
-	p.mu.Unlock()
-	t, err = p.Directory.FindTenant(ctx, e.id)
-	switch {
-	case fault.Is(err, fault.NotFound):
-		go p.Expel(context.WithoutCancel(ctx), e.id)
-	case err != nil:
-		p.fellBehind(e, t, err)
-	case sameDoor(t.Placement, p.tenantOf(e).Placement):
-		p.saw(e, t, turn)
-	default:
+// look looks an open tenant up again and acts at once on what needs no other database: its state. anew, unless it is 0, says
+// that t, as it was found, lives elsewhere than what is open, or is entered in another way: it is for reopen.
+func (p *Pool) look(ctx context.Context, e *entry) (t tenant.Tenant, anew int, err error) {
+	for {
 		p.mu.Lock()
-		anew = turn > e.moved // else it was read before the tenant moved to where it is open
+		e.looks++
+		turn := e.looks
 		p.mu.Unlock()
+		t, err = p.Directory.FindTenant(ctx, e.id)
+		if err != nil {
+			break
+		}
+		same, counts := p.saw(e, t, turn)
+		switch {
+		case same:
+			return t, 0, nil
+		case counts:
+			return t, turn, nil
+		}
+		// It was opened elsewhere meanwhile: what was read may be from before that, or news.
 	}
-	return t, anew, err
+	if fault.Is(err, fault.NotFound) {
+		go p.Expel(context.WithoutCancel(ctx), e.id)
+	} else {
+		p.fellBehind(e, t, err)
+	}
+	return t, 0, err
 }
 
-// saw is become for what a look found where the tenant is open, unless one that began later has said since what it found, or
-// the tenant was opened elsewhere: what this one read may have been true before.
-func (p *Pool) saw(e *entry, t tenant.Tenant, turn int) {
+// saw is become for what a look found where the tenant is open, unless one that began later has said since what it found:
+// what this one read may have been true before. Of what is not the same it says whether it counts: it does not when the
+// tenant was opened at another door since the look began.
+func (p *Pool) saw(e *entry, t tenant.Tenant, turn int) (same, counts bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if turn < e.seen || !sameDoor(t.Placement, e.tenant.Placement) {
-		return
+	same, counts = sameDoor(t.Placement, e.tenant.Placement), turn > e.moved
+	if turn < e.seen || !same && !counts {
+		return same, counts
 	}
 	e.seen = turn
-	p.know(e, t)
-	e.missed, e.lost, e.retry = nil, false, time.Time{}
+	if same {
+		p.know(e, t)
+		e.missed, e.lost, e.retry = nil, false, time.Time{}
+	}
+	return same, counts
 }
 
-// reopen opens a tenant where and how t says.
-func (p *Pool) reopen(ctx context.Context, e *entry, t tenant.Tenant) error {
-	err := e.db.Switch(ctx, func() (*sqlstore.DB, error) { return p.relocated(ctx, e, t) })
+// reopen opens a tenant where and how t says, which the look of that number found.
+func (p *Pool) reopen(ctx context.Context, e *entry, t tenant.Tenant, turn int) error {
+	err := e.db.Switch(ctx, func() (*sqlstore.DB, error) {
+		p.mu.Lock()
+		late := turn <= e.moved
+		p.mu.Unlock()
+		if late { // somebody else was let in first, who may have known better
+			now, err := p.Directory.FindTenant(ctx, e.id)
+			if err != nil {
+				return nil, err
+			}
+			t = now
+		}
+		return p.relocated(ctx, e, t)
+	})
 	if err != nil {
 		p.fellBehind(e, t, err)
 	}
@@ -331,7 +354,7 @@ func (p *Pool) tell(ctx context.Context, ev event.Event) {
 			return
 		}
 		defer p.release(e)
-		if t, anew, err := p.look(ctx, e); err == nil && anew {
+		if t, anew, err := p.look(ctx, e); err == nil && anew != 0 {
 			p.stays(e, t)
 			p.refreshBeside(ctx, e)
 		}
@@ -390,8 +413,8 @@ func (p *Pool) Refresh(ctx context.Context, id ident.TenantID) error {
 	}
 	defer p.release(e)
 	t, anew, err := p.look(ctx, e)
-	if err == nil && anew {
-		err = p.reopen(ctx, e, t)
+	if err == nil && anew != 0 {
+		err = p.reopen(ctx, e, t, anew)
 	}
 	return err
 }
@@ -426,7 +449,7 @@ func (w *Workspace) Moved(t tenant.Tenant) {
 func (p *Pool) become(e *entry, t tenant.Tenant) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if t.Placement.Database != e.tenant.Placement.Database {
+	if !sameDoor(t.Placement, e.tenant.Placement) {
 		e.moved = e.looks
 	}
 	p.know(e, t)
