@@ -97,6 +97,12 @@ func (b *browser) checkEvents() error {
 		if status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusServiceUnavailable {
 			return nil
 		}
+		if status == http.StatusNotFound {
+			// An account that was erased, whose session the server believes in for a second: the account itself says so at once.
+			if status, _ := b.read("/api/v1/auth/profile", &struct{}{}); status == http.StatusUnauthorized {
+				return nil
+			}
+		}
 		if err != nil {
 			return err
 		}
